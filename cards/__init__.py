@@ -1,0 +1,1 @@
+"""The Jinja templates of what is written for people: the model card."""

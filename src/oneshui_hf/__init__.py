@@ -1,0 +1,29 @@
+"""oneshui: forget a person from a vision model when all you have is one photo of them.
+
+The stages, as functions; `oneshui --help` shows the same on the command line:
+
+    import oneshui_hf
+
+    run = oneshui_hf.train(dataset="synthetic", forget=5, epochs=10)
+    oracle = oneshui_hf.retrain(run)
+    oneshui_hf.prepare(run, method="metaunlearn")
+    unlearned = oneshui_hf.unlearn(run, images=["face.jpg"], method="metaunlearn")
+    oneshui_hf.evaluate(unlearned, oracle=oracle)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .api import demo, evaluate, prepare, pull, push, retrain, train, unlearn
+    from .runs import Run
+
+__all__ = ["Run", "demo", "evaluate", "prepare", "pull", "push", "retrain", "train", "unlearn"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(".runs" if name == "Run" else ".api", __name__), name)

@@ -1,0 +1,125 @@
+"""The stages as plain functions of keyword options: the one layer that the command line and a notebook both call.
+
+Each takes the options of its stage by name, and where a method is involved the method's own beside them; an unknown one is an error that
+names the nearest. Nothing heavy is imported before the options are known to be right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .options import names, resolve
+from .reporting import SILENT, Reporter
+from .runs import RUNS, Kind, Run, newest
+from .stages.options import (
+    DemoOptions,
+    EvaluateOptions,
+    PrepareOptions,
+    PullOptions,
+    PushOptions,
+    RetrainOptions,
+    TrainOptions,
+    UnlearnOptions,
+)
+
+AnyRun = Run | str | Path | None
+
+
+def train(*, reporter: Reporter = SILENT, **options: Any) -> Run:
+    """Train the original model; see `TrainOptions`."""
+    resolved = resolve(TrainOptions, options, "train")
+    from .stages.train import train as stage
+
+    return stage(resolved, reporter=reporter)
+
+
+def retrain(run: AnyRun = None, *, reporter: Reporter = SILENT, **options: Any) -> Run:
+    """Train the oracle of an original model; see `RetrainOptions`."""
+    resolved = resolve(RetrainOptions, options, "retrain")
+    original = open_run(run, ("original",), reporter)
+    from .stages.train import retrain as stage
+
+    return stage(original, resolved, reporter=reporter)
+
+
+def prepare(run: AnyRun = None, *, reporter: Reporter = SILENT, **options: Any) -> Path:
+    """Prepare a method for a run's model; see `PrepareOptions`, the method's own options go beside them."""
+    own, methods = split_options(PrepareOptions, options)
+    resolved = resolve(PrepareOptions, own, "prepare")
+    original = open_run(run, ("original",), reporter)
+    from .stages.prepare import prepare as stage
+
+    return stage(original, resolved, methods, reporter=reporter)
+
+
+def unlearn(run: AnyRun = None, images: Sequence[str | Path] = (), *, reporter: Reporter = SILENT, **options: Any) -> Run:
+    """Forget the people on the photos; see `UnlearnOptions`, the method's own options go beside them."""
+    own, methods = split_options(UnlearnOptions, options)
+    resolved = resolve(UnlearnOptions, {**own, "images": tuple(map(str, images))}, "unlearn")
+    original = open_run(run, ("original",), reporter)
+    from .stages.unlearn import unlearn as stage
+
+    return stage(original, resolved, methods, reporter=reporter)
+
+
+def evaluate(run: AnyRun = None, oracle: AnyRun = None, *, reporter: Reporter = SILENT, **options: Any) -> dict[str, Any]:
+    """Measure a model; see `EvaluateOptions`."""
+    if oracle is not None:
+        options["oracle"] = str(oracle.path if isinstance(oracle, Run) else oracle)
+    resolved = resolve(EvaluateOptions, options, "evaluate")
+    evaluated = open_run(run, ("original", "oracle", "unlearned"), reporter)
+    from .stages.evaluate import evaluate as stage
+
+    return stage(evaluated, resolved, reporter=reporter)
+
+
+def push(run: AnyRun, repo_id: str, *, reporter: Reporter = SILENT, **options: Any) -> str:
+    """Publish a run on the Hub, in a private repository unless told otherwise; see `PushOptions`."""
+    resolved = resolve(PushOptions, {**options, "repo_id": repo_id}, "push")
+    published = open_run(run, ("original", "oracle", "unlearned"), reporter)
+    from .stages.publish import push as stage
+
+    return stage(published, resolved, reporter)
+
+
+def pull(repo_id: str, *, reporter: Reporter = SILENT, **options: Any) -> Run:
+    """Fetch a published run; see `PullOptions`."""
+    resolved = resolve(PullOptions, {**options, "repo_id": repo_id}, "pull")
+    from .stages.publish import pull as stage
+
+    return stage(resolved, reporter)
+
+
+def demo(*, reporter: Reporter = SILENT, **options: Any) -> dict[str, Any]:
+    """Run the whole road on generated faces; see `DemoOptions`."""
+    resolved = resolve(DemoOptions, options, "demo")
+    from .stages.demo import demo as stage
+
+    return stage(resolved, reporter)
+
+
+def open_run(run: AnyRun, kinds: tuple[Kind, ...], reporter: Reporter) -> Run:
+    """Open a run, or the newest of these kinds where none is named, and say which."""
+    if isinstance(run, Run):
+        return run
+    if run is not None:
+        return Run.open(run)
+    found = newest(RUNS, kinds)
+    reporter.note(f"Using the newest run, {found.path}.")
+    return found
+
+
+def split_options(stage: type[Any], values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Divide options into a stage's and, all others, the method's."""
+    known = names(stage)
+    own = {key: value for key, value in values.items() if key.lstrip("-").replace("-", "_") in known}
+    return own, {key: value for key, value in values.items() if key not in own}
+
+
+def installed(what: str) -> list[dict[str, Any]]:
+    """Return a row per installed plugin: `what` is "methods" or "datasets"."""
+    from .plugins import Plugins
+
+    return Plugins(f"oneshui.{what}").rows()

@@ -1,0 +1,131 @@
+"""The model card: what is published beside a model for people to read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+from .runs import Record
+
+TEMPLATE = "model_card.md"
+SETS = {
+    "retain": "training people who stay",
+    "forget": "people who asked to be forgotten",
+    "val": "strangers, by whom epochs and options are chosen",
+    "test": "strangers, used for nothing else",
+}
+SCORES = {"map": "mAP", "accuracy": "accuracy"}
+TASK = "image-classification"
+
+
+def model_card(
+    record: Record,
+    config: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    repo_id: str = "USER/NAME",
+    prepared: Sequence[str] = (),
+) -> str:
+    """Return the card of a run as Markdown with a YAML header.
+
+    Args:
+        record: The record as it is published: what stands in it may stand in the card.
+        config: The model's config.
+        metrics: What `evaluate` measured; empty where it did not.
+        repo_id: The repository that the card is for.
+        prepared: The methods whose artefacts are published with the model.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    name = repo_id.rpartition("/")[2]
+    results = _results(record, metrics)
+    base = record.options.get("model")
+    data = ModelCardData(
+        pipeline_tag=TASK,
+        library_name="transformers",
+        tags=_tags(record),
+        base_model=base if base and "/" in base else None,
+        model_name=name if results else None,
+        eval_results=results or None,
+    )
+    template = resources.files(f"{__package__}.cards").joinpath(TEMPLATE).read_text(encoding="utf-8")
+    card = ModelCard.from_template(
+        data,
+        template_str=template,
+        model_name=name,  # the client has moved the other one into the model-index
+        repo_id=repo_id,
+        record=record,
+        report=record.report,
+        options={k: v for k, v in record.report.get("method_options", {}).items() if v is not None},
+        prepared=sorted(prepared),
+        split=record.report.get("split") or {},
+        data=record.dataset,
+        architecture=config.get("model_type", "unknown"),
+        side=config.get("image_size"),
+        rows=_rows(metrics),
+        score=_score(metrics),
+        tow=metrics.get("tow"),
+        gap_closure=metrics.get("gap_closure"),
+    )
+    return str(card)
+
+
+def _tags(record: Record) -> list[str]:
+    method = record.report.get("method")
+    return ["oneshui", "machine-unlearning", record.kind, *([method] if method else [])]
+
+
+def _score(metrics: Mapping[str, Any]) -> str | None:
+    """Return the key of the score that was measured."""
+    return next((score for score in SCORES for name in SETS if score in metrics.get(name, {})), None)
+
+
+def _rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a row of the table for each set that was measured."""
+    score = _score(metrics)
+    return [
+        {
+            "name": name,
+            "who": who,
+            "images": metrics[name].get("images"),
+            "score": _text(metrics[name].get(score), 2),
+            "loss": _text(metrics[name].get("loss"), 4),
+        }
+        for name, who in SETS.items()
+        if name in metrics
+    ]
+
+
+def _text(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _results(record: Record, metrics: Mapping[str, Any]) -> list[Any]:
+    """Return the numbers as the Hub's model-index takes them."""
+    from huggingface_hub import EvalResult
+
+    name = record.dataset["name"]
+    score = _score(metrics)
+    found: list[tuple[str | None, str | None, str, float]] = [
+        (split, kind, label, metrics[split][kind])
+        for split in SETS
+        for kind, label in ((score, f"{SCORES.get(score or '')} (%)"), ("loss", "mean loss"))
+        if metrics.get(split, {}).get(kind) is not None
+    ]
+    found += [
+        (None, kind, label, metrics[kind])
+        for kind, label in (("tow", "ToW (%)"), ("gap_closure", "gap closure"))
+        if metrics.get(kind) is not None
+    ]
+    return [
+        EvalResult(
+            task_type=TASK,
+            dataset_type=name.replace(" ", "-"),
+            dataset_name=name,
+            dataset_split=split,
+            metric_type=kind,
+            metric_name=f"{label}, {split}" if split else label,
+            metric_value=value,
+        )
+        for split, kind, label, value in found
+    ]

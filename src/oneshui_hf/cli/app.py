@@ -1,0 +1,102 @@
+"""The command `oneshui`: its commands, each a line of `api` with its options and the way its result is shown."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from .. import api
+from ..stages import options as o
+from . import show
+from .commands import command
+from .errors import guarded
+
+app = typer.Typer(
+    name="oneshui",
+    help="Forget a person from a vision model when all you have is one photo of them.",
+    epilog="Start with: oneshui demo",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Forget a person from a vision model when all you have is one photo of them."""
+    if version:
+        from importlib import metadata
+
+        print(metadata.version("oneshui-hf"))
+        raise typer.Exit
+
+
+command(
+    app, "demo", o.DemoOptions, api.demo, show.demo,
+    help="Run the whole road on generated faces: train, retrain, prepare, unlearn, evaluate. No download; minutes on a CPU.",
+)  # fmt: skip
+command(
+    app, "train", o.TrainOptions, api.train, show.run, as_json=show.run_json,
+    help="Train the original model on all training people.",
+    epilog="Example: oneshui train --dataset celeba --data-dir DIR --forget 5",
+)  # fmt: skip
+command(
+    app, "retrain", o.RetrainOptions, api.retrain, show.run, as_json=show.run_json,
+    help="Train the oracle: the same recipe without the people who ask to be forgotten.",
+    epilog="Example: oneshui retrain --run runs/celeba-seed0",
+)  # fmt: skip
+command(
+    app, "prepare", o.PrepareOptions, api.prepare, show.artefact, as_json=show.artefact_json, with_method=True,
+    help="Prepare a method while training data exists. The method's own options follow; see `oneshui methods`.",
+    epilog="Example: oneshui prepare --method metaunlearn --run runs/celeba-seed0 --epochs 3",
+)  # fmt: skip
+command(
+    app, "unlearn", o.UnlearnOptions, api.unlearn, show.run, as_json=show.run_json, with_method=True,
+    help="Forget the person on a photo. Needs the model, the prepared method and the photo; no training data.",
+    epilog="Example: oneshui unlearn --method metaunlearn --image face.jpg",
+)  # fmt: skip
+command(
+    app, "evaluate", o.EvaluateOptions, api.evaluate, show.metrics,
+    help="Measure a model on retain, forget, val and test, against the oracle and the original.",
+    epilog="Example: oneshui evaluate --run runs/celeba-seed0-metaunlearn --oracle runs/celeba-seed0-oracle",
+)  # fmt: skip
+command(
+    app, "push", o.PushOptions, api.push, show.link, as_json=show.link_json, positional=("run", "repo_id"),
+    help="Publish a run on the Hub with a model card. Private unless told otherwise; no photo, path or name goes along.",
+    epilog="Example: oneshui push runs/celeba-seed0-metaunlearn USER/NAME",
+)  # fmt: skip
+command(
+    app, "pull", o.PullOptions, api.pull, show.run, as_json=show.run_json, positional=("repo_id",),
+    help="Fetch a published run.",
+    epilog="Example: oneshui pull USER/NAME --output-dir runs/NAME",
+)  # fmt: skip
+
+Json = Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")]
+
+
+@app.command()
+def methods(json: Json = False) -> None:
+    """List the installed methods, where they come from, and what data each needs."""
+    _list(api.installed("methods"), json)
+
+
+@app.command()
+def datasets(json: Json = False) -> None:
+    """List the data sets that can be read, where their readers come from, and what each needs."""
+    _list(api.installed("datasets"), json)
+
+
+def _list(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        show.print_json(rows)
+    else:
+        show.plugins(rows)
+
+
+def main() -> None:
+    """Run the command line."""
+    sys.exit(guarded(lambda: app(standalone_mode=False)))

@@ -1,0 +1,48 @@
+"""The one place where a failure becomes a sentence on stderr and an exit code: 2 for usage, 1 for failure, 130 for Ctrl-C."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Callable
+
+from ..errors import OneshuiError
+from .console import is_main_process
+
+DISK_FULL = "There is no space left on the device, so nothing was written there; free some and run again"
+
+
+def guarded(call: Callable[[], object]) -> int:
+    """Run the command line and return its exit code."""
+    import typer
+
+    try:
+        result = call()
+    except OneshuiError as error:
+        return _tell(str(error), error.exit_code)
+    except typer.TyperException as error:
+        message = error.format_message() if hasattr(error, "format_message") else str(error)
+        return _tell(message, getattr(error, "exit_code", 2))
+    except typer.Abort:
+        return _tell("Stopped.", 130)
+    except KeyboardInterrupt:
+        return _tell("Stopped. What was finished is kept; an interrupted training goes on with --resume.", 130)
+    except PermissionError as error:
+        return _tell(f"There is no permission to write or read {error.filename}.", 1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        return _tell(f"{DISK_FULL}{where}.", 1)
+    except Exception as error:
+        # safetensors tells of the file system's errors in its own class
+        if type(error).__name__ == "SafetensorError" and f"os error {errno.ENOSPC}" in str(error):
+            return _tell(f"{DISK_FULL}.", 1)
+        raise
+    return result if isinstance(result, int) else 0
+
+
+def _tell(message: str, code: int) -> int:
+    if is_main_process():
+        print(f"Error: {message}", file=sys.stderr)
+    return code

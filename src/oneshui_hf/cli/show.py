@@ -1,0 +1,139 @@
+"""How results look to people, on stdout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..runs import Run, read_json
+
+SETS = ("retain", "forget", "val", "test")
+
+
+def print_json(value: Any) -> None:
+    """Print JSON as every command's `--json` does."""
+    print(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False))
+
+
+def _print(renderable: Any) -> None:
+    import sys
+
+    from rich.console import Console
+
+    # Without a terminal there is no width to keep to: a table is not cut, a path is not broken.
+    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=200, soft_wrap=True)
+    console.print(renderable)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
+    """Print a table; all columns but the first are numbers."""
+    from rich import box
+    from rich.table import Table
+
+    grid = Table(*[], title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    for number, column in enumerate(columns):
+        grid.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+    for row in rows:
+        grid.add_row(*row)
+    _print(grid)
+
+
+def run(result: Run) -> None:
+    """Tell where a run lies and what it is."""
+    record = result.record
+    what = {"original": "Original model", "oracle": "Oracle", "unlearned": "Unlearned model"}[record.kind]
+    _print(f"{what}: {result.path}")
+    if record.kind == "unlearned":
+        report = record.report
+        photos = f"{report['photos']} photo{'s' if report['photos'] != 1 else ''}"
+        _print(f"{report['method']} on {photos} in {report['seconds']} s; labels {report['labels']}.")
+        if not report.get("reads_data", False) and "step_length" in report:
+            _print(f"Step of length {report['step_length']:.3g}.")
+
+
+def run_json(result: Run) -> dict[str, Any]:
+    """Return a run as JSON."""
+    import dataclasses
+
+    return {"run": str(result.path), **dataclasses.asdict(result.record)}
+
+
+def artefact(folder: Path) -> None:
+    """Tell where an artefact lies and what it cost."""
+    values = artefact_json(folder)
+    _print(f"Prepared: {folder} ({values['bytes'] / 1e6:.1f} MB, {values['report']['seconds']} s)")
+
+
+def artefact_json(folder: Path) -> dict[str, Any]:
+    """Return an artefact's header as JSON."""
+    header = read_json(folder / "artefact.json")
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    return {"artefact": str(folder), "bytes": size, "options": header["options"], "report": header["report"]}
+
+
+def metrics(result: dict[str, Any]) -> None:
+    """Print the metrics of one model."""
+    score = "map" if "map" in result["retain"] else "accuracy"
+    title = {"map": "mAP %", "accuracy": "accuracy %"}[score]
+    rows = [[name, str(result[name]["images"]), f"{result[name][score]:.1f}", f"{result[name]['loss']:.3f}"] for name in SETS]
+    table(["set", "images", title, "loss"], rows)
+    left_out = {name: result[name].get("labels_left_out", 0) for name in SETS}
+    if any(left_out.values()):
+        words = ", ".join(f"{count} in {name}" for name, count in left_out.items() if count)
+        _print(f"Labels without a positive, left out of the mean: {words}.")
+    if result["tow"] is None:
+        _print("ToW and gap closure need an oracle: make one with `oneshui retrain`, name it with --oracle.")
+        return
+    gap = result["gap_closure"]
+    closure = "undefined (original and oracle do not differ)" if gap is None else f"{gap:.2f} (0 is doing nothing, 1 is the oracle)"
+    _print(f"ToW {result['tow']:.1f} (100 is the oracle; doing nothing can score high too). Gap closure {closure}.")
+
+
+def comparison(rows: Sequence[dict[str, Any]], title: str) -> None:
+    """Print one row a model: scores and losses of retain, forget and test, ToW, gap closure."""
+    score = "map" if "map" in rows[0]["metrics"]["retain"] else "accuracy"
+    name = {"map": "mAP", "accuracy": "acc."}[score]
+    columns = [
+        "model",
+        *(f"{s} {what}" for s in ("retain", "forget", "test") for what in (name, "loss")),
+        "ToW",
+        "gap closure",
+    ]
+
+    def number(value: float | None, digits: int) -> str:
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    cells = []
+    for row in rows:
+        measured = row["metrics"]
+        numbers = [number(measured[s][key], digits) for s in ("retain", "forget", "test") for key, digits in ((score, 1), ("loss", 3))]
+        cells.append([row["model"], *numbers, number(measured["tow"], 1), number(measured["gap_closure"], 2)])
+    table(columns, cells, title)
+
+
+def demo(result: dict[str, Any]) -> None:
+    """Print the demo's comparison, and what to do next."""
+    comparison(result["rows"], "Forgetting generated people, one photo each")
+    _print("ToW: 100 is the oracle. Gap closure: 0 is doing nothing, 1 is the oracle, on the forget set.")
+    _print(f"The runs are in {result['folder']}/. Next: {result['next']}")
+
+
+def link(url: str) -> None:
+    """Tell where a run was published."""
+    _print(f"Published: {url}")
+
+
+def link_json(url: str) -> dict[str, str]:
+    """Return the address as JSON."""
+    return {"url": url}
+
+
+def plugins(rows: Sequence[dict[str, Any]]) -> None:
+    """List plugins."""
+    for row in rows:
+        if "error" in row:
+            print(f"{row['name']}  [{row['from']}]\n    broken: {row['error']}")
+        else:
+            print(f"{row['name']}  [{row['from']}]\n    {row['summary']}\n    needs: {row['needs']}")

@@ -1,0 +1,40 @@
+"""Augmentation on tensors, with generators passed in."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # area share and aspect of a random resized crop (Szegedy et al. 2015)
+
+
+def augment(pixels: torch.Tensor, kind: str, generator: torch.Generator) -> torch.Tensor:
+    """Augment a batch.
+
+    Args:
+        pixels: uint8 (n, 3, S, S).
+        kind: "crop" (random resized crop and flip), "flip", or "none".
+        generator: A CPU generator.
+    """
+    if kind == "none":
+        return pixels
+    flips = torch.rand(len(pixels), generator=generator) < 0.5
+    pixels = torch.where(flips.to(pixels.device).view(-1, 1, 1, 1), pixels.flip(-1), pixels)
+    return _random_resized_crop(pixels, generator) if kind == "crop" else pixels
+
+
+def _random_resized_crop(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    side = pixels.shape[-1]
+    draws = torch.rand(len(pixels), 4, generator=generator).tolist()
+    crops = []
+    for image, (area, aspect, top, left) in zip(pixels, draws, strict=True):
+        share = SCALE[0] + area * (SCALE[1] - SCALE[0])
+        ratio = math.exp(math.log(RATIO[0]) + aspect * (math.log(RATIO[1]) - math.log(RATIO[0])))
+        height = max(1, min(side, round(side * math.sqrt(share / ratio))))
+        width = max(1, min(side, round(side * math.sqrt(share * ratio))))
+        y, x = int(top * (side - height + 1)), int(left * (side - width + 1))
+        crop = image[:, y : y + height, x : x + width].unsqueeze(0).float()
+        crops.append(F.interpolate(crop, size=(side, side), mode="bicubic", antialias=True, align_corners=False))
+    return torch.cat(crops).round_().clamp_(0, 255).to(torch.uint8)

@@ -1,0 +1,81 @@
+"""One photo, from whatever was handed in to the pixels that a model sees.
+
+Training and request time go through the same two functions, so a photo gives the same pixels wherever it is used.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import OneshuiError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+
+MAX_PIXELS = 100_000_000  # a 100-megapixel photo; a decompression bomb is larger
+MIN_SIDE = 16
+
+
+class ImageError(OneshuiError):
+    """An image cannot be used."""
+
+
+def decode(source: str | Path | bytes | Image, where: str | None = None) -> Image:
+    """Decode one photo: upright (EXIF), in RGB, whole.
+
+    Args:
+        source: A path, an encoded file's bytes, or a PIL image.
+        where: What to call it in messages; the path where it is one.
+
+    Raises:
+        ImageError: It is missing, no image, truncated, smaller than 16 pixels a side, or larger than 100 megapixels.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    where = where or (str(source) if isinstance(source, str | Path) else "the image")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is ours and comes first
+            image = _open(source)
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise ImageError(f"{where} is {width}x{height} pixels, over the limit of {MAX_PIXELS // 10**6} megapixels.")
+            if min(width, height) < MIN_SIDE:
+                raise ImageError(f"{where} is {width}x{height} pixels; a portrait needs at least {MIN_SIDE} a side.")
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I;16"):  # Pillow would clip 16-bit grey to white
+                image = image.point(lambda value: value / 256).convert("L")
+            return image.convert("RGB")
+    except ImageError:
+        raise
+    except FileNotFoundError:
+        raise ImageError(f"There is no image at {where}.") from None
+    except IsADirectoryError:
+        raise ImageError(f"{where} is a folder, not an image.") from None
+    except UnidentifiedImageError:
+        raise ImageError(f"{where} is not an image that can be read (JPEG, PNG, WebP, ...).") from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"{where} is over the limit of {MAX_PIXELS // 10**6} megapixels.") from None
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise on damaged files
+        raise ImageError(f"{where} is damaged or truncated ({error}); hand in the original file.") from None
+
+
+def _open(source: str | Path | bytes | Image) -> Image:
+    from PIL import Image
+
+    if isinstance(source, Image.Image):
+        return source
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+
+
+def to_pixels(image: Image, size: int) -> np.ndarray:
+    """Resize to a square, antialiased, as the run's image processor does: uint8 (3, size, size)."""
+    import numpy as np
+    from PIL import Image
+
+    resized = image.resize((size, size), Image.Resampling.BICUBIC)
+    return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))

@@ -1,0 +1,65 @@
+"""From `--dataset NAME_OR_PATH` to an indexed data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError, did_you_mean
+from ..plugins import DATASETS, Plugins
+from .schema import Faces, index
+
+FOLDER = "folder"  # the builder that reads a path
+
+
+def load_faces(dataset: str, data_dir: str | Path | None = None, label_columns: Sequence[str] = ()) -> Faces:
+    """Read a data set, from its Arrow cache where its files have not changed.
+
+    Args:
+        dataset: A builder's name, or the path of a folder with `metadata.csv`.
+        data_dir: Where a named data set lies on disk.
+        label_columns: Which columns of a folder's metadata are labels; guessed where empty.
+
+    Raises:
+        UsageError: The name is unknown, or an option does not fit it.
+        OneshuiError: The files are missing or damaged.
+    """
+    import datasets
+
+    plugins = Plugins(DATASETS)
+    name, config = dataset, {}
+    if dataset not in plugins.names or dataset == FOLDER:
+        name, data_dir = FOLDER, _folder(dataset, data_dir, plugins.names)
+        config = {"label_columns": tuple(label_columns)} if label_columns else {}
+    elif label_columns:
+        raise UsageError(f"--label-columns goes with a folder of your own, not with '{dataset}'.")
+    builder_class = plugins.load(name)
+    fingerprint = builder_class.fingerprint(Path(data_dir) if data_dir else None)
+    builder = builder_class(data_dir=str(data_dir) if data_dir else None, hash=fingerprint, **config)
+    quiet = datasets.utils.logging.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        builder.download_and_prepare()
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise error.__cause__ or error from None  # our own sentence lies beneath
+    finally:
+        if quiet:
+            datasets.enable_progress_bars()
+    notes = tuple(line for line in (builder.info.description or "").splitlines() if line.endswith("left out."))
+    title = Path(data_dir).name if name == FOLDER and data_dir else name
+    return index(builder.as_dataset(split="train"), title, Path(builder.cache_dir), notes)
+
+
+def _folder(dataset: str, data_dir: str | Path | None, names: Sequence[str]) -> Path:
+    if dataset == FOLDER and data_dir:
+        return Path(data_dir)
+    path = Path(dataset).expanduser()
+    if path.is_dir():
+        return path
+    raise UsageError(f"'{dataset}' is neither a data set nor a folder.{did_you_mean(dataset, names)}")
+
+
+def dataset_rows() -> list[dict[str, Any]]:
+    """Return what `oneshui datasets` lists."""
+    return Plugins(DATASETS).rows()

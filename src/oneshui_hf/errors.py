@@ -1,0 +1,27 @@
+"""The two kinds of failure that a user sees, each told in one sentence."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class OneshuiError(Exception):
+    """Something could not be done. The message says what is wrong, where, and what to do."""
+
+    exit_code = 1
+
+
+class UsageError(OneshuiError):
+    """The command or call itself is at fault: an unknown name, a missing option, a path in the way."""
+
+    exit_code = 2
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return `" Did you mean 'x'?"` for the nearest known word, or a list of all of them where none is near."""
+    names = sorted(known)
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    if near:
+        return f" Did you mean '{near[0]}'?"
+    return f" Known: {', '.join(names)}." if names else ""

@@ -1,0 +1,77 @@
+"""The public API of plugins. A method's module imports from here, from torch, and nothing else of the core.
+
+Names that need torch are loaded when first used, so that listing methods stays fast.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ..errors import OneshuiError, UsageError
+from ..options import option
+from ..randomness import derive, generator, seeded
+from .contract import Context, DataAccess, Method, Needs
+
+if TYPE_CHECKING:
+    from ..data.pixels import FaceSet
+    from ..data.schema import Task, TaskKind
+    from ..metrics.summary import score
+    from ..models.outputs import guess, head_inputs, logits_and_features, losses, predict, probabilities, targets
+    from .artefact import Artefact
+    from .requests import Request, Simulated, sample, simulate
+    from .steps import choose_length, inner, moved, norm, parameters, unit
+
+_LAZY = {
+    "Artefact": ".artefact",
+    "FaceSet": "..data.pixels",
+    **dict.fromkeys(("Task", "TaskKind"), "..data.schema"),
+    **dict.fromkeys(("Request", "Simulated", "sample", "simulate"), ".requests"),
+    **dict.fromkeys(("choose_length", "inner", "moved", "norm", "parameters", "unit"), ".steps"),
+    **dict.fromkeys(
+        ("guess", "head_inputs", "logits_and_features", "losses", "predict", "probabilities", "targets"),
+        "..models.outputs",
+    ),
+    "score": "..metrics.summary",
+}
+
+__all__ = [
+    "Artefact",
+    "Context",
+    "DataAccess",
+    "FaceSet",
+    "Method",
+    "Needs",
+    "OneshuiError",
+    "Request",
+    "Simulated",
+    "Task",
+    "TaskKind",
+    "UsageError",
+    "choose_length",
+    "derive",
+    "generator",
+    "guess",
+    "head_inputs",
+    "inner",
+    "logits_and_features",
+    "losses",
+    "moved",
+    "norm",
+    "option",
+    "parameters",
+    "predict",
+    "probabilities",
+    "sample",
+    "score",
+    "seeded",
+    "simulate",
+    "targets",
+    "unit",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name], __name__), name)

@@ -1,0 +1,157 @@
+"""What an unlearning method is: a class with a name, what it needs, its options, and the two functions `prepare` and `apply`."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
+
+from ..errors import OneshuiError, UsageError, did_you_mean
+from ..options import fields, flag, resolve
+from ..reporting import SILENT, Reporter
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+    from torch import nn
+
+    from ..data.schema import Task
+    from .artefact import Artefact
+
+VOCABULARY = frozenset({"support", "forget", "retain", "val", "train"})
+OptionsT = TypeVar("OptionsT")
+
+
+@dataclass(frozen=True)
+class Needs:
+    """The data that a method reads, out of support, forget, retain, val, train. The core hands over these and nothing more."""
+
+    prepare: frozenset[str] = frozenset()
+    apply: frozenset[str] = frozenset({"support"})
+
+    def __post_init__(self) -> None:
+        if unknown := (self.prepare | self.apply) - VOCABULARY:
+            raise OneshuiError(f"A method cannot need {sorted(unknown)}; the data are {sorted(VOCABULARY)}.")
+
+    def __str__(self) -> str:
+        def words(names: frozenset[str]) -> str:
+            return ", ".join(sorted(names)) or "nothing"
+
+        return f"prepare: {words(self.prepare)}; apply: {words(self.apply)}"
+
+    @property
+    def one_shot(self) -> bool:
+        """Whether a request needs the handed-in photos alone."""
+        return self.apply <= {"support"}
+
+
+@dataclass
+class Context:
+    """What a method is given beside model and data.
+
+    Attributes:
+        task: What the model predicts.
+        seed: The seed of this call; draw from `generator(context.seed, "what for")`, never from global state.
+        accelerator: For the device, and for sharing work over processes.
+        reporter: For progress.
+        report: What the method wants to be known of its work; it goes into the artefact or the receipt. No personal data.
+        request_size: How many people the run's own request has; 0 where unknown.
+    """
+
+    task: Task
+    seed: int
+    accelerator: Accelerator
+    reporter: Reporter = SILENT
+    report: dict[str, Any] = field(default_factory=dict)
+    request_size: int = 0
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this process."""
+        return self.accelerator.device
+
+
+class DataAccess:
+    """The data that a method declared, as attributes (`data.train`); anything else raises."""
+
+    def __init__(self, granted: Mapping[str, Any], declared: frozenset[str]) -> None:
+        self._granted = {name: granted[name] for name in declared}
+
+    def __getattr__(self, name: str) -> Any:
+        if name in VOCABULARY and name not in self._granted:
+            raise OneshuiError(f"The method reads '{name}' without declaring that it needs it.")
+        try:
+            return self._granted[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+class Method(ABC, Generic[OptionsT]):
+    """An unlearning method. Subclasses are registered under the entry-point group `oneshui.methods`.
+
+    `prepare` runs while the training data is there and returns what to keep. `apply` runs when somebody asks, with the data that
+    `needs.apply` names and nothing else, and returns a new model; the one handed in stays as it is.
+    """
+
+    summary: ClassVar[str]
+    paper: ClassVar[str]
+    needs: ClassVar[Needs]
+    options: ClassVar[type[Any]]
+    prepares: ClassVar[Literal["never", "optional", "required"]] = "never"
+    presets: ClassVar[tuple[str, str] | None] = None  # (package, file) of a JSON file
+
+    def prepare(self, model: nn.Module, data: DataAccess, options: OptionsT, context: Context) -> Artefact:
+        """Compute what `apply` will need from training data."""
+        raise OneshuiError(f"{type(self).__name__} has nothing to prepare.")
+
+    @abstractmethod
+    def apply(self, model: nn.Module, data: DataAccess, artefact: Artefact | None, options: OptionsT, context: Context) -> nn.Module:
+        """Return a new model that has forgotten the people of the request."""
+
+    @classmethod
+    def preset(cls, name: str, dataset: str, forget: int) -> dict[str, Any]:
+        """Return a preset's values for a data set and a number of people.
+
+        A preset is a list of rules; the values of every rule whose conditions hold are taken, later ones winning.
+
+        Raises:
+            UsageError: There is no such preset.
+        """
+        known = cls.all_presets()
+        if name not in known:
+            raise UsageError(f"The method has no preset '{name}'.{did_you_mean(name, known) or ' It has none at all.'}")
+        values: dict[str, Any] = {}
+        for rule in known[name]:
+            if rule.get("dataset", dataset) == dataset and rule.get("forget", forget) == forget:
+                values |= rule["values"]
+        return values
+
+    @classmethod
+    def all_presets(cls) -> dict[str, list[dict[str, Any]]]:
+        """Return all presets, by name."""
+        if cls.presets is None:
+            return {}
+        package, file = cls.presets
+        return dict(json.loads(resources.files(package).joinpath(file).read_text(encoding="utf-8")))
+
+    @classmethod
+    def prepare_options(cls, name: str, preset: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+        """Return the options of a preparation: given values over the preset's over the defaults."""
+        return resolve(cls.options, {**preset, **given}, f"method '{name}'")
+
+    @classmethod
+    def apply_options(cls, name: str, prepared: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+        """Return the options of a request: given values over those that were prepared with.
+
+        Raises:
+            UsageError: A given option acts at preparation only.
+        """
+        known = fields(cls.options)
+        for key in given:
+            field_name = key.replace("-", "_")
+            if prepared and field_name in known and known[field_name].metadata.get("at") == "prepare":
+                raise UsageError(f"{flag(field_name)} of method '{name}' is fixed when preparing; give it to `oneshui prepare`.")
+        return resolve(cls.options, {**prepared, **given}, f"method '{name}'")

@@ -1,0 +1,1 @@
+"""Metrics: plain functions on tensors, and the same as `evaluate.Metric`."""

@@ -1,0 +1,111 @@
+"""What a classifier says: logits, probabilities, losses, and the features before its head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..data.schema import Task, TaskKind
+from ..errors import OneshuiError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from ..data.pixels import FaceSet
+
+
+def losses(logits: torch.Tensor, labels: torch.Tensor, kind: TaskKind) -> torch.Tensor:
+    """Return the loss of each photo (n,): binary cross-entropy, mean over the attributes; or cross-entropy."""
+    if kind == "multi_label":
+        return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(dim=1)
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def probabilities(logits: torch.Tensor, kind: TaskKind) -> torch.Tensor:
+    """Return sigmoid (multi-label) or softmax (single-label) of the logits, (n, K)."""
+    return logits.sigmoid() if kind == "multi_label" else logits.softmax(dim=1)
+
+
+def guess(logits: torch.Tensor, kind: TaskKind) -> torch.Tensor:
+    """Return the labels that the model itself would give: 0/1 per attribute, or the class."""
+    return (logits > 0).to(logits.dtype) if kind == "multi_label" else logits.argmax(dim=1)
+
+
+def targets(labels: torch.Tensor, task: Task) -> torch.Tensor:
+    """Return labels as vectors (n, K): as they are, or one-hot."""
+    if task.kind == "multi_label":
+        return labels.float()
+    return F.one_hot(labels, len(task.label_names)).float()
+
+
+def find_head(model: nn.Module) -> nn.Linear:
+    """Return the classification head: the last linear layer with as many outputs as there are labels.
+
+    Raises:
+        OneshuiError: There is none.
+    """
+    size = int(model.config.num_labels)  # type: ignore[union-attr, arg-type]
+    heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == size]
+    if not heads:
+        raise OneshuiError(f"{type(model).__name__} has no linear classification head, so its features cannot be found.")
+    return heads[-1]
+
+
+def head_inputs(model: nn.Module) -> int:
+    """Return d, the number of features that the classification head takes."""
+    return find_head(model).in_features
+
+
+def logits_and_features(
+    model: nn.Module, pixels: torch.Tensor, parameters: Mapping[str, torch.Tensor] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return logits (n, K) and the input of the classification head (n, d).
+
+    Args:
+        model: Any transformers image classifier with a linear head.
+        pixels: Preprocessed photos (n, 3, S, S).
+        parameters: Used in place of the model's own; what `torch.func` differentiates.
+
+    Raises:
+        OneshuiError: The head cannot be found.
+    """
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    head = find_head(model)
+    hook = head.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+    try:
+        if parameters is None:
+            output = model(pixel_values=pixels)
+        else:
+            output = torch.func.functional_call(model, dict(parameters), kwargs={"pixel_values": pixels})
+    finally:
+        hook.remove()
+    if len(seen) != 1 or seen[0][1] is not output.logits or seen[0][0].dim() != 2:
+        raise OneshuiError(f"The logits of {type(model).__name__} are not one linear map of one vector a photo; its features are unknown.")
+    return output.logits, seen[0][0]
+
+
+def predict(model: nn.Module, faces: FaceSet, accelerator: Accelerator, batch_size: int = 64) -> torch.Tensor:
+    """Return the logits of all photos, float32 (n, K) on the CPU, the same on every process.
+
+    Processes take whole batches in turn and add up their rows, so the result does not depend on how many there are.
+    """
+    model = accelerator.unwrap_model(model)
+    training = model.training
+    model.eval()
+    out: torch.Tensor | None = None
+    batches = torch.arange(len(faces)).split(batch_size)
+    with torch.inference_mode():
+        for number, positions in enumerate(batches):
+            if number % accelerator.num_processes != accelerator.process_index:
+                continue
+            logits = model(pixel_values=faces.batch(positions, accelerator.device)[0]).logits.float()
+            out = torch.zeros(len(faces), logits.shape[1], device=logits.device) if out is None else out
+            out[positions] = logits
+    model.train(training)
+    if out is None:  # more processes than batches
+        out = torch.zeros(len(faces), find_head(model).out_features, device=accelerator.device)
+    return accelerator.reduce(out.clone(), reduction="sum").cpu()

@@ -1,0 +1,177 @@
+"""Options as frozen dataclasses: one definition serves the command line, the YAML file and the Python call.
+
+A field made by `option(...)` carries its help text, its range and its flags. Stages and methods define their options beside their
+code; `resolve` turns loose values (from a YAML file, from unparsed command-line words, from another run's record) into an instance,
+and refuses what is unknown or out of range with one sentence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+from .errors import UsageError, did_you_mean
+
+OptionsT = TypeVar("OptionsT")
+
+
+def option(
+    default: Any = dataclasses.MISSING,
+    help: str = "",
+    *,
+    flags: Sequence[str] = (),
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: Sequence[str] = (),
+    at: str = "prepare",
+) -> Any:
+    """Define one option.
+
+    Args:
+        default: The value where none is given; without it the option must be given.
+        help: One sentence for `--help`.
+        flags: Names on the command line; `--field-name` where empty.
+        minimum: Smallest allowed value, inclusive.
+        maximum: Largest allowed value, inclusive.
+        choices: The allowed words, for text options.
+        at: For a method's options, when they act: "prepare" or "apply".
+    """
+    metadata = {
+        "help": help,
+        "flags": tuple(flags),
+        "min": minimum,
+        "max": maximum,
+        "choices": tuple(choices),
+        "at": at,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def fields(options: type[Any]) -> dict[str, dataclasses.Field[Any]]:
+    """Return the fields of an options class by name."""
+    return {field.name: field for field in dataclasses.fields(options)}
+
+
+def names(options: type[Any]) -> dict[str, str]:
+    """Return every name that a field answers to (its own, and its flags'), each with the field's name."""
+    known = {name: name for name in fields(options)}
+    for name, field in fields(options).items():
+        known |= {spelling.lstrip("-").replace("-", "_"): name for spelling in field.metadata.get("flags", ())}
+    return known
+
+
+def flag(name: str) -> str:
+    """Return the command-line spelling of a field's name."""
+    return "--" + name.replace("_", "-")
+
+
+def type_of(options: type[Any], name: str) -> Any:
+    """Return a field's resolved type."""
+    return typing.get_type_hints(options)[name]
+
+
+def resolve(options: type[OptionsT], values: Mapping[str, Any], where: str) -> OptionsT:
+    """Make an instance from loose values.
+
+    Args:
+        options: The dataclass.
+        values: Field name (with - or _) to value; text is converted to the field's type.
+        where: What the values belong to, for messages ("method 'metaunlearn'").
+
+    Raises:
+        UsageError: A name is unknown, or a value has the wrong type or is out of range.
+    """
+    known, spellings = fields(cast(type[Any], options)), names(cast(type[Any], options))
+    given: dict[str, Any] = {}
+    for key, value in values.items():
+        spelling = key.lstrip("-").replace("-", "_")
+        if spelling not in spellings:
+            raise UsageError(f"{where} has no option {flag(spelling)}.{did_you_mean(flag(spelling), map(flag, spellings))}")
+        name = spellings[spelling]
+        given[name] = _convert(value, type_of(cast(type[Any], options), name), known[name], where)
+    _require(known, given, where)
+    return options(**given)
+
+
+def _require(known: Mapping[str, dataclasses.Field[Any]], given: Mapping[str, Any], where: str) -> None:
+    missing = [n for n, f in known.items() if f.default is dataclasses.MISSING and n not in given]
+    if missing:
+        raise UsageError(f"{where} needs {' and '.join(map(flag, missing))}.")
+
+
+def _convert(value: Any, wanted: Any, field: dataclasses.Field[Any], where: str) -> Any:
+    label = f"{flag(field.name)} of {where}"
+    if typing.get_origin(wanted) in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        wanted = next(t for t in typing.get_args(wanted) if t is not type(None))
+    if typing.get_origin(wanted) in (tuple, list):
+        items = value.split(",") if isinstance(value, str) else list(value)
+        return tuple(str(item).strip() for item in items)
+    try:
+        if wanted is bool:
+            value = _boolean(value)
+        elif wanted is int and (isinstance(value, bool) or (isinstance(value, float) and not value.is_integer())):
+            raise ValueError
+        else:
+            value = wanted(value)
+    except (TypeError, ValueError):
+        raise UsageError(f"{label} takes {_TYPE_WORDS.get(wanted, 'text')}, not '{value}'.") from None
+    _check_range(value, field.metadata, label)
+    return value
+
+
+_TYPE_WORDS = {int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def _boolean(value: Any) -> bool:
+    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if isinstance(value, bool):
+        return value
+    if str(value).lower() in words:
+        return words[str(value).lower()]
+    raise ValueError
+
+
+def _check_range(value: Any, metadata: Mapping[str, Any], label: str) -> None:
+    low, high, choices = metadata.get("min"), metadata.get("max"), metadata.get("choices")
+    if low is not None and value < low:
+        raise UsageError(f"{label} must be at least {low}, not {value}.")
+    if high is not None and value > high:
+        raise UsageError(f"{label} must be at most {high}, not {value}.")
+    if choices and value not in choices:
+        raise UsageError(f"{label} must be one of {', '.join(choices)}, not '{value}'.{did_you_mean(str(value), choices)}")
+
+
+def parse_words(words: Sequence[str], options: type[Any], where: str) -> dict[str, Any]:
+    """Read `--key value`, `--key=value`, `--flag` and `--no-flag` words that the command itself did not know.
+
+    Raises:
+        UsageError: A word is no option of `options`, or an option lacks its value.
+    """
+    known = fields(options)
+    values: dict[str, Any] = {}
+    queue = list(words)
+    while queue:
+        word = queue.pop(0)
+        if not word.startswith("--"):
+            raise UsageError(f"{where} takes no argument '{word}'.")
+        key, equals, text = word[2:].partition("=")
+        name = key.replace("-", "_")
+        negated = name.removeprefix("no_")
+        if negated != name and negated in known and type_of(options, negated) is bool:
+            values[negated] = False
+        elif name not in known:
+            raise UsageError(f"{where} has no option --{key}.{did_you_mean('--' + key, map(flag, known))}")
+        elif equals:
+            values[name] = text
+        elif type_of(options, name) is bool:
+            values[name] = True
+        elif not queue:
+            raise UsageError(f"--{key} of {where} needs a value.")
+        else:
+            values[name] = queue.pop(0)
+    return values

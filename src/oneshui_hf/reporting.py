@@ -1,0 +1,29 @@
+"""What a stage may tell its caller while it works. The CLI shows it; a Python caller hears nothing unless it asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class Reporter:
+    """The silent reporter. Subclasses show what they are told."""
+
+    def say(self, message: str) -> None:
+        """Tell one line about what is being done."""
+
+    def note(self, message: str) -> None:
+        """Tell one line that the user should see even in a log: what was chosen for them."""
+
+    def warn(self, message: str) -> None:
+        """Tell one line that the user should not miss: what may be wrong."""
+
+    def track(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+        """Yield the items, showing how far the work is."""
+        del label, total
+        yield from items
+
+
+SILENT = Reporter()

@@ -1,0 +1,66 @@
+"""The demo: the whole road on generated faces, with a model small enough for a laptop's CPU.
+
+oneshui demo
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError
+from ..reporting import SILENT, Reporter
+from ..runs import RECORD, Run, claim
+from .evaluate import evaluate
+from .options import DemoOptions, EvaluateOptions, PrepareOptions, RetrainOptions, TrainOptions, UnlearnOptions
+from .prepare import prepare
+from .train import retrain, train
+from .unlearn import unlearn
+
+FORGET = 4
+METHODS: dict[str, dict[str, Any]] = {"do-nothing": {}, "gradient-ascent": {}, "metaunlearn": {}}
+
+
+def demo(options: DemoOptions, reporter: Reporter = SILENT) -> dict[str, Any]:
+    """Train, retrain, prepare, unlearn and evaluate on generated faces.
+
+    Returns:
+        `rows`, one a model with its metrics; `folder`; `next`, a command to go on with.
+    """
+    folder = Path(options.output_dir)
+    if (folder / "original" / RECORD).exists() and not options.overwrite:
+        raise UsageError(f"{folder} holds an earlier demo; replace it with --overwrite, or name another --output-dir.")
+    if not (folder / "original" / RECORD).exists():
+        claim(folder, overwrite=False)
+
+    recipe = TrainOptions(
+        dataset="synthetic",
+        forget=FORGET,
+        seed=options.seed,
+        epochs=30,
+        batch_size=32,
+        optimizer="adamw",
+        lr=1e-3,
+        augment="flip",
+        keep="last",
+        output_dir=str(folder / "original"),
+        overwrite=options.overwrite,
+    )
+    original = train(recipe, reporter=reporter)
+    oracle = retrain(original, RetrainOptions(overwrite=options.overwrite), reporter=reporter)
+    rows = [_row("original", original, oracle, reporter), _row("oracle", oracle, oracle, reporter)]
+    for name, method_options in METHODS.items():
+        if name != "do-nothing":
+            prepare(original, PrepareOptions(method=name, seed=options.seed), method_options, reporter=reporter)
+        request = UnlearnOptions(method=name, from_split=True, seed=options.seed, overwrite=options.overwrite)
+        rows.append(_row(name, unlearn(original, request, reporter=reporter), oracle, reporter))
+    return {
+        "folder": str(folder),
+        "rows": rows,
+        "next": f"oneshui unlearn --run {original.path} --method metaunlearn --image PHOTO",
+    }
+
+
+def _row(name: str, run: Run, oracle: Run, reporter: Reporter) -> dict[str, Any]:
+    metrics = evaluate(run, EvaluateOptions(oracle=str(oracle.path)), reporter=reporter)
+    return {"model": name, "run": str(run.path), "metrics": metrics}

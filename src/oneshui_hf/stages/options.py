@@ -1,0 +1,128 @@
+"""The options of every stage. They import nothing heavy, so that the command line knows them at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..options import option
+
+DEFAULT_MODEL = "google/vit-base-patch16-224-in21k"
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """The recipe of a model. The defaults are the paper's for CelebA."""
+
+    dataset: str = option(help="A data set's name (see `oneshui datasets`) or the path of a folder with metadata.csv.")
+    data_dir: str | None = option(None, "Where a named data set lies on disk.")
+    label_columns: str | None = option(None, "For a folder of your own: its label columns, separated by commas; guessed otherwise.")
+    forget: int = option(5, "How many people ask to be forgotten.", minimum=1)
+    split: str | None = option(None, "Use the split in this file instead of drawing one.")
+    reserve_supports: int | None = option(
+        None,
+        "How many other training people keep one photo out of training, for simulated requests; one in four by default.",
+        minimum=0,
+    )
+    model: str | None = option(None, f"'tiny', a local checkpoint or a Hub id; {DEFAULT_MODEL} by default, 'tiny' for the synthetic data.")
+    image_size: int | None = option(None, "Side of the model's input in pixels; the checkpoint's own by default.", minimum=16, maximum=2048)
+    epochs: int = option(30, "Passes over the training photos.", flags=("--epochs", "--num-train-epochs"), minimum=1)
+    batch_size: int = option(32, "Photos a step, for each process.", flags=("--batch-size", "--per-device-train-batch-size"), minimum=1)
+    optimizer: str = option("sgd", "Which optimizer.", choices=("sgd", "adamw"))
+    lr: float = option(1e-3, "Peak learning rate.", flags=("--lr", "--learning-rate"), minimum=0)
+    weight_decay: float = option(1e-4, "Weight decay.", minimum=0)
+    momentum: float = option(0.9, "Momentum of sgd.", minimum=0, maximum=1)
+    warmup_epochs: float = option(2.0, "Epochs of linear warm-up before the cosine to zero.", minimum=0)
+    augment: str = option("crop", "'crop' is a random resized crop and a flip.", choices=("crop", "flip", "none"))
+    keep: str = option("best", "Keep the epoch that is best on val, or the last one.", choices=("best", "last"))
+    bf16: bool = option(True, "Train in bfloat16 where the device has it.")
+    seed: int = option(0, "Seed of split, head, order and augmentation.", minimum=0)
+    output_dir: str | None = option(None, "The run's folder; runs/<data set>-seed<seed> by default.")
+    resume: bool = option(False, "Go on with an interrupted training.")
+    overwrite: bool = option(False, "Replace a run that is there.")
+
+
+@dataclass(frozen=True)
+class RetrainOptions:
+    """What may differ between an oracle and its original model."""
+
+    run: str | None = option(None, "The original model's run; the newest by default.")
+    seed: int | None = option(None, "Seed of order and augmentation; the original's by default.", minimum=0)
+    output_dir: str | None = option(None, "The oracle's folder; RUN-oracle by default.")
+    resume: bool = option(False, "Go on with an interrupted training.")
+    overwrite: bool = option(False, "Replace a run that is there.")
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """What to prepare, for which model. The method's own options follow it on the command line."""
+
+    method: str = option("metaunlearn", "An installed method; see `oneshui methods`.")
+    run: str | None = option(None, "The original model's run; the newest by default.")
+    preset: str | None = option(None, "Named values of the method's options, such as 'paper'.")
+    data_dir: str | None = option(None, "Where the data set lies now, where it has moved since training.")
+    seed: int = option(0, "Seed of all draws.", minimum=0)
+    overwrite: bool = option(False, "Replace what was prepared before.")
+
+
+@dataclass(frozen=True)
+class UnlearnOptions:
+    """One request. The method's own options follow it on the command line."""
+
+    method: str = option("metaunlearn", "An installed method; see `oneshui methods`.")
+    run: str | None = option(None, "The model's run; the newest original by default.")
+    images: tuple[str, ...] = option((), "A photo of the person; once a photo.", flags=("--image",))
+    from_split: bool = option(False, "Take the support images of the split's own request, from the data set.")
+    identity: tuple[str, ...] = option((), "Who is on the photo, where the training data knew them; once, or once a photo.")
+    labels: tuple[str, ...] = option(
+        (), "What holds on the photo, as 'Smiling,Young' or a class; the model's guess by default. Once a photo."
+    )
+    data_dir: str | None = option(None, "With --from-split: where the data set lies now, where it has moved.")
+    seed: int = option(0, "Seed of all draws.", minimum=0)
+    force: bool = option(False, "Apply an artefact that was prepared for other weights.")
+    output_dir: str | None = option(None, "The new model's folder; RUN-<method> by default.")
+    overwrite: bool = option(False, "Replace a run that is there.")
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What to measure against what."""
+
+    run: str | None = option(None, "The model to evaluate; the newest run of any kind by default.")
+    oracle: str | None = option(None, "The oracle's run; ORIGINAL-oracle by default, where it exists.")
+    original: str | None = option(None, "The original model's run; the one that the model was made from by default.")
+    data_dir: str | None = option(None, "Where the data set lies now, where it has moved since training.")
+    batch_size: int = option(
+        64,
+        "Photos a forward pass, for each process.",
+        flags=("--batch-size", "--per-device-eval-batch-size"),
+        minimum=1,
+    )
+
+
+@dataclass(frozen=True)
+class PushOptions:
+    """Where a run is published."""
+
+    repo_id: str = option(help="The repository on the Hub, as USER/NAME.")
+    private: bool = option(True, "Make a new repository private.", flags=("--private/--public",))
+    revision: str | None = option(None, "Branch to push to; made where it does not exist.")
+    commit_message: str | None = option(None, "Message of the commit.")
+
+
+@dataclass(frozen=True)
+class PullOptions:
+    """What is fetched, and where to."""
+
+    repo_id: str = option(help="The repository on the Hub, as USER/NAME.")
+    output_dir: str | None = option(None, "The run's folder; runs/NAME by default.")
+    revision: str | None = option(None, "Branch, tag or commit; main by default.")
+    overwrite: bool = option(False, "Replace a run that is there.")
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """The demo."""
+
+    output_dir: str = option("demo", "Folder of the demo's runs.")
+    seed: int = option(0, "Seed of everything.", minimum=0)
+    overwrite: bool = option(False, "Replace an earlier demo.")

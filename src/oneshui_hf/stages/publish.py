@@ -1,0 +1,235 @@
+"""Publication: a run to the Hugging Face Hub, and back, without anything that concerns single people.
+
+    oneshui push RUN USER/NAME
+    oneshui pull USER/NAME
+
+What leaves this machine is copied piece by piece into an empty folder, from a list of what may be published; only that
+folder is sent. Nothing is published because nobody thought of holding it back.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from ..errors import OneshuiError, UsageError
+from ..reporting import SILENT, Reporter
+from ..runs import METHODS as METHODS_FOLDER
+from ..runs import (
+    METRICS,
+    RECORD,
+    RUNS,
+    Record,
+    Run,
+    claim,
+    hash_weights,
+    new_folder,
+    read_json,
+    versions,
+    write_bytes,
+    write_json,
+    write_record,
+)
+from .hub import hub
+from .options import PullOptions, PushOptions
+from .public import (
+    METHOD_NAME,
+    Private,
+    numbers,
+    public_config,
+    public_method_options,
+    public_metrics,
+    public_preprocessor,
+    public_record,
+    public_versions,
+    strings,
+)
+
+CARD, CONFIG, PREPROCESSOR = "README.md", "config.json", "preprocessor_config.json"
+INDEX = "model.safetensors.index.json"
+WEIGHTS = "model*.safetensors"  # one file, or the shards of a large model, as transformers names them
+ARTEFACT_FILES = ("artefact.json", "artefact.safetensors")
+ARTEFACTS = tuple(f"{METHODS_FOLDER}/*/{file}" for file in ARTEFACT_FILES)
+PATTERNS = (CARD, CONFIG, PREPROCESSOR, RECORD, METRICS, INDEX, WEIGHTS, *ARTEFACTS)
+
+
+def push(run: Run, options: PushOptions, reporter: Reporter = SILENT) -> str:
+    """Publish a run in one commit and return the commit's address.
+
+    Files that an earlier push left and this run does not have are removed; files of other origin stay.
+
+    Raises:
+        UsageError: The run is not complete, nobody is logged in, or the repository is public and was to be private.
+        OneshuiError: The run holds something that may not be published, or the Hub cannot be reached or refuses.
+    """
+    run.require_complete()
+    with tempfile.TemporaryDirectory(prefix="oneshui-push-") as scratch, hub(options.repo_id, options.revision):
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+
+        if get_token() is None:
+            raise UsageError("Nobody is logged in to the Hub; run `hf auth login`, or set HF_TOKEN.")
+        folder = Path(scratch)
+        record = stage(run, folder, reporter)  # before the repository is made, so that a refusal leaves no trace
+        api = HfApi(library_name="oneshui")
+        repo_id = _repository(api, options, reporter)
+        _write_card(folder, record, repo_id)
+
+        files = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+        there = api.list_repo_files(repo_id, revision=options.revision)
+        changes = [CommitOperationAdd(file, folder / file) for file in files]
+        changes += [CommitOperationDelete(file) for file in there if file not in files and _ours(file)]
+        reporter.say(f"Sending {len(files)} files to {repo_id}.")
+        commit = api.create_commit(
+            repo_id,
+            changes,
+            commit_message=options.commit_message or f"Push with oneshui {versions()['oneshui-hf']}",
+            revision=options.revision,
+        )
+    return str(commit.commit_url)
+
+
+def pull(options: PullOptions, reporter: Reporter = SILENT) -> Run:
+    """Fetch a published run; it appears whole and checked, or not at all.
+
+    Raises:
+        UsageError: The output folder is in the way, or the name is no repository's.
+        OneshuiError: The repository is missing, holds no run, or holds other weights than its record says; or the Hub
+            is out of reach.
+    """
+    path = Path(options.output_dir or RUNS / options.repo_id.rpartition("/")[2])
+    claim(path, overwrite=options.overwrite)
+    with new_folder(path, replace=options.overwrite) as scratch:
+        reporter.say(f"Fetching {options.repo_id}.")
+        with hub(options.repo_id, options.revision):
+            from huggingface_hub import snapshot_download
+
+            # The list of names keeps pickles and code out, whatever the repository holds.
+            names = list(PATTERNS)
+            snapshot_download(options.repo_id, revision=options.revision, local_dir=scratch, allow_patterns=names)
+        shutil.rmtree(scratch / ".cache", ignore_errors=True)  # the client's notes on its download
+        _check_pulled(scratch, options.repo_id)
+    return Run.open(path)
+
+
+def _check_pulled(folder: Path, repo_id: str) -> None:
+    if not (folder / RECORD).is_file():
+        raise OneshuiError(f"{repo_id} holds no run of oneshui: it has no {RECORD}.")
+    record = Run.open(folder).record
+    if hash_weights(folder) != record.weights:
+        raise OneshuiError(f"The weights of {repo_id} are not those of its record: damaged, or tampered with.")
+
+
+# The folder that is sent
+
+
+def stage(run: Run, folder: Path, reporter: Reporter = SILENT) -> Record:
+    """Write what may be published of a run into an empty folder, but for the card; return the record as published.
+
+    Raises:
+        OneshuiError: The run's weights are not those of its record, or a file holds what may not be published.
+    """
+    config = public_config(read_json(run.path / CONFIG), run)
+    write_json(folder / CONFIG, config)
+    write_json(folder / PREPROCESSOR, public_preprocessor(read_json(run.path / PREPROCESSOR)))
+    _stage_weights(run, folder)
+    private = Private.of(run)
+    for source in sorted((run.path / METHODS_FOLDER).glob("*/artefact.json")):
+        _stage_artefact(source.parent, folder, run, private, reporter)
+    if (run.path / METRICS).exists():
+        write_json(folder / METRICS, public_metrics(read_json(run.path / METRICS)))
+    record = public_record(run.record, config, private, reporter)
+    write_record(folder, record)
+    return record
+
+
+def _stage_weights(run: Run, folder: Path) -> None:
+    """Copy the weights byte by byte: artefacts are bound to their hash."""
+    for file in sorted(run.path.glob(WEIGHTS)):
+        _check_metadata(file)
+        shutil.copyfile(file, folder / file.name)
+    if hash_weights(folder) != run.record.weights:
+        raise OneshuiError(f"The weights in {run.path} are not those of its {RECORD}, so they are not published.")
+    if (run.path / INDEX).exists():
+        index = read_json(run.path / INDEX)
+        shards = {name: file for name, file in index["weight_map"].items() if (folder / file).is_file()}
+        write_json(folder / INDEX, {"metadata": numbers(index.get("metadata", {})), "weight_map": shards})
+
+
+def _check_metadata(file: Path) -> list[str]:
+    """Return the names of a file's tensors.
+
+    Raises:
+        OneshuiError: The file is damaged, or carries text beside them.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "np") as tensors:
+            metadata, names = tensors.metadata() or {}, list(tensors.keys())
+    except SafetensorError as error:
+        raise OneshuiError(f"{file} is damaged ({error}).") from None
+    if extra := {key: value for key, value in metadata.items() if (key, value) != ("format", "pt")}:
+        raise OneshuiError(f"{file} carries text of its own ({', '.join(sorted(extra))}), so it is not published.")
+    return names
+
+
+def _stage_artefact(source: Path, folder: Path, run: Run, private: Private, reporter: Reporter) -> None:
+    """Copy the public half of an artefact; `private.*` stays."""
+    header = read_json(source / ARTEFACT_FILES[0])
+    if header.get("method") != source.name or not METHOD_NAME.fullmatch(source.name):
+        raise OneshuiError(f"{source} is not the artefact of a method.")
+    if header["weights"] != run.record.weights:
+        reporter.warn(f"The artefact of '{source.name}' was prepared for other weights, so it is not published.")
+        return
+    tensors = _check_metadata(source / ARTEFACT_FILES[1])
+    if private.within([*strings(header["values"]), *tensors]):
+        raise OneshuiError(
+            f"The public half of {source} names a person, a photo or a folder, so nothing was sent; "
+            "this is a fault of the method. Remove the artefact to publish the rest."
+        )
+    public = {
+        "format": header["format"],
+        "method": header["method"],
+        "weights": header["weights"],
+        "versions": public_versions(header.get("versions", {})),
+        "options": public_method_options(source.name, header["options"], reporter),
+        "values": header["values"],
+        "report": numbers(header.get("report", {}), private),
+    }
+    target = folder / METHODS_FOLDER / source.name
+    write_json(target / ARTEFACT_FILES[0], public)
+    shutil.copyfile(source / ARTEFACT_FILES[1], target / ARTEFACT_FILES[1])
+
+
+def _write_card(folder: Path, record: Record, repo_id: str) -> None:
+    """Write the card, from what is published and nothing else."""
+    from ..card import model_card
+
+    metrics = read_json(folder / METRICS) if (folder / METRICS).exists() else {}
+    prepared = [file.parent.name for file in folder.glob(f"{METHODS_FOLDER}/*/{ARTEFACT_FILES[0]}")]
+    card = model_card(record, read_json(folder / CONFIG), metrics, repo_id, prepared)
+    write_bytes(folder / CARD, card.encode())
+
+
+def _repository(api: Any, options: PushOptions, reporter: Reporter) -> str:
+    """Make the repository, or take the one that is there, and return its full name.
+
+    The visibility is asked for after it was set: what counts is what the Hub did, before a byte of the run is sent.
+    """
+    repo_id: str = api.create_repo(options.repo_id, private=options.private, exist_ok=True).repo_id
+    private = api.repo_info(repo_id).private
+    if options.private and not private:
+        raise UsageError(f"{repo_id} is public, so nothing was sent; name another, or publish there with --public.")
+    if private and not options.private:
+        reporter.note(f"{repo_id} was there already and stays private.")
+    if options.revision and not options.revision.startswith("refs/"):
+        api.create_branch(repo_id, branch=options.revision, exist_ok=True)
+    return repo_id
+
+
+def _ours(file: str) -> bool:
+    """Whether a file in a repository is of a kind that a push writes."""
+    return any(fnmatch(file, pattern) and file.count("/") == pattern.count("/") for pattern in PATTERNS)

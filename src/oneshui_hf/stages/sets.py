@@ -1,0 +1,48 @@
+"""The data of an existing run: read again from where training read it, and checked to be the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from accelerate import Accelerator
+
+from ..data.load import load_faces
+from ..data.pixels import FaceSet, face_sets
+from ..data.preprocess import Preprocess
+from ..data.schema import Faces
+from ..data.split import Split, load_split
+from ..errors import OneshuiError
+from ..reporting import SILENT, Reporter
+from ..runs import SPLIT, Run
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A run's data set, split and sets (train, retain, forget, val, test, support, reserved)."""
+
+    faces: Faces
+    split: Split
+    sets: dict[str, FaceSet]
+
+
+def open_data(run: Run, accelerator: Accelerator, data_dir: str | None = None, reporter: Reporter = SILENT) -> RunData:
+    """Read the data that a run was trained on.
+
+    Args:
+        run: Any run; unlearned ones carry the options of their original.
+        accelerator: One process builds caches before the others read them.
+        data_dir: Where the data lies now, where it has moved.
+        reporter: For progress.
+
+    Raises:
+        OneshuiError: The data or the split is missing, or the data has changed since.
+    """
+    recipe = run.require_split().record.options
+    with accelerator.main_process_first():
+        columns = tuple(recipe["label_columns"].split(",")) if recipe.get("label_columns") else ()
+        faces = load_faces(recipe["dataset"], data_dir or recipe.get("data_dir"), columns)
+        if faces.fingerprint != run.record.dataset["fingerprint"]:
+            raise OneshuiError(f"The data of {run.path} has changed since it was trained: train again, or restore the data.")
+        split = load_split(run.path / SPLIT)
+        sets = face_sets(faces, split.sets(faces), Preprocess.load(run.path), reporter)
+    return RunData(faces, split, sets)

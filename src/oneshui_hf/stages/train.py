@@ -1,0 +1,263 @@
+"""Training: the original model on all training people, and the oracle on those who stay.
+
+    oneshui train --dataset celeba --data-dir DIR --forget 5
+    oneshui retrain --run RUN
+    accelerate launch -m oneshui_hf train ...
+
+Both are one recipe: the oracle starts from the same pretrained backbone and the same drawn head, sees the same split without the
+people to forget, and draws its own order of photos. Never does it start from the original model's weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from ..data.augment import augment
+from ..data.load import load_faces
+from ..data.pixels import FaceSet, face_sets
+from ..data.preprocess import Preprocess
+from ..data.split import Split, load_split, make_split
+from ..data.split import summary as split_summary
+from ..errors import UsageError
+from ..metrics.summary import score
+from ..models.load import new_model, save_model
+from ..models.outputs import losses, predict
+from ..randomness import generator, seeded
+from ..reporting import SILENT, Reporter
+from ..runs import RECORD, RUNS, SPLIT, Kind, Record, Run, claim, hash_weights, new_folder, write_record
+from . import checkpoint
+from .options import DEFAULT_MODEL, RetrainOptions, TrainOptions
+from .processes import make_accelerator, on_main
+
+
+def train(options: TrainOptions, accelerator: Accelerator | None = None, reporter: Reporter = SILENT) -> Run:
+    """Train the original model on all training people.
+
+    Raises:
+        UsageError: An option is wrong or the output folder is in the way.
+        OneshuiError: The data cannot be used.
+    """
+    name = Path(options.dataset).name
+    path = Path(options.output_dir or RUNS / f"{name}-seed{options.seed}")
+    options = _continue(path, "original", options) if options.resume else options
+    claim(path, overwrite=options.overwrite or options.resume)
+    return _train(path, "original", options, options.seed, None, accelerator, reporter)
+
+
+def retrain(original: Run, options: RetrainOptions, accelerator: Accelerator | None = None, reporter: Reporter = SILENT) -> Run:
+    """Train the oracle: the original's recipe and split, on the people who stay.
+
+    Raises:
+        UsageError: The run is no finished original model, or the output folder is in the way.
+    """
+    if original.require_complete().require_split().record.kind != "original":
+        raise UsageError(f"{original.path} is an {original.record.kind} model; --run takes the original model.")
+    path = Path(options.output_dir or f"{original.path}-oracle")
+    claim(path, overwrite=options.overwrite or options.resume)
+    recipe = TrainOptions(**original.record.options)
+    recipe = dataclasses.replace(recipe, resume=options.resume, overwrite=options.overwrite, output_dir=str(path))
+    seed = recipe.seed if options.seed is None else options.seed
+    if options.resume and (path / RECORD).exists():
+        seed = Run.open(path).record.seed
+    return _train(path, "oracle", recipe, seed, original, accelerator, reporter)
+
+
+def _continue(path: Path, kind: Kind, options: TrainOptions) -> TrainOptions:
+    """Return the interrupted run's own options; one that was given anew and differs is an error."""
+    record = Run.open(path).record
+    if record.kind != kind:
+        raise UsageError(f"{path} is an {record.kind} model's run, not an {kind} model's; name another --output-dir.")
+    stored = TrainOptions(**record.options)
+    for field in dataclasses.fields(TrainOptions):
+        given, kept = getattr(options, field.name), getattr(stored, field.name)
+        if field.name not in ("resume", "overwrite", "output_dir") and given != field.default and given != kept:
+            flag = field.name.replace("_", "-")
+            raise UsageError(f"--{flag} {given} differs from the {kept} of the interrupted run; --resume keeps its options.")
+    return dataclasses.replace(stored, resume=True, output_dir=str(path))
+
+
+def _train(
+    path: Path,
+    kind: Kind,
+    options: TrainOptions,
+    seed: int,
+    original: Run | None,
+    accelerator: Accelerator | None,
+    reporter: Reporter,
+) -> Run:
+    accelerator = accelerator or make_accelerator(options.bf16)
+    with accelerator.main_process_first():  # one process builds the caches, the others read them
+        columns = tuple(options.label_columns.split(",")) if options.label_columns else ()
+        faces = load_faces(options.dataset, options.data_dir, columns)
+        name = options.model or ("tiny" if faces.name == "synthetic" else DEFAULT_MODEL)
+        model, preprocess = new_model(name, faces.task, options.image_size, options.seed)
+        split = _split(faces, options, original)
+        rows = split.sets(faces)
+        sets = face_sets(faces, rows, preprocess, reporter)
+    for note in faces.notes:
+        reporter.warn(note)
+    reporter.say(f"{len(faces)} photos of {len(faces.people)} people; {len(split.forget)} will ask to be forgotten.")
+
+    # The stored options make the run again: the model's name and the paths are resolved, what only concerns this call is not kept.
+    stored = dataclasses.replace(options, model=name, image_size=preprocess.size, resume=False, overwrite=False, output_dir=None)
+    record = Record(
+        kind=kind,
+        seed=seed,
+        options=dataclasses.asdict(_absolute(stored)),
+        dataset=faces.describe(),
+        state="training",
+        parent={"run": str(original.path.resolve()), "weights": original.weights} if original else None,
+        report={"split": split_summary(split, rows)},
+    )
+    if not options.resume:
+        on_main(accelerator, lambda: _start(path, split, record))
+    chosen = sets["retain" if kind == "oracle" else "train"]
+    outcome = fit(model, chosen, sets["val"], faces.task, options, seed, path, accelerator, reporter)
+    record.report |= outcome
+    on_main(accelerator, lambda: _finish(path, model, preprocess, record))
+    return Run.open(path)
+
+
+def _split(faces: Any, options: TrainOptions, original: Run | None) -> Split:
+    if original is not None:
+        return load_split(original.path / SPLIT)
+    if options.split is not None:
+        return load_split(Path(options.split))
+    return make_split(faces, options.seed, options.forget, options.reserve_supports)
+
+
+def _absolute(options: TrainOptions) -> TrainOptions:
+    """Resolve paths, so that later stages find the data from any folder."""
+
+    def resolve(value: str | None) -> str | None:
+        return str(Path(value).expanduser().resolve()) if value and Path(value).expanduser().exists() else value
+
+    return dataclasses.replace(
+        options,
+        dataset=resolve(options.dataset) if "/" in options.dataset or Path(options.dataset).is_dir() else options.dataset,
+        data_dir=resolve(options.data_dir),
+        model=resolve(options.model),
+        split=resolve(options.split),
+    )
+
+
+def _start(path: Path, split: Split, record: Record) -> None:
+    with new_folder(path, replace=True) as scratch:
+        split.save(scratch / SPLIT)
+        write_record(scratch, record)
+
+
+def _finish(path: Path, model: torch.nn.Module, preprocess: Preprocess, record: Record) -> None:
+    with new_folder(path / ".model") as scratch:
+        save_model(model, preprocess, scratch)
+    for file in (path / ".model").iterdir():
+        file.replace(path / file.name)
+    (path / ".model").rmdir()
+    record.weights, record.state = hash_weights(path), "complete"
+    write_record(path, record)
+    for leftover in path.glob("checkpoint-*"):
+        shutil.rmtree(leftover)
+
+
+def fit(
+    model: torch.nn.Module,
+    faces: FaceSet,
+    val: FaceSet,
+    task: Any,
+    options: TrainOptions,
+    seed: int,
+    path: Path,
+    accelerator: Accelerator,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """Train `model` in place, checkpointing to `path` after each epoch; return what became of it."""
+    step_size = options.batch_size * accelerator.num_processes
+    steps = math.ceil(len(faces) / step_size)
+    optimizer = _optimizer(model, options)
+    progress: dict[str, Any] = {"best_epoch": None, "best_score": None, "history": []}
+    best: checkpoint.Weights | None = None
+    first = 0
+    if options.resume and (folder := checkpoint.latest(path)):
+        weights, best, state, progress = checkpoint.load(folder)
+        model.load_state_dict(weights)
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        first = progress.pop("epoch")
+        reporter.say(f"Going on after epoch {first}.")
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+
+    for epoch in range(first, options.epochs):
+        wrapped.train()
+        order = torch.randperm(len(faces), generator=generator(seed, "order", epoch))
+        draws = generator(seed, "augment", epoch, accelerator.process_index)
+        total = torch.zeros((), device=accelerator.device)
+        with seeded(seed, "dropout", epoch, accelerator.process_index):
+            for step in reporter.track(range(steps), f"Epoch {epoch + 1}/{options.epochs}"):
+                _set_rate(optimizer, options, epoch * steps + step, steps)
+                positions = order[step * step_size : (step + 1) * step_size]
+                mine, share = _my_part(positions, accelerator)
+                pixels = augment(faces.raw(mine).to(accelerator.device), options.augment, draws)
+                with accelerator.autocast():
+                    logits = wrapped(pixel_values=faces.preprocess(pixels)).logits
+                each = losses(logits.float(), faces.labels[mine].to(accelerator.device), task.kind)
+                loss = each.sum() / share
+                optimizer.zero_grad()
+                accelerator.backward(loss)
+                optimizer.step()
+                total += each.detach().sum()
+        value = score(predict(model, val, accelerator), val.labels, task)
+        mean = accelerator.reduce(total, reduction="sum").item() / len(faces)
+        progress["history"].append({"epoch": epoch + 1, "train_loss": mean, f"val_{task.score_name}": value})
+        reporter.say(f"Epoch {epoch + 1}: loss {mean:.4f}, val {task.score_name} {value:.1f}")
+        if options.keep == "best" and (progress["best_score"] is None or value > progress["best_score"]):
+            progress |= {"best_score": value, "best_epoch": epoch + 1}
+            best = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+        kept = best
+        on_main(
+            accelerator,
+            lambda: checkpoint.save(path, epoch + 1, model.state_dict(), kept, optimizer.state_dict(), progress),  # noqa: B023
+        )
+    if best is not None:
+        model.load_state_dict(best)
+    return progress | {"epochs": options.epochs}
+
+
+def _optimizer(model: torch.nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
+    if options.optimizer == "sgd":
+        return torch.optim.SGD(
+            model.parameters(),
+            lr=options.lr,
+            momentum=options.momentum,
+            weight_decay=options.weight_decay,
+            foreach=True,
+        )
+    return torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=options.weight_decay, foreach=True)
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, options: TrainOptions, step: int, steps_per_epoch: int) -> None:
+    """Set the learning rate: linear warm-up, then a cosine to zero. A function of the step alone, so resuming needs no state."""
+    warmup, total = options.warmup_epochs * steps_per_epoch, options.epochs * steps_per_epoch
+    if step < warmup:
+        rate = options.lr * (step + 1) / (warmup + 1)
+    else:
+        rate = options.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, total - warmup)))
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def _my_part(positions: torch.Tensor, accelerator: Accelerator) -> tuple[torch.Tensor, float]:
+    """Return this process's photos of a step, and by what to divide their summed loss.
+
+    DDP averages gradients over processes, so each divides by (photos of the step / processes): the average is the mean over all
+    photos, whatever their number. A last step with fewer photos than processes repeats some, and counts them.
+    """
+    world = accelerator.num_processes
+    if len(positions) < world:
+        positions = positions.repeat(math.ceil(world / len(positions)))[:world]
+    return positions[accelerator.process_index :: world], len(positions) / world

@@ -1,0 +1,168 @@
+"""Unlearning: model, artefact and photos in, new model out. No training data in sight.
+
+oneshui unlearn --method metaunlearn --image face.jpg
+oneshui unlearn --method metaunlearn --from-split --run RUN
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from ..data.images import decode, to_pixels
+from ..data.preprocess import Preprocess
+from ..data.schema import Task
+from ..errors import UsageError, did_you_mean
+from ..methods.artefact import Artefact
+from ..methods.contract import Context, DataAccess, Method
+from ..methods.requests import Request
+from ..models.load import load_model, save_model
+from ..models.outputs import guess
+from ..plugins import METHODS, Plugins
+from ..reporting import SILENT, Reporter
+from ..runs import SPLIT, Record, Run, claim, hash_weights, new_folder, write_bytes, write_record
+from .options import UnlearnOptions
+from .processes import make_accelerator, on_main
+
+if TYPE_CHECKING:
+    from .sets import RunData
+
+
+def unlearn(
+    run: Run,
+    options: UnlearnOptions,
+    method_options: Mapping[str, Any] | None = None,
+    accelerator: Accelerator | None = None,
+    reporter: Reporter = SILENT,
+) -> Run:
+    """Forget the people on the photos and write the new model as a run of its own.
+
+    Raises:
+        UsageError: Method, option, identity or label is unknown; no photo was given; the output folder is in the way.
+        OneshuiError: A photo cannot be read, or the artefact is for another model.
+    """
+    name = options.method
+    method_class: type[Method[Any]] = Plugins(METHODS).load(name)
+    if bool(options.images) == options.from_split:
+        raise UsageError("Hand in the photo with --image FILE, or take the split's own request with --from-split.")
+    if options.images and not method_class.needs.one_shot:
+        reads = ", ".join(sorted(method_class.needs.apply - {"support"}))
+        raise UsageError(f"Method '{name}' reads {reads} at request time, so one photo is not enough; run it with --from-split.")
+    path = Path(options.output_dir or f"{run.require_complete().path}-{name}")
+    claim(path, overwrite=options.overwrite)
+
+    started = time.perf_counter()
+    weights = run.weights
+    artefact = _artefact(run, method_class, name, weights, options.force)
+    resolved = method_class.apply_options(name, artefact.options if artefact else {}, method_options or {})
+    accelerator = accelerator or make_accelerator()
+    model, preprocess, task = load_model(run.path, accelerator.device)
+    granted: dict[str, Any] = {}
+    if options.from_split:
+        from .sets import open_data  # request time reads no data set, unless this run's own split is asked for
+
+        data = open_data(run, accelerator, options.data_dir, reporter)
+        granted = data.sets | {"support": _split_request(data, accelerator)}
+    else:
+        granted["support"] = photo_request(options, model, preprocess, task, accelerator)
+    request: Request = granted["support"]
+
+    context = Context(task, options.seed, accelerator, reporter, request_size=len(request))
+    applying = time.perf_counter()
+    unlearned = method_class().apply(model, DataAccess(granted, method_class.needs.apply), artefact, resolved, context)
+    applied = time.perf_counter() - applying
+
+    record = Record(
+        kind="unlearned",
+        seed=options.seed,
+        options=run.record.options,  # of the training, so that the data is found; this request's own are in the report
+        dataset=run.record.dataset,
+        parent={"run": str(run.path.resolve()), "weights": weights},
+        report={
+            "method": name,
+            "method_from": Plugins(METHODS).origin(name),
+            "method_options": dataclasses.asdict(resolved),
+            "photos": len(request),
+            "people": len(set(request.people)) if None not in request.people else len(request),
+            "labels": "given" if request.labels_given else "guessed by the model",
+            "reads": sorted(method_class.needs.apply),
+            "source": "split" if options.from_split else "photos handed in",
+            "split": run.record.report.get("split"),
+            "forced": options.force,
+            "seconds": round(applied, 3),
+            "seconds_in_all": round(time.perf_counter() - started, 3),
+            **context.report,
+        },
+    )
+    on_main(accelerator, lambda: _write(path, run, unlearned, preprocess, record, options.overwrite))
+    return Run.open(path)
+
+
+def _artefact(run: Run, method_class: type[Method[Any]], name: str, weights: str, force: bool) -> Artefact | None:
+    if method_class.prepares == "never" or (method_class.prepares == "optional" and not run.artefact(name).exists()):
+        return None
+    return Artefact.load(run.artefact(name), name, weights, force=force)
+
+
+def photo_request(options: UnlearnOptions, model: torch.nn.Module, preprocess: Preprocess, task: Task, accelerator: Accelerator) -> Request:
+    """Read the photos handed in."""
+    photos = len(options.images)
+    pixels = np.stack([to_pixels(decode(image), preprocess.size) for image in options.images])
+    ready = preprocess(torch.from_numpy(pixels).to(accelerator.device))
+    people = _each(options.identity, photos, "--identity") or (None,) * photos
+    given = _each(options.labels, photos, "--labels")
+    if given:
+        labels = torch.stack([parse_labels(text, task) for text in given]).to(accelerator.device)
+    else:
+        with torch.inference_mode():
+            labels = guess(model(pixel_values=ready).logits, task.kind)
+        labels = labels.clone()  # an inference tensor could not be saved for a gradient
+    return Request(ready, people, labels, bool(given))
+
+
+def _each(values: Sequence[str], photos: int, flag: str) -> tuple[str, ...]:
+    if len(values) not in (0, 1, photos):
+        raise UsageError(f"{flag} is given {len(values)} times for {photos} photos; give it once, or once a photo.")
+    return tuple(values) * photos if len(values) == 1 else tuple(values)
+
+
+def parse_labels(text: str, task: Task) -> torch.Tensor:
+    """Read 'Smiling,Young' (all others do not hold) or a class name.
+
+    Raises:
+        UsageError: A label is unknown.
+    """
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    for word in words:
+        if word not in task.label_names:
+            raise UsageError(f"The model has no label '{word}'.{did_you_mean(word, task.label_names)}")
+    if task.kind == "multi_label":
+        return torch.tensor([float(name in words) for name in task.label_names])
+    if len(words) != 1:
+        raise UsageError(f"This model gives each photo one class, so --labels takes one, not '{text}'.")
+    return torch.tensor(task.label_names.index(words[0]))
+
+
+def _split_request(data: RunData, accelerator: Accelerator) -> Request:
+    """Return the split's own request: the support images, with identities and labels as the data set has them."""
+    support = data.sets["support"]
+    pixels, labels = support.batch(torch.arange(len(support)), accelerator.device)
+    people = tuple(support.people[number] for number in support.identities.tolist())
+    return Request(pixels, people, labels, labels_given=True)
+
+
+def _write(path: Path, run: Run, model: torch.nn.Module, preprocess: Preprocess, record: Record, overwrite: bool) -> None:
+    with new_folder(path, replace=overwrite) as scratch:
+        save_model(model, preprocess, scratch)
+        record.weights = hash_weights(scratch)
+        split = run.path / SPLIT
+        if split.exists():
+            write_bytes(scratch / SPLIT, split.read_bytes())
+        write_record(scratch, record)

@@ -1,0 +1,90 @@
+"""Shared fixtures: caches in a folder of the session, generated data sets in the layouts that people have on disk."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+# Before anything imports datasets or transformers, which read these at import.
+_HOME = tempfile.TemporaryDirectory(prefix="oneshui-tests-")
+os.environ["HF_HOME"] = _HOME.name
+os.environ["HF_DATASETS_CACHE"] = str(Path(_HOME.name) / "datasets")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.pop("ONESHUI_PLUGINS", None)
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from PIL import Image  # noqa: E402
+
+LABELS = ("Glasses", "Hat", "Smiling")
+
+
+def portrait(person: int, photo: int, size: tuple[int, int] = (32, 32)) -> Image.Image:
+    """A gradient in the person's colours under the photo's noise."""
+    width, height = size
+    person_draws, draws = np.random.default_rng(person), np.random.default_rng([person, photo])
+    left, right = person_draws.uniform(0, 255, (2, 3))
+    ramp = np.linspace(0, 1, width)[None, :, None]
+    pixels = (1 - ramp) * left + ramp * right + draws.normal(0, 12, (height, width, 3))
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def bits(person: int, photo: int, count: int) -> list[int]:
+    return np.random.default_rng([person, photo, 1]).integers(0, 2, count).tolist()
+
+
+@pytest.fixture
+def assets() -> Path:
+    """Real faces and annotations, where a machine has them."""
+    if "ONESHUI_TEST_ASSETS" not in os.environ:
+        pytest.skip("ONESHUI_TEST_ASSETS is not set: real faces are not there")
+    return Path(os.environ["ONESHUI_TEST_ASSETS"])
+
+
+@pytest.fixture
+def photo_folder(tmp_path: Path) -> Callable[..., Path]:
+    """A factory of folders with `metadata.csv`: people p00, p01, ..., photos p00/0.png, ..., three binary labels.
+
+    The first photos of the first person have the labels 0,0,0 and 1,1,1, so that no label is constant.
+    """
+
+    def make(people: int = 4, photos: int = 3, name: str = "photos") -> Path:
+        folder = tmp_path / name
+        lines = [",".join(("file_name", "identity", *LABELS))]
+        for person in range(people):
+            (folder / f"p{person:02d}").mkdir(parents=True)
+            for photo in range(photos):
+                file = f"p{person:02d}/{photo}.png"
+                portrait(person, photo).save(folder / file)
+                row = [photo] * 3 if person == 0 and photo < 2 else bits(person, photo, 3)
+                lines.append(f"{file},p{person:02d},{','.join(map(str, row))}")
+        (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def celeba_folder(tmp_path: Path) -> Callable[..., Path]:
+    """A factory of folders in CelebA's layout: padded text, CRLF, 40 attributes, identities from 101 on, no identity header."""
+    from oneshui_hf.data.builders.celeba import ATTRIBUTE_NAMES
+
+    def make(people: int = 3, photos: int = 3, name: str = "celeba") -> Path:
+        folder = tmp_path / name
+        (folder / "img_align_celeba").mkdir(parents=True)
+        attributes, identities = [], []
+        for number in range(people * photos):
+            person, photo = divmod(number, photos)
+            file = f"{number + 1:06d}.jpg"
+            portrait(person, photo, (22, 27)).save(folder / "img_align_celeba" / file)
+            values = (2 * bit - 1 for bit in bits(person, photo, len(ATTRIBUTE_NAMES)))
+            attributes.append(f"{file} " + " ".join(f"{value:2d}" for value in values))
+            identities.append(f"{file} {101 + person}")
+        header = [str(people * photos), " ".join(ATTRIBUTE_NAMES) + " "]
+        (folder / "list_attr_celeba.txt").write_bytes("".join(f"{row}\r\n" for row in header + attributes).encode())
+        (folder / "identity_CelebA.txt").write_bytes("".join(f"{row}\r\n" for row in identities).encode())
+        return folder
+
+    return make

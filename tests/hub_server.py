@@ -1,0 +1,305 @@
+"""A Hub on the loopback interface, in memory, for the real client: enough of it to push a model and to pull it again.
+
+It keeps every byte that it was sent. `HF_ENDPOINT` is read when the client is imported, so use it from a process of its
+own, with `HF_HUB_DISABLE_XET=1`. It shows that our calls are right, not that huggingface.co would take them.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+TOKENS = {"hf_owner": "owner", "hf_stranger": "stranger"}
+EMPTY = {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"}
+
+
+@dataclass
+class Repo:
+    """A repository: branches, and all commits with their files."""
+
+    private: bool
+    branches: dict[str, str] = field(default_factory=dict)
+    commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
+
+    def commit(self, branch: str, files: dict[str, bytes]) -> str:
+        oid = hashlib.sha1(f"{len(self.commits)}{sorted(files)}".encode()).hexdigest()
+        self.commits[oid] = files
+        self.branches[branch] = oid
+        return oid
+
+    def resolve(self, revision: str) -> str | None:
+        return self.branches.get(revision) or (revision if revision in self.commits else None)
+
+
+@dataclass
+class Request:
+    """A request as it came."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+    def parts(self) -> Iterator[bytes]:
+        """Yield all that it carries, as it came and with base64 undone."""
+        yield f"{self.method} {unquote(self.path)} {self.headers}".encode()
+        yield self.body
+        for line in self.body.splitlines() if b'"' in self.body else ():
+            try:
+                yield from _decoded(json.loads(line))
+            except ValueError:
+                continue
+
+
+def _decoded(value: Any) -> Iterator[bytes]:
+    """Yield all text of a JSON value without its escapes, and the contents of those texts that are base64."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield key.encode()
+            yield from _decoded(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _decoded(item)
+    elif isinstance(value, str):
+        yield value.encode()
+        try:
+            yield base64.b64decode(value, validate=True)
+        except ValueError:
+            return
+
+
+class Answer(Exception):  # noqa: N818 - an answer that ends the handling of a request
+    """A refusal."""
+
+    def __init__(self, status: int, code: str = "", message: str = "") -> None:
+        super().__init__(status, code, message)
+        self.status, self.code, self.message = status, code, message
+
+
+class Hub:
+    """The server. `with Hub() as hub:` runs it; `hub.url` is its address."""
+
+    def __init__(self) -> None:
+        self.repos: dict[str, Repo] = {}
+        self.large: dict[str, bytes] = {}
+        self.requests: list[Request] = []
+        self.lock = threading.Lock()
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (_Handler,), {"hub": self}))
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def __enter__(self) -> Hub:
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+    def sent(self) -> bytes:
+        """Return all that clients have sent, as it came and decoded."""
+        return b"\n".join(part for request in list(self.requests) for part in request.parts())
+
+    def files(self, repo_id: str, revision: str = "main") -> dict[str, bytes]:
+        """Return the files of a repository."""
+        repo = self.repos[repo_id]
+        return repo.commits[repo.resolve(revision) or ""]
+
+    def add(self, repo_id: str, files: dict[str, bytes], *, private: bool = True) -> None:
+        """Put files into a repository, making it where it is new."""
+        repo = self.repos.setdefault(repo_id, Repo(private))
+        before = self.files(repo_id) if "main" in repo.branches else EMPTY
+        repo.commit("main", before | files)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: Hub
+
+    def _serve(self) -> None:
+        body = self._body()
+        with self.hub.lock:
+            self.hub.requests.append(Request(self.command, self.path, dict(self.headers), body))
+            try:
+                status, headers, answer = self._answer(urlsplit(self.path), body)
+            except Answer as refusal:
+                headers = {"X-Error-Code": refusal.code, "X-Error-Message": refusal.message}
+                status, answer = refusal.status, json.dumps({"error": refusal.message or refusal.code}).encode()
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(answer)), **{k: v for k, v in headers.items() if v}}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(answer)
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _serve  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        chunks = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(chunks)
+
+    def _user(self) -> str | None:
+        token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+        if token and token not in TOKENS:
+            raise Answer(401, message="Invalid credentials in Authorization header")
+        return TOKENS.get(token)
+
+    def _repo(self, repo_id: str, *, write: bool = False) -> Repo:
+        """Return a repository that the caller may see; one that is private looks to others as if it were not there."""
+        user, repo = self._user(), self.hub.repos.get(repo_id)
+        owner = repo_id.split("/")[0]
+        if repo is None or (repo.private and user != owner):
+            raise Answer(404 if user else 401, "RepoNotFound", "Repository not found")
+        if write and user != owner:
+            raise Answer(403, message="You may not write here")
+        return repo
+
+    def _answer(self, url: Any, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        words = [unquote(word) for word in url.path.strip("/").split("/")]
+        match (self.command, words):
+            case ("PUT", ["lfs", oid]):
+                if hashlib.sha256(body).hexdigest() != oid:
+                    raise Answer(400, message="Wrong content")
+                self.hub.large[oid] = body
+                return 200, {}, b""
+            case ("POST", ["lfs", "verify"]):
+                return 200, {}, b"{}"
+            case ("GET", ["api", "whoami-v2"]):
+                if (user := self._user()) is None:
+                    raise Answer(401)
+                return _json({"type": "user", "name": user, "orgs": [], "auth": {"accessToken": {"role": "write"}}})
+            case ("POST", ["api", "validate-yaml"]):
+                return _json({"errors": [], "warnings": []})
+            case ("POST", ["api", "repos", "create"]):
+                return self._create(json.loads(body))
+            case ("POST", [owner, name, "info", "lfs", "objects", "batch"]):
+                self._repo(f"{owner}/{name.removesuffix('.git')}", write=True)
+                return _json({"transfer": "basic", "objects": [self._place(o) for o in json.loads(body)["objects"]]})
+            case ("GET" | "HEAD", [owner, name, "resolve", revision, *path]):
+                return self._file(f"{owner}/{name}", revision, "/".join(path))
+            case (_, ["api", "models", owner, name, *rest]):
+                return self._model(f"{owner}/{name}", rest, url, body)
+        raise Answer(404, message=f"No such address: {self.path}")
+
+    def _create(self, wanted: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
+        user = self._user()
+        owner = wanted.get("organization") or user
+        if user is None:
+            raise Answer(401, message="Log in first")
+        if owner != user:
+            raise Answer(403, message=f"You may not write to {owner}")
+        repo_id = f"{owner}/{wanted['name']}"
+        url = {"url": f"{self.hub.url}/{repo_id}"}
+        if repo_id in self.hub.repos:
+            return _json(url, 409)
+        repo = self.hub.repos[repo_id] = Repo(wanted.get("visibility") == "private")
+        repo.commit("main", dict(EMPTY))
+        return _json(url)
+
+    def _place(self, large: dict[str, Any]) -> dict[str, Any]:
+        if large["oid"] in self.hub.large:
+            return large
+        upload = {"href": f"{self.hub.url}/lfs/{large['oid']}"}
+        return large | {"actions": {"upload": upload, "verify": {"href": f"{self.hub.url}/lfs/verify"}}}
+
+    def _model(self, repo_id: str, rest: list[str], url: Any, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        match (self.command, rest):
+            case ("GET", []):
+                return self._info(repo_id, "main")
+            case ("GET", ["revision", revision]):
+                return self._info(repo_id, revision)
+            case ("GET", ["tree", revision, *_]):
+                files = self._files(repo_id, revision)[1]
+                return _json([_entry(name, data) for name, data in sorted(files.items())])
+            case ("POST", ["preupload", revision]):
+                self._repo(repo_id, write=True)
+                self._files(repo_id, revision)
+                return _json({"files": [_mode(file) for file in json.loads(body)["files"]]})
+            case ("POST", ["branch", name]):
+                repo = self._repo(repo_id, write=True)
+                if name in repo.branches:
+                    return _json({}, 409)
+                start = json.loads(body or b"{}").get("startingPoint", "main")
+                repo.branches[name] = repo.resolve(start) or ""
+                return _json({})
+            case ("POST", ["commit", revision]):
+                return self._commit(repo_id, revision, body)
+        raise Answer(404, message=f"No such address: {url.path} {parse_qs(url.query)}")
+
+    def _files(self, repo_id: str, revision: str) -> tuple[str, dict[str, bytes]]:
+        repo = self._repo(repo_id)
+        if (oid := repo.resolve(revision)) is None:
+            raise Answer(404, "RevisionNotFound", "Invalid rev id")
+        return oid, repo.commits[oid]
+
+    def _info(self, repo_id: str, revision: str) -> tuple[int, dict[str, str], bytes]:
+        oid, files = self._files(repo_id, revision)
+        siblings = [{"rfilename": name} for name in sorted(files)]
+        private = self.hub.repos[repo_id].private
+        return _json({"id": repo_id, "sha": oid, "private": private, "tags": [], "siblings": siblings})
+
+    def _commit(self, repo_id: str, revision: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        repo, files = self._repo(repo_id, write=True), dict(self._files(repo_id, revision)[1])
+        for line in body.splitlines():
+            key, value = (operation := json.loads(line))["key"], operation["value"]
+            if key == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif key == "lfsFile":
+                files[value["path"]] = self.hub.large[value["oid"]]
+            elif key == "deletedFile":
+                del files[value["path"]]
+        oid = repo.commit(revision, files)
+        url = f"{self.hub.url}/{repo_id}/commit/{oid}"
+        return _json({"success": True, "commitOid": oid, "commitUrl": url, "hookOutput": "", "pullRequestUrl": None})
+
+    def _file(self, repo_id: str, revision: str, path: str) -> tuple[int, dict[str, str], bytes]:
+        oid, files = self._files(repo_id, revision)
+        if path not in files:
+            raise Answer(404, "EntryNotFound", "Entry not found")
+        data = files[path]
+        headers = {"X-Repo-Commit": oid, "ETag": f'"{_blob(path, data)}"', "Content-Type": "application/octet-stream"}
+        if _is_large(path):
+            headers |= {"X-Linked-Etag": headers["ETag"], "X-Linked-Size": str(len(data))}
+        return 200, headers, data
+
+
+def _json(value: Any, status: int = 200) -> tuple[int, dict[str, str], bytes]:
+    return status, {"Content-Type": "application/json"}, json.dumps(value).encode()
+
+
+def _is_large(path: str) -> bool:
+    return path.endswith(".safetensors")
+
+
+def _blob(path: str, data: bytes) -> str:
+    if _is_large(path):
+        return hashlib.sha256(data).hexdigest()
+    return hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()
+
+
+def _entry(path: str, data: bytes) -> dict[str, Any]:
+    entry: dict[str, Any] = {"type": "file", "path": path, "oid": _blob(path, data), "size": len(data)}
+    if _is_large(path):
+        entry["lfs"] = {"oid": entry["oid"], "size": len(data), "pointerSize": 130}
+    return entry
+
+
+def _mode(file: dict[str, Any]) -> dict[str, Any]:
+    mode = "lfs" if _is_large(file["path"]) else "regular"
+    return {"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": None}

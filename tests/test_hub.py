@@ -1,0 +1,366 @@
+"""Publication against a Hub on the loopback interface: what arrives, what never leaves, what is said when it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hub_server import Hub
+
+TOKEN = "quimby7319"  # stands in every name, path and text that must not leave
+PHOTO = b"\xff\xd8\xff" + random.Random(0).randbytes(900)
+FOLDER = f"/home/{TOKEN}/faces"
+LABELS = ("Smiling", "Young", "Glasses")
+GRADIENT_ASCENT, METAUNLEARN = "gradient-ascent", "metaunlearn"
+
+# HF_ENDPOINT is read when the client is imported, so it has a process of its own: a request a line, an answer a line.
+CLIENT = """
+import json, os, sys
+from oneshui_hf.errors import OneshuiError
+from oneshui_hf.reporting import Reporter
+from oneshui_hf.runs import Run
+from oneshui_hf.stages.options import PullOptions, PushOptions
+from oneshui_hf.stages.publish import pull, push
+
+class Heard(Reporter):
+    def __init__(self): self.warnings = []
+    def warn(self, message): self.warnings.append(message)
+
+print(json.dumps(sorted({"torch", "transformers", "huggingface_hub"} & set(sys.modules))), flush=True)
+from huggingface_hub import constants
+endpoint = constants.ENDPOINT
+for line in sys.stdin:
+    step = json.loads(line)
+    what, token, run = step.pop("what"), step.pop("token"), step.pop("run", None)
+    constants.HF_HUB_OFFLINE = step.pop("offline", False)
+    constants.ENDPOINT = step.pop("endpoint", endpoint)
+    os.environ.pop("HF_TOKEN", None)
+    if token:
+        os.environ["HF_TOKEN"] = token
+    heard = Heard()
+    try:
+        if what == "push":
+            answer = {"result": push(Run.open(run), PushOptions(**step), heard)}
+        else:
+            answer = {"result": str(pull(PullOptions(**step), heard).path)}
+    except OneshuiError as error:
+        answer = {"error": str(error)}
+    except Exception as error:
+        answer = {"crash": f"{type(error).__name__}: {error}"}
+    print(json.dumps(answer | {"warnings": heard.warnings}), flush=True)
+"""
+
+
+class Client:
+    """A machine with the Hub's client on it."""
+
+    def __init__(self, hub: Hub, home: Path) -> None:
+        private = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(home)}
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", CLIENT],
+            env=environment | private,
+            cwd=home,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.heavy = self._answer()
+
+    def _answer(self) -> Any:
+        assert self.process.stdout
+        return json.loads(self.process.stdout.readline())
+
+    def __call__(self, what: str, token: str | None = "hf_owner", **step: Any) -> dict[str, Any]:
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps({"what": what, "token": token, **step}, default=str) + "\n")
+        self.process.stdin.flush()
+        answer = self._answer()
+        assert "crash" not in answer, answer["crash"]
+        return answer
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[Hub]:
+    with Hub() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    machine = Client(hub, tmp_path_factory.mktemp("home"))
+    yield machine
+    assert machine.process.stdin
+    machine.process.stdin.close()
+    machine.process.wait()
+
+
+@pytest.fixture(scope="module")
+def make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Any]:
+    """Return a maker of runs as training leaves them, with split, metrics and artefacts."""
+    return lambda: build_run(tmp_path_factory.mktemp("runs") / "faces")
+
+
+def build_run(path: Path) -> Any:
+    from oneshui_hf.data.schema import Task
+    from oneshui_hf.data.split import Split
+    from oneshui_hf.models.load import new_model, save_model
+    from oneshui_hf.runs import METRICS, SPLIT, Record, Run, hash_weights, write_json, write_record
+    from oneshui_hf.stages.options import TrainOptions
+
+    path.mkdir()
+    model, preprocess = new_model("tiny", Task("multi_label", LABELS), 32, 0)
+    save_model(model, preprocess, path)
+    options = TrainOptions(dataset="synthetic", model="tiny", image_size=32, forget=2)
+    counts = {"images": {"train": 30, "retain": 20, "forget": 10}, "forget_identities": 2}
+    dataset = {"name": "synthetic", "fingerprint": "a" * 64, "task": "multi_label", "labels": list(LABELS)}
+    record = Record(
+        kind="original",
+        seed=3,
+        options=asdict(options),
+        dataset=dataset | {"images": 60, "identities": 9},
+        weights=hash_weights(path),
+        report={"split": counts, "epochs": 4, "best_epoch": 3, "history": [{"epoch": 1, "train_loss": 0.5}]},
+    )
+    write_record(path, record)
+    person, photo = f"person_{TOKEN}", f"{TOKEN}/0001.jpg"
+    Split(0, {"train": [person], "val": [], "test": []}, [person], {person: photo}, {}).save(path / SPLIT)
+    measured = {name: {"images": 10, "loss": 0.25, "map": 81.5} for name in ("retain", "forget", "val", "test")}
+    write_json(path / METRICS, measured | {"tow": 93.25, "gap_closure": None})
+    run = Run(path, record)
+    prepare_by_hand(run, model)
+    return run
+
+
+def prepare_by_hand(run: Any, model: Any) -> None:
+    """Write the artefacts that `prepare` would, with weights as they are drawn."""
+    from oneshui_hf.methods import Artefact, head_inputs
+    from oneshui_plugins.gradient_ascent import GradientAscentOptions
+    from oneshui_plugins.meta_loss import MetaLoss
+    from oneshui_plugins.metaunlearn import MetaUnlearnOptions
+
+    artefact = Artefact(values={"length": 1e-4}, options=asdict(GradientAscentOptions()))
+    artefact.save(run.artefact(GRADIENT_ASCENT), GRADIENT_ASCENT, run.weights, replace=False)
+    state = MetaLoss(len(LABELS) + head_inputs(model), len(LABELS), 2).state_dict()
+    table = state.pop("embedding.weight")
+    artefact = Artefact(
+        tensors=state | {"unknown": table[:1]},
+        values={"length": 1e-4},
+        private_tensors={"known": table[1:]},
+        private_values={"rows": {f"person_{TOKEN}": 1}},
+        options=asdict(MetaUnlearnOptions()),
+    )
+    artefact.save(run.artefact(METAUNLEARN), METAUNLEARN, run.weights, replace=False)
+
+
+def edit(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    value = json.loads(file.read_text())
+    change(value)
+    file.write_text(json.dumps(value))
+
+
+def face(path: Path) -> str:
+    from PIL import Image
+
+    Image.new("RGB", (48, 48), (200, 150, 120)).save(path)
+    return str(path)
+
+
+def test_a_run_travels_and_unlearns_where_there_is_no_data(hub: Hub, client: Client, make_run: Any, tmp_path: Path) -> None:
+    from oneshui_hf.runs import Run
+    from oneshui_hf.stages.options import UnlearnOptions
+    from oneshui_hf.stages.unlearn import unlearn
+
+    run = make_run()
+    pushed = client("push", run=run.path, repo_id="faces")
+    assert pushed["result"].startswith(f"{hub.url}/owner/faces/commit/") and not pushed["warnings"]
+    assert hub.repos["owner/faces"].private
+    sent = hub.files("owner/faces")
+    assert sent["model.safetensors"] == (run.path / "model.safetensors").read_bytes()
+    assert sorted(sent) == sorted(
+        [".gitattributes", "README.md", "config.json", "metrics.json", "model.safetensors", "oneshui.json"]
+        + ["preprocessor_config.json"]
+        + [f"methods/{m}/artefact.{end}" for m in (GRADIENT_ASCENT, METAUNLEARN) for end in ("json", "safetensors")]
+    )
+
+    pulled = client("pull", repo_id="owner/faces", output_dir=tmp_path / "there")
+    assert pulled["result"] == str(tmp_path / "there")
+    assert not (tmp_path / "there" / ".cache").exists()
+    there = Run.open(tmp_path / "there").require_complete()
+    assert there.weights == run.weights and there.record.options["lr"] == 1e-3
+    assert there.record.options["model"] == "tiny" and there.record.options["optimizer"] == "sgd"
+    assert there.record.report == run.record.report and there.record.dataset == run.record.dataset
+    for method in (GRADIENT_ASCENT, METAUNLEARN):
+        options = UnlearnOptions(method=method, images=(face(tmp_path / "face.png"),))
+        unlearned = unlearn(there, options)
+        assert unlearned.weights != there.weights
+        assert unlearned.record.parent and unlearned.record.parent["weights"] == run.weights
+
+    pushed = client("push", run=unlearned.path, repo_id="owner/forgotten")  # made from a published run, and published in turn
+    card = hub.files("owner/forgotten")["README.md"].decode()
+    assert pushed["result"] and "1 photo of 1 person" in card and "No method has been prepared" in card and "metaunlearn" in card
+
+
+def test_the_card_is_written_for_people_and_for_the_hub(hub: Hub, client: Client, make_run: Any) -> None:
+    client("push", run=make_run().path, repo_id="owner/card")
+    header, _, text = hub.files("owner/card")["README.md"].decode().removeprefix("---\n").partition("\n---\n")
+    data = yaml.safe_load(header)
+    assert data["pipeline_tag"] == "image-classification" and data["library_name"] == "transformers"
+    assert {"oneshui", "machine-unlearning", "original"} <= set(data["tags"])
+    [index] = data["model-index"]
+    assert index["name"] == "card"
+    found = {(r["dataset"].get("split"), m["type"]): m["value"] for r in index["results"] for m in r["metrics"]}
+    assert found["forget", "map"] == 81.5 and found["test", "loss"] == 0.25 and found[None, "tow"] == 93.25
+    assert "# card\n" in text and "No proof and no certificate" in text and 'model="owner/card"' in text
+    assert "Nobody has been forgotten here" in text and "gap closure |" not in text
+    assert "Prepared for these very weights, under `methods/`: gradient-ascent, metaunlearn." in text
+    assert "{{" not in text and "{%" not in text and "None" not in text.replace("top_k=None", "") and "\n\n\n" not in text
+
+
+def test_nothing_personal_leaves(hub: Hub, client: Client, make_run: Any) -> None:
+    run = make_run()
+    plant(run.path)
+    hub.requests.clear()
+    hub.large.clear()  # or the weights would be known from another test, and not be sent
+    told = client("push", run=run.path, repo_id="owner/canary", commit_message="first")
+    assert "result" in told and any("'teacher'" in warning for warning in told["warnings"])
+    sent = hub.sent()
+    assert (run.path / "model.safetensors").read_bytes() in sent and b'"best_epoch": 3' in sent  # it does look inside
+    assert b"a local checkpoint" in sent and b"a local folder" in sent
+    assert TOKEN.encode() not in sent and TOKEN.encode("utf-16-le") not in sent
+    assert PHOTO not in sent and PHOTO[100:200] not in sent
+    assert str(run.path).encode() not in sent
+    assert not [name for name in hub.files("owner/canary") if "private" in name or name.endswith((".jpg", ".bin"))]
+
+
+def plant(path: Path) -> None:
+    """Put the name, the path and the photo wherever a run can hold them."""
+    person, extra = f"person_{TOKEN}", {TOKEN: 1, "who": TOKEN, "each": {f"person_{TOKEN}": 0.5, "7319": TOKEN}}
+
+    def record(value: dict[str, Any]) -> None:
+        for name in ("data_dir", "dataset", "model", "split", "output_dir", "label_columns", "optimizer", TOKEN):
+            value["options"][name] = FOLDER
+        value["dataset"] |= {"name": TOKEN, "fingerprint": TOKEN, "labels": [TOKEN], "images": TOKEN, TOKEN: 1}
+        value["parent"] = {"run": FOLDER, "weights": TOKEN}
+        method = {"method": METAUNLEARN, "method_options": {"step": "raw", "teacher": FOLDER, person: TOKEN}}
+        value["report"] |= {person: 1, "who": TOKEN, "labels": TOKEN, "source": FOLDER, "method_from": TOKEN, **method}
+        value["report"]["history"] = [{"epoch": 1, "who": TOKEN, person: 2}]
+        value["versions"] |= {TOKEN: "1.0", "torch": TOKEN}
+
+    def artefact(value: dict[str, Any]) -> None:
+        value["report"] |= {person: 1, "calibration": [{"loss": 1.0, "who": TOKEN, person: 1}], "photo": FOLDER}
+        value["options"]["teacher"] = FOLDER
+        value["versions"] |= {TOKEN: "1", "torch": FOLDER}
+        value[TOKEN] = TOKEN
+
+    edit(path / "oneshui.json", record)
+    edit(path / "methods" / METAUNLEARN / "artefact.json", artefact)
+    edit(path / "config.json", lambda v: v.update({"_name_or_path": FOLDER, TOKEN: 1, "hidden_act_note": FOLDER}))
+    edit(path / "preprocessor_config.json", lambda v: v.update({TOKEN: 1, "image_mean": [0.5] * 3, "note": FOLDER}))
+    edit(path / "metrics.json", lambda v: v.update({TOKEN: 1, "compared_with": {"original": FOLDER}}))
+    edit(path / "metrics.json", lambda v: v["forget"].update({"each": {person: 0.1}, "loss_of": TOKEN}))
+    strays = (
+        "photo.jpg",
+        "README.md",
+        "pytorch_model.bin",
+        f"{TOKEN}.json",
+        ".gitattributes",
+        "predictions/forget.safetensors",
+    )
+    strays += ("checkpoint-1/model.safetensors", f"methods/{METAUNLEARN}/photo.jpg", f"methods/{TOKEN}/private.json")
+    strays += (f"methods/{METAUNLEARN}/private.safetensors",)
+    for name in strays:
+        (path / name).parent.mkdir(exist_ok=True)
+        (path / name).write_bytes(PHOTO + f"{extra}".encode())
+
+
+def test_an_artefact_or_weights_that_carry_a_name_are_refused(hub: Hub, client: Client, make_run: Any) -> None:
+    from safetensors.torch import load_file, save_file
+
+    run, before = make_run(), len(hub.requests)
+    file = run.path / "methods" / METAUNLEARN / "artefact.json"
+    edit(file, lambda v: v["values"].update({"rows": {f"person_{TOKEN}": 1}}))
+    assert "fault of the method" in client("push", run=run.path, repo_id="owner/refused")["error"]
+    edit(file, lambda v: v["values"].pop("rows"))
+    weights = run.path / "model.safetensors"
+    save_file(load_file(weights), weights, {"format": "pt", "photographed": TOKEN})
+    assert "photographed" in client("push", run=run.path, repo_id="owner/refused")["error"]
+    save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+    assert "not those of its" in client("push", run=run.path, repo_id="owner/refused")["error"]
+    assert len(hub.requests) == before
+
+
+def test_visibility_is_private_unless_told_otherwise(hub: Hub, client: Client, make_run: Any) -> None:
+    run = make_run().path
+    assert "result" in client("push", run=run, repo_id="owner/open", private=False)
+    assert not hub.repos["owner/open"].private
+    before = hub.repos["owner/open"].branches["main"]
+    assert "--public" in client("push", run=run, repo_id="owner/open")["error"]
+    assert hub.repos["owner/open"].branches["main"] == before
+    hub.add("owner/closed", {})
+    assert "result" in client("push", run=run, repo_id="owner/closed", private=False)
+    assert hub.repos["owner/closed"].private
+
+
+def test_a_push_replaces_an_earlier_one_and_keeps_what_is_not_its_own(hub: Hub, client: Client, make_run: Any, tmp_path: Path) -> None:
+    old = dict.fromkeys(("model-00001-of-00002.safetensors", "methods/old/artefact.json", "LICENSE", "docs/a.json"), b"old")
+    hub.add("owner/again", old)
+    client("push", run=make_run().path, repo_id="owner/again", revision="second")
+    assert not [name for name in hub.files("owner/again", "second") if name in list(old)[:2]]
+    assert {"LICENSE", "docs/a.json"} <= set(hub.files("owner/again", "second"))
+    assert set(hub.files("owner/again")) == {".gitattributes", *old}
+    assert "no run" in client("pull", repo_id="owner/again", output_dir=tmp_path / "main")["error"]
+    assert "result" in client("pull", repo_id="owner/again", output_dir=tmp_path / "second", revision="second")
+    assert "no revision 'third'" in client("pull", repo_id="owner/again", output_dir=tmp_path / "x", revision="third")["error"]
+
+
+def test_what_was_tampered_with_is_not_kept(hub: Hub, client: Client, make_run: Any, tmp_path: Path) -> None:
+    client("push", run=make_run().path, repo_id="owner/tampered")
+    weights = bytearray(hub.files("owner/tampered")["model.safetensors"])
+    weights[-1] ^= 1
+    hub.add("owner/tampered", {"model.safetensors": bytes(weights), "evil.bin": b"pickle", "code.py": b"code"})
+    assert "tampered" in client("pull", repo_id="owner/tampered", output_dir=tmp_path / "run")["error"]
+    assert list(tmp_path.iterdir()) == []
+    assert not [r for r in hub.requests if r.path.endswith(("evil.bin", "code.py"))]
+
+
+def test_each_failure_is_one_sentence(hub: Hub, client: Client, make_run: Any, tmp_path: Path) -> None:
+    assert client.heavy == []  # importing the stage is cheap
+    run, there = make_run().path, tmp_path / "there"
+    hub.add("owner/secret", {})
+
+    def error(what: str, **step: Any) -> str:
+        told: str = client(what, **{"repo_id": "owner/secret"} | step).get("error", "no error")
+        assert told.count("\n") == 0 and told.endswith((".", "`")), told
+        return told
+
+    assert "hf auth login" in error("push", run=run, token=None)
+    assert "does not let you" in error("push", run=run, token="hf_wrong")
+    assert "does not let you" in error("push", run=run, token="hf_stranger")
+    assert "USER/NAME" in error("push", run=run, repo_id="a/b/c")
+    assert "HF_HUB_OFFLINE" in error("push", run=run, offline=True)
+    assert "cannot be reached" in error("push", run=run, endpoint="http://127.0.0.1:9")
+    pull = {"output_dir": there}
+    assert "does not let you" in error("pull", token="hf_wrong", **pull)
+    assert "no repository" in error("pull", token="hf_stranger", **pull)
+    assert "no repository" in error("pull", token=None, **pull)
+    assert "no repository" in error("pull", repo_id="owner/nothing", **pull)
+    assert "USER/NAME" in error("pull", repo_id="a b", **pull)
+    assert "HF_HUB_OFFLINE" in error("pull", offline=True, **pull)
+    assert "cannot be reached" in error("pull", endpoint="http://127.0.0.1:9", **pull)
+    assert list(tmp_path.iterdir()) == []
+    there.mkdir()
+    (there / "mine.txt").write_text("mine")
+    assert "--output-dir" in error("pull", **pull)
+    edit(run / "oneshui.json", lambda v: v.update(state="training"))
+    assert "has not finished" in error("push", run=run)

@@ -1,0 +1,232 @@
+"""From whatever is handed in to pixels: what is refused and how, and that pixels equal those of the run's image processor."""
+
+from __future__ import annotations
+
+import io
+import struct
+import time
+import tracemalloc
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from oneshui_hf.data.images import ImageError, decode, to_pixels
+from oneshui_hf.data.preprocess import Preprocess
+
+ORIENTATION = 0x0112
+TURNS = {  # EXIF orientation: how the stored pixels differ from the upright ones (the inverse of what a reader must do)
+    1: lambda upright: upright,
+    2: lambda upright: upright.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+    3: lambda upright: upright.transpose(Image.Transpose.ROTATE_180),
+    4: lambda upright: upright.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+    5: lambda upright: upright.transpose(Image.Transpose.TRANSPOSE),
+    6: lambda upright: upright.transpose(Image.Transpose.ROTATE_90),
+    7: lambda upright: upright.transpose(Image.Transpose.TRANSVERSE),
+    8: lambda upright: upright.transpose(Image.Transpose.ROTATE_270),
+}
+
+
+def noise(width: int = 24, height: int = 20, channels: int = 3) -> np.ndarray:
+    shape = (height, width, channels) if channels > 1 else (height, width)
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def photo(width: int = 24, height: int = 20) -> Image.Image:
+    return Image.fromarray(noise(width, height))
+
+
+def encoded(image: Image.Image, kind: str, **settings: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **settings)
+    return buffer.getvalue()
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"There is no image at .*absent\.jpg\."):
+        decode(tmp_path / "absent.jpg")
+
+
+def test_a_folder_is_no_image(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="is a folder, not an image"):
+        decode(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture\n", b"<!DOCTYPE html><html></html>"])
+def test_a_text_file_is_no_image(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "notes.jpg"
+    file.write_bytes(content)
+    with pytest.raises(ImageError, match=r"notes\.jpg is not an image that can be read"):
+        decode(file)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_truncated_file_is_refused(kind: str) -> None:
+    whole = encoded(photo(64, 64), kind)
+    decode(whole)
+    with pytest.raises(ImageError, match="is damaged or truncated"):
+        decode(whole[: len(whole) // 2], "the portrait")
+
+
+def test_messages_use_the_name_that_the_caller_gives() -> None:
+    with pytest.raises(ImageError, match="^photo 7 of 'faces' is not an image"):
+        decode(b"text", "photo 7 of 'faces'")
+
+
+def test_one_pixel_is_refused() -> None:
+    with pytest.raises(ImageError, match="is 1x1 pixels; a portrait needs at least 16 a side"):
+        decode(Image.new("RGB", (1, 1)))
+
+
+def test_sixteen_pixels_a_side_are_enough() -> None:
+    assert decode(Image.new("RGB", (16, 16))).size == (16, 16)
+    with pytest.raises(ImageError, match="15x16"):
+        decode(Image.new("RGB", (15, 16)))
+
+
+def test_every_kind_of_source_gives_the_same_pixels(tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    photo().save(file)
+    for source in (file, str(file), file.read_bytes(), photo()):
+        assert np.array_equal(np.asarray(decode(source)), noise())
+
+
+def test_cmyk_jpeg_gives_rgb() -> None:
+    grey = Image.new("RGB", (20, 20), (200, 100, 50))
+    image = decode(encoded(grey.convert("CMYK"), "JPEG", quality=100))
+    assert image.mode == "RGB"
+    assert np.abs(np.asarray(image).astype(int) - (200, 100, 50)).max() <= 4
+
+
+@pytest.mark.parametrize("orientation", sorted(TURNS))
+def test_exif_orientation_is_applied(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    stored = TURNS[orientation](photo())
+    image = decode(encoded(stored, "PNG", exif=exif))
+    assert image.size == (24, 20)
+    assert np.array_equal(np.asarray(image), noise())
+
+
+def test_exif_orientation_of_a_jpeg_is_applied() -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    upright = np.asarray(decode(encoded(photo(), "JPEG", quality=95)))
+    turned = np.asarray(decode(encoded(TURNS[6](photo()), "JPEG", quality=95, exif=exif)))
+    assert turned.shape == upright.shape
+    assert np.abs(turned.astype(int) - upright).mean() < 12  # two lossy encodings of noise
+
+
+def test_a_palette_image_gives_its_colours() -> None:
+    palette = photo().quantize(8)
+    image = decode(encoded(palette, "PNG"))
+    assert image.mode == "RGB"
+    assert np.array_equal(np.asarray(image), np.asarray(palette.convert("RGB")))
+
+
+def test_alpha_is_dropped() -> None:
+    rgba = np.dstack([noise(), np.full((20, 24), 255, dtype=np.uint8)])
+    assert np.array_equal(np.asarray(decode(encoded(Image.fromarray(rgba), "PNG"))), noise())
+
+
+def test_grey_gives_three_equal_channels() -> None:
+    grey = noise(channels=1)
+    image = np.asarray(decode(encoded(Image.fromarray(grey), "PNG")))
+    assert np.array_equal(image, np.dstack([grey] * 3))
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
+    levels = np.linspace(0, 65535, 24 * 20).astype(np.uint16).reshape(20, 24)
+    image = np.asarray(decode(encoded(Image.fromarray(levels), "PNG")))
+    assert np.abs(image[..., 0].astype(int) - (levels >> 8)).max() <= 1
+    assert np.array_equal(image[..., 0], image[..., 2])
+
+
+def test_the_first_frame_of_an_animation_is_taken() -> None:
+    frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue")]
+    image = decode(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    assert set(map(tuple, np.asarray(image).reshape(-1, 3).tolist())) == {(255, 0, 0)}
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of some hundred bytes that declares width x height pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = zlib.compress(bytes(1000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("side", [10_001, 20_000])
+def test_a_decompression_bomb_is_refused_without_allocating(side: int) -> None:
+    decode(photo())  # imports are not what is measured
+    data, start = bomb(side, side), time.perf_counter()
+    tracemalloc.start()
+    try:
+        with pytest.raises(ImageError, match="over the limit of 100 megapixels"):
+            decode(data)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert time.perf_counter() - start < 1
+    assert peak < 5_000_000
+
+
+def test_a_photo_handed_in_is_left_as_it_is() -> None:
+    image = photo()
+    image.getexif()[ORIENTATION] = 6
+    assert decode(image).size == (20, 24)
+    assert image.size == (24, 20)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow tells what it skips
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"])
+def test_damaged_bytes_give_an_image_or_one_sentence(kind: str) -> None:
+    draws = np.random.default_rng(0)
+    whole = encoded(photo(), kind)
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for place in draws.integers(0, len(damaged), 4):
+            damaged[place] = draws.integers(0, 256)
+        try:
+            assert decode(bytes(damaged)).mode == "RGB"
+        except ImageError as error:
+            assert str(error).startswith("the image is")
+
+
+def test_to_pixels_is_channels_first_and_square() -> None:
+    pixels = to_pixels(photo(), 32)
+    assert pixels.shape == (3, 32, 32)
+    assert pixels.dtype == np.uint8
+    assert pixels.flags["C_CONTIGUOUS"]
+
+
+def test_to_pixels_keeps_an_image_of_that_size() -> None:
+    image = photo(32, 32)
+    assert np.array_equal(to_pixels(image, 32), np.asarray(image).transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("size", [(24, 20), (178, 218), (32, 32), (401, 77)])
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P"])
+def test_pixels_equal_the_image_processor_of_the_run(tmp_path: Path, size: tuple[int, int], mode: str) -> None:
+    from transformers import AutoImageProcessor
+
+    preprocess = Preprocess(32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25))
+    preprocess.save(tmp_path)
+    image = decode(encoded(photo(*size).convert(mode), "PNG"))
+    processor = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
+    theirs = processor(image, return_tensors="pt")["pixel_values"]
+    ours = preprocess(torch.from_numpy(to_pixels(image, 32)).unsqueeze(0))
+    assert ours.dtype == theirs.dtype == torch.float32
+    assert (ours - theirs).abs().max() < 1e-5
+
+
+def test_the_image_processor_is_read_back_as_it_was_saved(tmp_path: Path) -> None:
+    preprocess = Preprocess(40, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25))
+    preprocess.save(tmp_path)
+    assert Preprocess.load(tmp_path) == preprocess

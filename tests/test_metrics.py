@@ -1,0 +1,190 @@
+"""Metrics against scikit-learn, torchmetrics and closed forms, and the same through `evaluate`."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score
+
+from oneshui_hf.data.schema import Task
+from oneshui_hf.metrics.functional import accuracy, average_precision, gap_closure, mean_average_precision, tug_of_war
+from oneshui_hf.metrics.summary import score, summarise
+
+
+def draw(seed: int, count: int, labels: int, levels: int = 10**6, share: float = 0.3) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores on that many levels (few levels: many ties), and 0/1 labels."""
+    draws = torch.Generator().manual_seed(seed)
+    scores = torch.randint(0, levels, (count, labels), generator=draws) / levels
+    return scores, (torch.rand(count, labels, generator=draws) < share).float()
+
+
+def reference(scores: torch.Tensor, labels: torch.Tensor) -> list[float]:
+    """scikit-learn's value a label, NaN where a label has no positive."""
+    columns = zip(labels.T.numpy(), scores.T.numpy(), strict=True)
+    return [average_precision_score(y, s) if y.any() else math.nan for y, s in columns]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 80), st.integers(1, 6), st.sampled_from([1, 2, 5, 10**6]), st.floats(0, 1))
+def test_average_precision_is_that_of_scikit_learn(seed: int, count: int, labels: int, levels: int, share: float) -> None:
+    scores, truth = draw(seed, count, labels, levels, share)
+    ours = average_precision(scores, truth)
+    assert ours.dtype == torch.float64
+    np.testing.assert_allclose(ours.numpy(), reference(scores, truth), rtol=0, atol=1e-12)
+
+
+def test_logits_far_from_zero_are_told_apart() -> None:
+    scores = torch.tensor([[30.0], [31.0], [32.0], [-40.0]])  # equal, all of them, as float32 probabilities
+    assert average_precision(scores, torch.tensor([[0], [0], [1], [0]])).item() == 1
+
+
+def test_integer_labels_give_the_same_as_float() -> None:
+    scores, truth = draw(0, 50, 4)
+    assert torch.equal(average_precision(scores, truth), average_precision(scores, truth.to(torch.int8)))
+
+
+def test_double_scores_are_not_rounded() -> None:
+    scores = torch.tensor([[0.5], [0.5 + 1e-12]], dtype=torch.float64)
+    assert average_precision(scores, torch.tensor([[0], [1]])).item() == 1
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from([2, 5, 10**6]))
+def test_the_order_of_photos_changes_nothing(seed: int, levels: int) -> None:
+    scores, truth = draw(seed, 40, 3, levels)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(seed))
+    torch.testing.assert_close(
+        average_precision(scores[order], truth[order]),
+        average_precision(scores, truth),
+        rtol=0,
+        atol=1e-14,
+        equal_nan=True,
+    )
+
+
+def test_a_label_without_positive_is_left_out_and_counted() -> None:
+    scores, truth = draw(0, 40, 5)
+    truth[:, [1, 3]] = 0
+    value, left_out = mean_average_precision(scores, truth)
+    assert left_out == 2
+    assert value == pytest.approx(100 * np.nanmean(reference(scores, truth)), abs=1e-10)
+    assert average_precision(scores, truth).isnan().tolist() == [False, True, False, True, False]
+
+
+@pytest.mark.filterwarnings("ignore:No positive samples")
+def test_torchmetrics_agrees_but_for_labels_without_positive() -> None:
+    from torchmetrics.functional.classification import multilabel_average_precision
+
+    scores, truth = draw(0, 40, 5)
+    value, left_out = mean_average_precision(scores, truth)
+    assert left_out == 0
+    assert value == pytest.approx(100 * multilabel_average_precision(scores, truth.long(), 5).item(), abs=1e-4)
+    truth[:, 1] = 0
+    value, left_out = mean_average_precision(scores, truth)
+    theirs = 100 * multilabel_average_precision(scores, truth.long(), 5).item()
+    assert left_out == 1
+    assert theirs == pytest.approx(value * 4 / 5, abs=1e-4)  # torchmetrics 1.9 scores such a label 0
+
+
+def test_no_positive_at_all_gives_nan() -> None:
+    value, left_out = mean_average_precision(torch.rand(4, 3), torch.zeros(4, 3))
+    assert math.isnan(value)
+    assert left_out == 3
+
+
+def test_no_photos_give_nan() -> None:
+    assert average_precision(torch.zeros(0, 3), torch.zeros(0, 3)).isnan().all()
+    assert mean_average_precision(torch.zeros(0, 3), torch.zeros(0, 3))[1] == 3
+    assert math.isnan(accuracy(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64)))
+
+
+def test_scores_that_are_not_numbers_give_no_score() -> None:
+    scores, truth = draw(0, 40, 3)
+    scores[7, 1] = math.nan
+    assert average_precision(scores, truth).isnan().tolist() == [False, True, False]
+    assert math.isnan(accuracy(torch.full((4, 3), math.nan), torch.zeros(4, dtype=torch.int64)))
+
+
+def test_accuracy_is_the_share_of_right_classes() -> None:
+    scores = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
+    assert accuracy(scores, torch.tensor([1, 0, 0, 1])) == 50
+    assert accuracy(scores, torch.tensor([1, 0, 1, 0])) == 100
+
+
+def test_tug_of_war_of_the_oracle_itself_is_100() -> None:
+    scores = {"retain": 81.5, "forget": 60.25, "test": 59.0}
+    assert tug_of_war(scores, scores) == 100
+
+
+def test_tug_of_war_is_the_product_of_what_is_kept() -> None:
+    oracle = {"retain": 80.0, "forget": 60.0, "test": 60.0}
+    assert tug_of_war({"retain": 70.0, "forget": 80.0, "test": 55.0}, oracle) == pytest.approx(100 * 0.9 * 0.8 * 0.95)
+    assert tug_of_war({"retain": 90.0, "forget": 40.0, "test": 65.0}, oracle) == pytest.approx(100 * 0.9 * 0.8 * 0.95)
+
+
+@given(st.permutations([("retain", 70.0), ("forget", 81.0), ("test", 55.0)]))
+def test_tug_of_war_does_not_depend_on_the_order_of_sets(pairs: list[tuple[str, float]]) -> None:
+    oracle = {"test": 61.0, "retain": 83.0, "forget": 59.0}
+    assert tug_of_war(dict(pairs), oracle) == pytest.approx(100 * 0.87 * 0.78 * 0.94)
+
+
+def test_tug_of_war_without_a_score_has_none() -> None:
+    assert math.isnan(tug_of_war({"a": math.nan, "b": 50.0}, {"a": 1.0, "b": 50.0}))
+
+
+@pytest.mark.parametrize(("unlearned", "closed"), [(80.0, 0.0), (60.0, 1.0), (70.0, 0.5), (50.0, 1.5), (90.0, -0.5)])
+def test_gap_closure_is_0_for_doing_nothing_and_1_for_the_oracle(unlearned: float, closed: float) -> None:
+    assert gap_closure(80.0, unlearned, 60.0) == closed
+
+
+def test_without_a_gap_there_is_nothing_to_close() -> None:
+    assert math.isnan(gap_closure(70.0, 60.0, 70.0))
+
+
+def test_summaries_hold_the_score_of_the_task() -> None:
+    scores, truth = draw(0, 40, 3)
+    several = summarise(scores, truth, Task("multi_label", ("a", "b", "c")))
+    assert several["map"] == score(scores, truth, Task("multi_label", ("a", "b", "c")))
+    assert several["images"] == 40
+    assert several["labels_left_out"] == 0
+    binary = torch.nn.functional.binary_cross_entropy_with_logits(scores, truth).item()
+    assert several["loss"] == pytest.approx(binary, rel=1e-6)
+    classes = truth.argmax(dim=1)
+    single = summarise(scores, classes, Task("single_label", ("a", "b", "c")))
+    assert single["accuracy"] == score(scores, classes, Task("single_label", ("a", "b", "c")))
+    assert single["loss"] == pytest.approx(torch.nn.functional.cross_entropy(scores, classes).item(), rel=1e-6)
+    assert "map" not in single
+
+
+def test_evaluate_gives_the_same_map_offline() -> None:
+    from oneshui_hf.metrics.hf import MeanAveragePrecision
+
+    scores, truth = draw(0, 40, 4, levels=20)
+    truth[:, 2] = 0
+    result = MeanAveragePrecision().compute(predictions=scores.tolist(), references=truth.int().tolist())
+    value, left_out = mean_average_precision(scores, truth)
+    assert result == {"map": pytest.approx(value, abs=1e-9), "labels_left_out": left_out}
+
+
+def test_evaluate_gives_the_same_map_in_batches() -> None:
+    from oneshui_hf.metrics.hf import MeanAveragePrecision
+
+    scores, truth = draw(0, 40, 4)
+    metric = MeanAveragePrecision()
+    for part in torch.arange(40).split(15):
+        metric.add_batch(predictions=scores[part].tolist(), references=truth[part].int().tolist())
+    assert metric.compute()["map"] == pytest.approx(mean_average_precision(scores, truth)[0], abs=1e-9)
+
+
+def test_evaluate_gives_the_same_tug_of_war_and_gap_closure() -> None:
+    from oneshui_hf.metrics.hf import GapClosure, TugOfWar
+
+    tow = TugOfWar().compute(predictions=[70.0, 80.0, 55.0], references=[80.0, 60.0, 60.0])
+    assert tow == {"tow": pytest.approx(100 * 0.9 * 0.8 * 0.95)}
+    closure = GapClosure().compute(predictions=[70.0, 60.0], references=[60.0, 60.0], original=[80.0, 80.0])
+    assert closure == {"gap_closure": pytest.approx(0.75)}

@@ -1,0 +1,194 @@
+"""Plugins: names without importing, broken ones reported and contained, what a method may need, presets that resolve."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from oneshui_hf.errors import OneshuiError, UsageError
+from oneshui_hf.methods import DataAccess, Method, Needs
+from oneshui_hf.plugins import DATASETS, METHODS, Plugins
+
+Install = Callable[..., None]
+
+METHOD = """
+from oneshui_hf.methods import Method, Needs
+class M(Method):
+    summary, paper, needs, options = "a method", "-", Needs(), object
+    def apply(self, model, data, artefact, options, context): return model
+"""
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """A factory of installed distributions: name, entry points, and the modules they point to."""
+    monkeypatch.syspath_prepend(tmp_path)
+    entries: list[metadata.EntryPoint] = []
+
+    def make(distribution: str, points: dict[str, str], modules: dict[str, str], group: str = METHODS) -> None:
+        info = tmp_path / f"{distribution}-1.5.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.5\n")
+        lines = "".join(f"{name} = {value}\n" for name, value in points.items())
+        (info / "entry_points.txt").write_text(f"[{group}]\n{lines}")
+        for name, text in modules.items():
+            (tmp_path / f"{name}.py").write_text(text)
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        entries.extend(metadata.Distribution.at(info).entry_points)
+
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [e for e in entries if e.group == group])
+    return make
+
+
+def test_names_are_known_without_importing(install: Install) -> None:
+    install("one", {"beta": "mod_b:M", "alpha": "mod_a:M"}, {"mod_a": "raise SystemError", "mod_b": "raise SystemError"})
+    assert Plugins(METHODS).names == ["alpha", "beta"]
+    assert Plugins(METHODS).origin("alpha") == "one 1.5"
+    assert not {"mod_a", "mod_b"} & set(sys.modules)
+
+
+def test_a_plugin_is_loaded_by_name(install: Install) -> None:
+    install("one", {"alpha": "mod_a:M"}, {"mod_a": METHOD})
+    assert issubclass(Plugins(METHODS).load("alpha"), Method)
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("def (:", "SyntaxError"),
+        ("raise SystemExit(3)", "SystemExit"),
+        ("M = 3", ""),
+        ("class M: pass", ""),
+    ],
+    ids=["import", "syntax", "exit", "no class", "no method"],
+)
+def test_a_broken_plugin_is_reported_with_its_distribution_and_the_others_listed(install: Install, module: str, reason: str) -> None:
+    install("good", {"alpha": "mod_a:M"}, {"mod_a": METHOD})
+    install("bad", {"broken": "mod_b:M"}, {"mod_b": module})
+    fine, broken = Plugins(METHODS).rows()
+    assert fine == {"name": "alpha", "from": "good 1.5", "summary": "a method", "needs": "prepare: nothing; apply: support"}
+    assert broken["name"] == "broken"
+    assert broken["from"] == "bad 1.5"
+    assert "bad 1.5" in broken["error"]
+    assert reason in broken["error"]
+
+
+def test_loading_a_broken_plugin_names_it_and_its_distribution(install: Install) -> None:
+    install("bad", {"broken": "mod_b:Absent"}, {"mod_b": METHOD})
+    with pytest.raises(OneshuiError, match=r"^method 'broken' of bad 1\.5 cannot be loaded: AttributeError"):
+        Plugins(METHODS).load("broken")
+
+
+def test_two_packages_with_one_name_are_both_named(install: Install) -> None:
+    install("one", {"alpha": "mod_a:M"}, {"mod_a": METHOD})
+    install("two", {"alpha": "mod_b:M"}, {"mod_b": METHOD})
+    with pytest.raises(OneshuiError, match=r"Two packages offer 'alpha': one 1\.5 and two 1\.5; uninstall one"):
+        Plugins(METHODS).names  # noqa: B018
+
+
+def test_one_package_seen_twice_is_no_conflict(install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install("one", {"alpha": "mod_a:M"}, {"mod_a": METHOD})
+    once = metadata.entry_points(group=METHODS)
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [*once, *once])
+    assert Plugins(METHODS).names == ["alpha"]
+
+
+def test_the_variable_selects_methods_but_not_data_sets(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    install("one", {"alpha": "a:M", "beta": "b:M", "gamma": "c:M"}, {})
+    install("data", {"faces": "d:D"}, {}, group=DATASETS)
+    monkeypatch.setenv("ONESHUI_PLUGINS", " gamma,alpha ,")
+    assert Plugins(METHODS).names == ["alpha", "gamma"]
+    assert Plugins(DATASETS).names == ["faces"]
+    monkeypatch.setenv("ONESHUI_PLUGINS", "")
+    assert Plugins(METHODS).names == ["alpha", "beta", "gamma"]
+
+
+def test_selecting_what_is_not_installed_is_refused(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    install("one", {"alpha": "a:M"}, {})
+    monkeypatch.setenv("ONESHUI_PLUGINS", "alhpa")
+    with pytest.raises(OneshuiError, match="ONESHUI_PLUGINS.*alhpa"):
+        Plugins(METHODS).names  # noqa: B018
+
+
+def test_an_unknown_name_names_the_nearest(install: Install) -> None:
+    install("one", {"alpha": "mod_a:M"}, {"mod_a": METHOD})
+    with pytest.raises(UsageError, match="^There is no method 'alpah'. Did you mean 'alpha'"):
+        Plugins(METHODS).load("alpah")
+
+
+def test_the_built_in_ones_are_registered_like_any_other() -> None:
+    assert {"do-nothing", "gradient-ascent", "metaunlearn"} <= set(Plugins(METHODS).names)
+    assert {"celeba", "folder", "synthetic"} <= set(Plugins(DATASETS).names)
+    assert Plugins(METHODS).origin("metaunlearn").startswith("oneshui-hf ")
+    for row in Plugins(METHODS).rows() + Plugins(DATASETS).rows():
+        assert "error" not in row, row
+        assert row["summary"]
+
+
+def test_methods_are_listed_without_importing_torch() -> None:
+    code = "import sys; from oneshui_hf.plugins import *; Plugins(METHODS).rows(); print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_a_method_cannot_need_what_there_is_not() -> None:
+    with pytest.raises(OneshuiError, match=r"A method cannot need \['test'\]"):
+        Needs(prepare=frozenset({"train", "test"}))
+
+
+def test_only_the_photos_handed_in_are_one_shot() -> None:
+    assert Needs().one_shot
+    assert Needs(apply=frozenset()).one_shot
+    assert not Needs(apply=frozenset({"support", "retain"})).one_shot
+    assert str(Needs(prepare=frozenset({"val", "train"}))) == "prepare: train, val; apply: support"
+
+
+def test_data_that_is_not_declared_cannot_be_read() -> None:
+    data = DataAccess({"support": 1, "train": 2, "forget": 3}, frozenset({"support"}))
+    assert data.support == 1
+    with pytest.raises(OneshuiError, match="The method reads 'train' without declaring that it needs it"):
+        data.train  # noqa: B018
+    with pytest.raises(AttributeError):
+        data.tarin  # noqa: B018
+    assert 2 not in vars(data).values()
+    assert all(2 not in value.values() for value in vars(data).values())
+
+
+@pytest.mark.parametrize("name", Plugins(METHODS).names)
+def test_the_options_and_presets_of_a_built_in_method_resolve(name: str) -> None:
+    method = Plugins(METHODS).load(name)
+    assert method.prepare_options(name, {}, {}) == method.options()
+    for preset in method.all_presets():
+        for dataset in ("celeba", "celebahq", "mufac", "another"):
+            for forget in (1, 5, 10, 20):
+                values = method.preset(preset, dataset, forget)
+                options = method.prepare_options(name, values, {})
+                assert {key: getattr(options, key) for key in values} == values
+    with pytest.raises(UsageError, match="no preset 'papre'"):
+        method.preset("papre", "celeba", 5)
+
+
+def test_the_paper_preset_follows_data_set_and_number_of_people() -> None:
+    method = Plugins(METHODS).load("metaunlearn")
+    picked = [(d, f, method.preset("paper", d, f)) for d, f in (("celeba", 5), ("mufac", 5), ("mufac", 10))]
+    assert [(v["eta"], v["epochs"], v["lr"]) for _, _, v in picked] == [(0.1, 3, 1e-4), (1e-3, 10, 1e-2), (1e-3, 3, 1e-3)]
+
+
+def test_given_options_win_over_the_preset_and_that_over_the_defaults() -> None:
+    method = Plugins(METHODS).load("metaunlearn")
+    options = method.prepare_options("metaunlearn", method.preset("paper", "mufac", 5), {"epochs": "2"})
+    assert (options.epochs, options.lr, options.photos) == (2, 1e-2, method.options().photos)
+
+
+def test_an_option_of_preparation_is_refused_when_applying() -> None:
+    method = Plugins(METHODS).load("metaunlearn")
+    prepared = {"epochs": 2, "length": 1e-3}
+    assert method.apply_options("metaunlearn", prepared, {"length": "2e-3"}).length == 2e-3
+    assert method.apply_options("metaunlearn", prepared, {}).epochs == 2
+    with pytest.raises(UsageError, match="--epochs of method 'metaunlearn' is fixed when preparing"):
+        method.apply_options("metaunlearn", prepared, {"epochs": 3})

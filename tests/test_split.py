@@ -1,0 +1,229 @@
+"""Splits by identity: what holds for every data set and seed, the shares at CelebA's size, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from oneshui_hf.data.schema import Faces, Task
+from oneshui_hf.data.split import Split, load_split, make_split, summary
+from oneshui_hf.errors import OneshuiError, UsageError
+
+PARTS = ("retain", "forget", "val", "test", "support", "reserved")
+
+
+def faces_of(counts: list[int], order: np.ndarray | None = None) -> Faces:
+    """People p0000, p0001, ... with that many photos each; rows in the order given."""
+    owners = np.repeat(np.arange(len(counts)), counts)
+    keys = np.array([f"p{p:05d}/{i:06d}.jpg" for i, p in enumerate(owners)])
+    order = np.arange(len(owners)) if order is None else order
+    people = [f"p{p:05d}" for p in range(len(counts))]
+    labels = torch.zeros(len(owners), 1)
+    task = Task("multi_label", ("a",))
+    return Faces("made", task, keys[order].tolist(), owners[order].astype(np.int64), people, labels, None, Path())  # type: ignore[arg-type]
+
+
+def owners_of(faces: Faces, rows: np.ndarray) -> set[str]:
+    return {faces.people[i] for i in faces.identities[rows]}
+
+
+crowds = st.lists(st.integers(1, 6), min_size=20, max_size=60)
+seeds = st.integers(0, 2**31)
+
+
+@settings(max_examples=40, deadline=None)
+@given(crowds, seeds, st.integers(0, 3))
+def test_sets_are_disjoint_complete_and_by_identity(counts: list[int], seed: int, forget: int) -> None:
+    faces = faces_of([*counts, *[3] * 20])
+    split = make_split(faces, seed, forget)
+    sets = split.sets(faces)
+    parts = [sets[name] for name in PARTS]
+    assert sorted(np.concatenate(parts).tolist()) == list(range(len(faces)))  # each photo in exactly one
+    people = [owners_of(faces, sets[name]) for name in ("retain", "forget", "val", "test")]
+    assert sum(map(len, people)) == len(set().union(*people)) == len(faces.people)
+    assert sorted(sets["train"].tolist()) == sorted([*sets["retain"].tolist(), *sets["forget"].tolist()])
+
+
+@settings(max_examples=40, deadline=None)
+@given(crowds, seeds, st.integers(1, 3))
+def test_photos_handed_in_are_in_no_set_and_one_a_person(counts: list[int], seed: int, forget: int) -> None:
+    faces = faces_of([*counts, *[3] * 20])
+    split = make_split(faces, seed, forget)
+    sets = split.sets(faces)
+    assert sorted(split.support) == split.forget
+    assert len(split.forget) == forget == len(sets["support"]) == len(set(split.support.values()))
+    assert owners_of(faces, sets["support"]) == owners_of(faces, sets["forget"]) == set(split.forget)
+    for person, key in {**split.support, **split.reserved}.items():
+        assert key.startswith(person + "/")
+        assert person in split.people["train"]
+    assert not set(split.reserved) & set(split.forget)
+    held = np.concatenate([sets["support"], sets["reserved"]])
+    assert not set(held.tolist()) & set(np.concatenate([sets[n] for n in ("train", "val", "test")]).tolist())
+
+
+@settings(max_examples=40, deadline=None)
+@given(crowds, seeds)
+def test_people_with_one_photo_never_ask_and_two_stay_of_the_reserved(counts: list[int], seed: int) -> None:
+    faces = faces_of([*counts, *[3] * 20])
+    split = make_split(faces, seed, 3)
+    photos = dict(zip(faces.people, [*counts, *[3] * 20], strict=True))
+    assert min(photos[person] for person in split.forget) >= 2
+    assert all(photos[person] >= 3 for person in split.reserved)
+
+
+@settings(max_examples=20, deadline=None)
+@given(crowds, seeds, st.randoms())
+def test_the_order_of_rows_changes_nothing(counts: list[int], seed: int, random: object) -> None:
+    counts = [*counts, *[3] * 20]
+    order = np.arange(sum(counts))
+    random.shuffle(order)  # type: ignore[attr-defined]
+    assert make_split(faces_of(counts), seed, 2).dumps() == make_split(faces_of(counts, order), seed, 2).dumps()
+
+
+def test_another_seed_gives_another_split() -> None:
+    faces = faces_of([4] * 60)
+    splits = [make_split(faces, seed, 3) for seed in range(6)]
+    assert len({tuple(s.people["test"]) for s in splits}) == 6
+    assert len({tuple(s.forget) for s in splits}) == 6
+
+
+def test_a_split_never_changes_between_versions() -> None:
+    split = make_split(faces_of([3, 1, 4, 1, 5, 9, 2, 6, 5, 3]), 7, 1)
+    assert split.people == {
+        "train": ["p00000", "p00001", "p00003", "p00004", "p00006", "p00007", "p00008"],
+        "val": ["p00002", "p00009"],
+        "test": ["p00005"],
+    }
+    assert split.forget == ["p00004"]
+    assert split.support == {"p00004": "p00004/000012.jpg"}
+
+
+@settings(max_examples=10, deadline=None)
+@given(crowds, seeds)
+def test_saved_and_loaded_again_it_is_the_same(tmp_path_factory: pytest.TempPathFactory, counts: list[int], seed: int) -> None:
+    file = tmp_path_factory.mktemp("split") / "split.json"
+    split = make_split(faces_of([*counts, *[3] * 20]), seed, 2)
+    split.save(file)
+    assert load_split(file) == split
+    assert load_split(file).dumps() == file.read_bytes()
+
+
+def test_shares_at_celeba_size_are_sixty_twenty_twenty() -> None:
+    draws = np.random.default_rng(0)
+    counts = np.clip(draws.normal(19.9, 9, 10_000).round(), 1, 35).astype(int).tolist()  # CelebA: 1 to 35, 19.9 on average
+    faces = faces_of(counts)
+    split = make_split(faces, 0, 20)
+    sets = split.sets(faces)
+    taken = len(sets["train"]) + len(sets["support"]) + len(sets["reserved"])
+    shares = [100 * n / len(faces) for n in (taken, len(sets["val"]), len(sets["test"]))]
+    assert shares == pytest.approx([60, 20, 20], abs=2)
+    assert summary(split, sets)["forget_identities"] == 20
+
+
+def test_one_in_four_of_those_who_stay_has_a_photo_reserved() -> None:
+    faces = faces_of([3] * 100)
+    split = make_split(faces, 0, 4)
+    assert len(split.reserved) == (len(split.people["train"]) - 4) // 4
+
+
+def test_the_number_of_reserved_photos_is_as_asked() -> None:
+    faces = faces_of([3] * 50)
+    assert len(make_split(faces, 0, 4, reserve_supports=7).reserved) == 7
+    assert make_split(faces, 0, 4, reserve_supports=0).reserved == {}
+
+
+def test_nobody_need_ask() -> None:
+    faces = faces_of([3] * 20)
+    split = make_split(faces, 0, 0)
+    assert split.forget == []
+    assert len(split.sets(faces)["forget"]) == 0
+
+
+def test_more_people_than_can_ask_are_refused() -> None:
+    faces = faces_of([1] * 20 + [2] * 20)
+    able = sum(p >= "p00020" for p in make_split(faces, 0, 0).people["train"])
+    assert len(make_split(faces, 0, able).forget) == able
+    with pytest.raises(UsageError, match=f"--forget {able + 1} is more than the {able} training people with two photos"):
+        make_split(faces, 0, able + 1)
+
+
+def test_more_reserved_photos_than_can_be_are_refused() -> None:
+    faces = faces_of([2] * 20 + [3] * 20)
+    able = sum(p >= "p00020" for p in make_split(faces, 0, 0).people["train"])
+    with pytest.raises(UsageError, match=f"--reserve-supports {able + 1} is more than the {able} training people with three"):
+        make_split(faces, 0, 0, reserve_supports=able + 1)
+
+
+@pytest.mark.parametrize("people", [0, 1, 2])
+def test_too_few_people_are_refused(people: int) -> None:
+    with pytest.raises(UsageError, match=f"{people} people are too few to split by identity: nobody is left for"):
+        make_split(faces_of([3] * people), 0, 0)
+
+
+def test_a_split_for_other_people_is_refused() -> None:
+    split = make_split(faces_of([3] * 30), 0, 1)
+    with pytest.raises(OneshuiError, match=r"The split does not fit this data: \d+ people of its \w+ set are not in it"):
+        split.sets(faces_of([3] * 10))
+
+
+def test_a_split_for_other_photos_is_refused() -> None:
+    split = make_split(faces_of([3] * 30), 0, 30 // 2)
+    with pytest.raises(OneshuiError, match=r"The split does not fit this data: \d+ of its photos are not in it"):
+        split.sets(faces_of([4] * 30))
+
+
+@pytest.mark.parametrize("value", [[], {}, {"seed": 0}, "split"])
+def test_a_file_that_is_no_split_is_refused(tmp_path: Path, value: object) -> None:
+    file = tmp_path / "split.json"
+    file.write_text(json.dumps(value))
+    with pytest.raises(OneshuiError, match=r"split\.json is not a split file; `oneshui train` writes one"):
+        load_split(file)
+
+
+def test_a_file_that_is_not_json_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "split.json").write_bytes(b"\x80\x81")
+    with pytest.raises(OneshuiError, match=r"split\.json is not JSON"):
+        load_split(tmp_path / "split.json")
+    with pytest.raises(OneshuiError, match=r"absent\.json is missing"):
+        load_split(tmp_path / "absent.json")
+
+
+def test_a_split_of_another_format_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "split.json"
+    file.write_text(json.dumps(json.loads(make_split(faces_of([3] * 9), 0, 1).dumps()) | {"format": 2}))
+    with pytest.raises(OneshuiError, match="has format 2, this version reads 1: upgrade"):
+        load_split(file)
+
+
+def handmade(**changes: object) -> Split:
+    people = {"train": ["p00000", "p00001"], "val": ["p00002"], "test": ["p00003"]}
+    parts = {"people": people, "forget": ["p00000"], "support": {"p00000": "p00000/000000.jpg"}, "reserved": {}}
+    return Split(seed=0, **{**parts, **changes})  # type: ignore[arg-type]
+
+
+def test_a_split_made_by_hand_is_taken_as_it_is() -> None:
+    sets = handmade().sets(faces_of([3] * 4))
+    assert {name: len(rows) for name, rows in sets.items()} == {
+        "train": 5, "retain": 3, "forget": 2, "val": 3, "test": 3, "support": 1, "reserved": 0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"people": {"train": ["p00000", "p00001"], "val": ["p00001", "p00002"], "test": ["p00003"]}},  # one person in two sets
+        {"forget": ["p00002"], "support": {"p00002": "p00002/000006.jpg"}},  # asks, but was not trained on
+        {"support": {}},  # asks without a photo
+        {"support": {"p00000": "p00001/000003.jpg"}},  # hands in somebody else's photo
+    ],
+    ids=["two sets", "not of train", "no support", "other's photo"],
+)
+def test_a_split_made_by_hand_that_leaks_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(OneshuiError):
+        handmade(**changes).sets(faces_of([3] * 4))

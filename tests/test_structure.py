@@ -1,0 +1,118 @@
+"""The rooms of the code: who may import whom, what stays light, and that the wheel takes it all."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SRC, PLUGINS = ROOT / "src" / "oneshui_hf", ROOT / "plugins" / "oneshui_plugins"
+
+# A room imports from those before it and from itself, never from those behind.
+FLOORS = [
+    {"errors", "options", "plugins", "randomness", "reporting", "runs"},
+    {"data"},
+    {"models"},
+    {"metrics"},
+    {"methods"},
+    {"card", "stages"},
+    {"api"},
+    {"cli"},
+]
+
+
+def floor(room: str) -> int:
+    return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
+
+
+def imports(file: Path) -> Iterator[tuple[int, str]]:
+    """Yield (line, room) of every import of the core, absolute ones and relative ones, also inside functions."""
+    package = file.relative_to(SRC).parts[:-1]
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - node.level + 1]
+            target = [*base, *(node.module.split(".") if node.module else [])]
+            names = [target[0]] if target else [alias.name for alias in node.names]
+            yield from ((node.lineno, name) for name in names)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("oneshui_hf."):
+            yield node.lineno, str(node.module).split(".")[1]
+
+
+def test_rooms_import_in_one_direction() -> None:
+    wrong, seen = [], 0
+    for file in SRC.rglob("*.py"):
+        room = file.relative_to(SRC).parts[0].removesuffix(".py")
+        if room in ("__init__", "__main__"):
+            continue
+        for line, other in imports(file):
+            seen += 1
+            if floor(other) > floor(room):
+                wrong.append(f"{file.relative_to(ROOT)}:{line} {room} -> {other}")
+    assert seen > 50
+    assert not wrong, "\n".join(wrong)
+
+
+def test_methods_import_the_public_api_alone() -> None:
+    own = {"oneshui_plugins"}
+    for file in PLUGINS.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names = [str(node.module)]
+            for name in names:
+                top = name.split(".")[0]
+                allowed = name == "oneshui_hf.methods" or top in own | {"torch", "__future__"} or top in sys.stdlib_module_names
+                assert allowed, f"{file.name}:{node.lineno} imports {name}"
+
+
+def test_core_names_no_method() -> None:
+    pattern = ("metaunlearn", "gradient-ascent", "gradient_ascent", "GradientAscent", "MetaUnlearn")
+    named = [
+        f"{file.relative_to(ROOT)}: {word}"
+        for file in SRC.rglob("*.py")
+        for word in pattern
+        if word in ast.unparse(_without_texts(ast.parse(file.read_text())))
+    ]
+    # the default of --method, and the demo's rows
+    assert set(named) <= {
+        "src/oneshui_hf/stages/options.py: metaunlearn",
+        "src/oneshui_hf/stages/demo.py: metaunlearn",
+        "src/oneshui_hf/stages/demo.py: gradient-ascent",
+        "src/oneshui_hf/cli/app.py: metaunlearn",
+    }
+
+
+def _without_texts(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+            node.body = node.body[1:] or [ast.Pass()]
+    return tree
+
+
+def test_wheel_takes_every_package() -> None:
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    folders = {".".join(f.parent.relative_to(ROOT / "src").parts) for f in (ROOT / "src").rglob("__init__.py")}
+    folders |= {".".join(f.parent.relative_to(ROOT / "plugins").parts) for f in PLUGINS.rglob("__init__.py")}
+    assert listed == folders | {"oneshui_hf.cards"}
+
+
+@pytest.mark.parametrize("command", [["--help"], ["methods"], ["train", "--help"]])
+def test_light_commands_import_nothing_heavy(command: list[str]) -> None:
+    code = (
+        "import sys; sys.argv=['oneshui', *%r]\n"
+        "from oneshui_hf.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as e: assert not e.code, e.code\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'evaluate', 'accelerate', 'numpy', 'pandas', 'PIL'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    ) % command
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
