@@ -164,6 +164,39 @@ def test_a_photo_replaced_by_one_of_another_size_is_a_new_data_set_on_disk(photo
     assert load_faces(str(folder)).cache != before
 
 
+def test_a_folder_that_has_moved_is_found_where_data_dir_says(photo_folder: MakeFolder) -> None:
+    folder = photo_folder(people=2, photos=2)
+    before = load_faces(str(folder)).fingerprint
+    moved = folder.rename(folder.with_name("moved"))
+    assert load_faces(str(folder), moved).fingerprint == before
+
+
+def test_the_name_of_the_current_folder_is_its_own(photo_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(photo_folder(people=2, photos=2))
+    assert load_faces(".").name == "photos"
+
+
+def test_a_broken_link_beside_the_photos_does_no_harm(photo_folder: MakeFolder) -> None:
+    folder = photo_folder(people=2, photos=2)
+    (folder / ".#metadata.csv").symlink_to("nowhere")  # an editor's lock
+    assert len(load_faces(str(folder))) == 4
+
+
+def test_one_label_named_twice_is_refused(photo_folder: MakeFolder) -> None:
+    with pytest.raises(UsageError, match="Hat"):
+        load_faces(str(photo_folder()), label_columns=["Hat", "Hat"])
+
+
+def test_an_empty_label_cell_does_not_take_its_column_away(photo_folder: MakeFolder) -> None:
+    folder = photo_folder()
+    lines = (folder / "metadata.csv").read_text().splitlines()
+    lines[2] = lines[2].rpartition(",")[0] + ","
+    (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
+    for columns in ((), ("Smiling",), ("Hat", "Smiling")):
+        with pytest.raises(OneshuiError, match=r"Line 3 of .*metadata\.csv has no Smiling"):
+            load_faces(str(folder), label_columns=columns)
+
+
 def test_a_folder_that_does_not_exist_is_named() -> None:
     with pytest.raises(UsageError, match="'no/such/folder' is neither a data set nor a folder"):
         load_faces("no/such/folder")
@@ -208,7 +241,7 @@ def test_a_label_left_empty_is_not_read_as_zero(photo_folder: MakeFolder) -> Non
     lines = (folder / "metadata.csv").read_text().splitlines()
     lines[2] = lines[2].rpartition(",")[0]  # a row that ends early
     (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
-    with pytest.raises(OneshuiError, match=r"Line 3 of .*metadata\.csv"):
+    with pytest.raises(OneshuiError, match=r"Line 3 of .*metadata\.csv has no Smiling"):
         load_faces(str(folder))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
 from oneshui_hf.data.images import ImageError, decode, to_pixels
 from oneshui_hf.data.preprocess import Preprocess
@@ -197,6 +197,23 @@ def test_damaged_bytes_give_an_image_or_one_sentence(kind: str) -> None:
             assert decode(bytes(damaged)).mode == "RGB"
         except ImageError as error:
             assert str(error).startswith("the image is")
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_a_damaged_avif_is_one_sentence() -> None:
+    draws, whole = np.random.default_rng(0), encoded(photo(64, 64), "AVIF")
+    for place in draws.integers(0, min(len(whole), 400), 60):
+        damaged = bytearray(whole)
+        damaged[place] ^= 255
+        try:
+            assert decode(bytes(damaged)).mode == "RGB"
+        except ImageError as error:
+            assert str(error).startswith("the image is")
+
+
+def test_postscript_is_no_photo() -> None:  # Pillow would hand it to Ghostscript, which runs programs
+    with pytest.raises(ImageError, match="is not an image that can be read"):
+        decode(encoded(photo(), "EPS"))
 
 
 def test_to_pixels_is_channels_first_and_square() -> None:

@@ -10,14 +10,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 
 from oneshui_hf.data.images import decode, to_pixels
+from oneshui_hf.data.pixels import FaceSet
 from oneshui_hf.data.preprocess import Preprocess
 from oneshui_hf.data.schema import Task
 from oneshui_hf.errors import OneshuiError, UsageError
 from oneshui_hf.models.load import fit_image_size, load_model, new_model, save_model
-from oneshui_hf.models.outputs import find_head, guess, head_inputs, logits_and_features, losses, probabilities, targets
+from oneshui_hf.models.outputs import (
+    find_head,
+    guess,
+    head_inputs,
+    logits_and_features,
+    losses,
+    predict,
+    probabilities,
+    targets,
+)
 from oneshui_hf.randomness import seeded
 
 TASK = Task("multi_label", ("Glasses", "Hat", "Smiling"))
@@ -31,11 +42,14 @@ def config(family: str, **changes: Any) -> Any:
     square = {"image_size": 16, "patch_size": 4}
     kinds: dict[str, tuple[str, dict[str, Any]]] = {
         "vit": ("ViTConfig", vit | square),
-        "deit": ("DeiTConfig", vit | square),
+        "deit": ("DeiTConfig", {**vit, **square, "architectures": ["DeiTForImageClassification"]}),
         "dinov2": ("Dinov2Config", {**vit, **square, "mlp_ratio": 2}),
         "swin": ("SwinConfig", {**square, "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 2}),
         "convnext": ("ConvNextConfig", {"depths": [1, 1], "hidden_sizes": [8, 16], "patch_size": 2, "num_stages": 2}),
-        "resnet": ("ResNetConfig", {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}),
+        "resnet": (
+            "ResNetConfig",
+            {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
+        ),
     }
     name, values = kinds[family]
     return getattr(transformers, name)(**{**values, "num_labels": 3, "problem_type": "multi_label_classification", **changes})
@@ -169,8 +183,8 @@ def test_a_checkpoint_gives_its_backbone_under_a_new_head(checkpoints: Callable[
     folder = checkpoints(family)
     model, preprocess = new_model(str(folder), CLASSES, None, 0)
     source = classifier(family, num_labels=5)
-    kept = [n for n, p in source.named_parameters() if not n.endswith(("classifier.weight", "classifier.bias", "classifier.1.weight", "classifier.1.bias"))]
     ours = dict(model.named_parameters())
+    kept = [name for name in ours if not name.startswith("classifier.")]
     assert len(kept) == len(ours) - 2
     for name in kept:
         assert torch.equal(ours[name], source.get_parameter(name)), name
@@ -193,6 +207,57 @@ def test_a_checkpoint_takes_the_size_asked_for(checkpoints: Callable[[str], Path
     model, preprocess = new_model(str(checkpoints(family)), TASK, size, 0)
     assert preprocess.size == size
     assert model(pixel_values=photos(size=size)).logits.shape == (2, 3)
+
+
+@pytest.mark.parametrize("size", [16, 24])
+def test_a_model_within_a_larger_config_takes_the_size_or_says_that_it_cannot(tmp_path: Path, size: int) -> None:
+    from transformers import AutoModelForImageClassification, SiglipConfig
+
+    vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    configuration = SiglipConfig(vision_config={**vision, "image_size": 16, "patch_size": 4}, num_labels=5)
+    save_model(AutoModelForImageClassification.from_config(configuration), Preprocess(16), tmp_path)
+    try:
+        model, _ = new_model(str(tmp_path), TASK, size, 0)
+    except UsageError as error:
+        assert size != 16
+        assert "--image-size" in str(error)
+    else:
+        assert model(pixel_values=photos(size=size)).logits.shape == (2, 3)
+
+
+def test_the_size_of_a_model_within_a_larger_config_is_its_own(tmp_path: Path) -> None:
+    from transformers import AutoModelForImageClassification, SiglipConfig
+
+    vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    configuration = SiglipConfig(vision_config={**vision, "image_size": 16, "patch_size": 4}, num_labels=5)
+    save_model(AutoModelForImageClassification.from_config(configuration), Preprocess(16), tmp_path)
+    assert new_model(str(tmp_path), TASK, None, 0)[1].size == 16
+
+
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_predictions_do_not_depend_on_the_batches(count: int) -> None:
+    model = classifier("vit").train()
+    draws = np.random.default_rng(0)
+    store, labels = draws.integers(0, 256, (9, 3, 16, 16), dtype=np.uint8), torch.zeros(count, 3)
+    faces = FaceSet(store, np.arange(count), labels, torch.zeros(count, dtype=torch.int64), Preprocess(16), ("p",))
+    logits = predict(model, faces, Accelerator(cpu=True), batch_size=3)
+    assert logits.shape == (count, 3)
+    assert logits.dtype == torch.float32
+    assert model.training
+    if count:
+        with torch.no_grad():
+            whole = model.eval()(pixel_values=faces.batch(torch.arange(count))[0]).logits
+        torch.testing.assert_close(logits, whole, rtol=0, atol=1e-5)
+
+
+def test_a_half_precision_backbone_without_a_head_is_taken_as_float32(assets: Path) -> None:
+    model, preprocess = new_model(str(assets / "models/dinov2_small_first4_fp16"), TASK, 56, 0)
+    assert preprocess.size == 56
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    with torch.no_grad():
+        logits, features = logits_and_features(model, photos(size=56))
+    assert features.shape == (2, head_inputs(model)) == (2, 768)
+    assert logits.isfinite().all()
 
 
 def test_the_image_size_is_the_checkpoints_own_where_none_is_asked_for(checkpoints: Callable[[str], Path]) -> None:
@@ -256,7 +321,13 @@ def test_a_name_that_is_no_checkpoint_is_one_sentence(name: str) -> None:
 def test_a_text_model_is_refused_in_one_sentence(tmp_path: Path) -> None:
     from transformers import BertConfig, BertModel
 
-    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8, "vocab_size": 10}
+    small = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "intermediate_size": 8,
+        "vocab_size": 10,
+    }
     BertModel(BertConfig(**small)).save_pretrained(tmp_path)
     with pytest.raises(OneshuiError) as raised:
         new_model(str(tmp_path), TASK, None, 0)

@@ -43,7 +43,7 @@ def test_defaults_are_taken() -> None:
         ({"vary_size": "True"}, "vary_size", True),
         ({"vary-size": False}, "vary_size", False),
         ({"--vary-size": 0}, "vary_size", False),
-        ({"columns": "a, b"}, "columns", ("a", "b")),
+        ({"columns": "a, b"}, "columns", ("a, b",)),
         ({"columns": ["a", "b"]}, "columns", ("a", "b")),
         ({"data_set": "others"}, "dataset", "others"),
     ],

@@ -105,6 +105,15 @@ def test_a_repaired_photo_is_read_on_the_next_call(photo_folder: MakeFolder) -> 
     assert len(load_pixels(load_faces(str(folder)), 24)) == 4
 
 
+def test_a_photo_replaced_by_one_of_the_same_size_is_read_anew(photo_folder: MakeFolder) -> None:
+    folder = photo_folder(people=2, photos=2)
+    photo = folder / "p00/0.png"
+    portrait(0, 0).save(photo, "BMP")  # uncompressed: its size on disk follows from its sides
+    load_pixels(load_faces(str(folder)), 24)
+    portrait(7, 7).save(photo, "BMP")
+    assert np.array_equal(load_pixels(load_faces(str(folder)), 24)[0], to_pixels(decode(photo), 24))
+
+
 def test_a_cache_of_another_shape_is_refused(photo_folder: MakeFolder) -> None:
     faces = load_faces(str(photo_folder(people=2, photos=2)))
     np.save(faces.cache / "pixels-24.npy", np.zeros((1, 3, 24, 24), dtype=np.uint8))

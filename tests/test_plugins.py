@@ -72,7 +72,12 @@ def test_a_broken_plugin_is_reported_with_its_distribution_and_the_others_listed
     install("good", {"alpha": "mod_a:M"}, {"mod_a": METHOD})
     install("bad", {"broken": "mod_b:M"}, {"mod_b": module})
     fine, broken = Plugins(METHODS).rows()
-    assert fine == {"name": "alpha", "from": "good 1.5", "summary": "a method", "needs": "prepare: nothing; apply: support"}
+    assert fine == {
+        "name": "alpha",
+        "from": "good 1.5",
+        "summary": "a method",
+        "needs": "prepare: nothing; apply: support",
+    }
     assert broken["name"] == "broken"
     assert broken["from"] == "bad 1.5"
     assert "bad 1.5" in broken["error"]
@@ -176,7 +181,11 @@ def test_the_options_and_presets_of_a_built_in_method_resolve(name: str) -> None
 def test_the_paper_preset_follows_data_set_and_number_of_people() -> None:
     method = Plugins(METHODS).load("metaunlearn")
     picked = [(d, f, method.preset("paper", d, f)) for d, f in (("celeba", 5), ("mufac", 5), ("mufac", 10))]
-    assert [(v["eta"], v["epochs"], v["lr"]) for _, _, v in picked] == [(0.1, 3, 1e-4), (1e-3, 10, 1e-2), (1e-3, 3, 1e-3)]
+    assert [(v["eta"], v["epochs"], v["lr"]) for _, _, v in picked] == [
+        (0.1, 3, 1e-4),
+        (1e-3, 10, 1e-2),
+        (1e-3, 3, 1e-3),
+    ]
 
 
 def test_given_options_win_over_the_preset_and_that_over_the_defaults() -> None:

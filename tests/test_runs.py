@@ -193,7 +193,12 @@ def test_an_unfinished_run_is_refused_where_a_finished_one_is_needed(tmp_path: P
 
 def test_the_newest_finished_run_of_the_kind_is_found(tmp_path: Path) -> None:
     for age, (name, kind, state) in enumerate(
-        [("c", "oracle", "complete"), ("d", "original", "training"), ("b", "original", "complete"), ("a", "original", "complete")]
+        [
+            ("c", "oracle", "complete"),
+            ("d", "original", "training"),
+            ("b", "original", "complete"),
+            ("a", "original", "complete"),
+        ]
     ):
         path = a_run(tmp_path / name, kind, state=state)  # type: ignore[arg-type]
         os.utime(path / "oneshui.json", (1_000_000 - age, 1_000_000 - age))

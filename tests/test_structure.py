@@ -107,12 +107,12 @@ def test_wheel_takes_every_package() -> None:
 @pytest.mark.parametrize("command", [["--help"], ["methods"], ["train", "--help"]])
 def test_light_commands_import_nothing_heavy(command: list[str]) -> None:
     code = (
-        "import sys; sys.argv=['oneshui', *%r]\n"
+        f"import sys; sys.argv = ['oneshui', *{command!r}]\n"
         "from oneshui_hf.cli import main\n"
         "try: main()\n"
         "except SystemExit as e: assert not e.code, e.code\n"
         "heavy = {'torch', 'transformers', 'datasets', 'evaluate', 'accelerate', 'numpy', 'pandas', 'PIL'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
-    ) % command
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

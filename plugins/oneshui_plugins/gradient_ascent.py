@@ -31,6 +31,7 @@ class GradientAscentOptions:
     )
     unseen_support: bool = option(True, "Simulate requests with photos that the model was not trained on.")
     calibration: int = option(3, "Simulated requests on which the length is chosen.", minimum=1)
+    max_damage: float = option(5.0, "Most points of score that the step may cost the others on simulated requests.", minimum=0)
 
 
 class GradientAscent(Method[GradientAscentOptions]):
@@ -49,7 +50,9 @@ class GradientAscent(Method[GradientAscentOptions]):
         def direction(request: Simulated) -> dict[str, torch.Tensor]:
             return _ascent(model, *request.support_set.batch(request.support, context.device), context)
 
-        length, rows = choose_length(model, data, direction, context, unseen=options.unseen_support, requests=options.calibration)
+        length, rows = choose_length(
+            model, data, direction, context, unseen=options.unseen_support, requests=options.calibration, max_damage=options.max_damage
+        )
         return Artefact(values={"length": length / norm(parameters(model)).item()}, report={"calibration": rows})
 
     def apply(

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from oneshui_hf.methods import Artefact, Request, Simulated
 
-    from .meta_loss import MetaLoss, Photos, Weights
+    from .meta_loss import Alignment, MetaLoss, Photos, Weights
 
-ADAPTIVE_RATE = 0.05  # of the logarithm of the step length, for Adam
+LENGTH_RATE = 0.05  # of the logarithm of the step length, for Adam
 START_LENGTH = 2e-4  # share of the model's norm at which the length starts to be learned
 
 
@@ -29,7 +29,7 @@ START_LENGTH = 2e-4  # share of the model's norm at which the length starts to b
 class MetaUnlearnOptions:
     """Options of MetaUnlearn."""
 
-    steps: int = option(200, "Meta-steps, each on its own simulated requests.", minimum=1)
+    steps: int = option(100, "Meta-steps, each on its own simulated requests.", minimum=1)
     epochs: int = option(0, "Passes over the people who can ask, in place of a number of steps; 0 leaves it to --steps.", minimum=0)
     lr: float = option(1e-3, "Peak learning rate of the loss network (AdamW with amsgrad, cosine to 0).", minimum=0)
     step: str = option("normalised", "A step of learned length, or eta times the gradient as it is.", choices=("normalised", "raw"))
@@ -48,6 +48,7 @@ class MetaUnlearnOptions:
     photos: int = option(128, "Most forget images, and most val images, of a meta-step.", minimum=2)
     chunk: int = option(32, "Images a forward-backward pass; memory grows with it, the result does not change.", minimum=1)
     calibration: int = option(3, "Simulated requests on which the length is chosen; 0 keeps the learned one.", minimum=0)
+    max_damage: float = option(5.0, "Most points of score that the step may cost the others on simulated requests.", minimum=0)
 
 
 class MetaUnlearn(Method[MetaUnlearnOptions]):
@@ -64,74 +65,51 @@ class MetaUnlearn(Method[MetaUnlearnOptions]):
         """Learn phi, and the length of the step, on simulated requests."""
         import torch
 
-        from oneshui_hf.methods import Artefact, choose_length, norm, parameters
+        from oneshui_hf.methods import Artefact, choose_length
 
-        from .meta_loss import meta_gradient, movable
-
-        theta = movable(model, options.move_tokens)
-        scale = norm(parameters(model)).item()
         plan = _plan(data, options, context)
-        asking = sorted({person for requests in plan for request in requests for person in request.people})
-        rows = {person: row for row, person in enumerate(asking, start=1)}
-        h = _network(model, context, len(rows)).to(context.device).train()
+        learning = Learning(model, data, plan, options, context)
+        h, scale, normalised = learning.h, learning.scale, options.step == "normalised"
         log_length = torch.tensor(START_LENGTH * scale, dtype=torch.float64).log()
-        normalised = options.step == "normalised"
-
         rate = torch.optim.AdamW(h.parameters(), lr=options.lr, amsgrad=True)
-        length_rate = torch.optim.Adam([log_length], lr=ADAPTIVE_RATE)
-        schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(o, len(plan)) for o in (rate, length_rate)]
-        strangers = _strangers(model, data, context)
+        length_rate = torch.optim.Adam([log_length], lr=LENGTH_RATE)
+        optimizers = [rate, length_rate] if normalised else [rate]
+        schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(plan)) for optimizer in optimizers]
 
         history = []
-        process, world = context.accelerator.process_index, context.accelerator.num_processes
         for number, requests in enumerate(context.reporter.track(plan, "Learning the loss")):
             length = log_length.exp().item() if normalised else options.eta
-            total = [torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)]
-            sums = [torch.zeros_like(p) for p in h.parameters()]
-            for turn in range(process, len(requests), world):
-                words = (number, turn)
-                photos = _photos(requests[turn], rows, options, context, words)
-                objective = _objective(requests[turn], data, strangers, options, context, words)
-                value, parts, by_length = meta_gradient(
-                    model, theta, h, photos, objective, context.task.kind,
-                    length=length, normalised=normalised, seed=derive(context.seed, "dropout", *words),
-                )  # fmt: skip
-                total = [total[0] + value, total[1] + by_length]
-                sums = [a + b for a, b in zip(sums, parts, strict=True)]
-            value, by_length = (context.accelerator.reduce(t.to(context.device), "sum").item() / len(requests) for t in total)
-            for parameter, part in zip(h.parameters(), sums, strict=True):
-                parameter.grad = context.accelerator.reduce(part, "sum") / len(requests)
+            value, parts, by_length = learning.gradient(requests, number, length)
+            for parameter, part in zip(h.parameters(), parts, strict=True):
+                parameter.grad = part
             log_length.grad = torch.tensor(by_length * length, dtype=torch.float64)  # dA/dlog r = r dA/dr
-            rate.step()
-            if normalised:
-                length_rate.step()
-            for schedule in schedules:
-                schedule.step()
-            history.append({"objective": value, "length": length})
+            for turn in (*optimizers, *schedules):
+                turn.step()
+            history.append({"objective": value, "length": length / scale})
 
         h.eval()
         length = log_length.exp().item()
         calibration: list[dict[str, Any]] = []
         if normalised and options.calibration:
-
-            def direction(request: Simulated) -> Weights:
-                # The people who will ask are served by the unknown row, unless only their own rows were trained.
-                photos = _photos(request, {} if options.identity_dropout else rows, options, context, ("calibration",))
-                return _unit(model, theta, h, photos, context)
-
             length, calibration = choose_length(
-                model, data, direction, context, unseen=options.unseen_support, requests=options.calibration
+                model,
+                data,
+                learning.direction,
+                context,
+                unseen=options.unseen_support,
+                requests=options.calibration,
+                max_damage=options.max_damage,
             )
         state = h.state_dict()
         table = state.pop("embedding.weight")
+        people = data.train.people
         return Artefact(
             tensors=state | {"unknown": table[:1]},
             values={"length": length / scale},
             private_tensors={"known": table[1:]},
-            private_values={"rows": {data.train.people[p]: rows.get(p, 0) for p in data.train.positions_of}},
-            report={"meta_steps": len(plan), "history": history, "learned_length": history[-1]["length"] / scale,
-                    "calibration": calibration},
-        )  # fmt: skip
+            private_values={"rows": {people[p]: learning.rows.get(p, 0) for p in data.train.positions_of}},
+            report={"meta_steps": len(plan), "history": history, "calibration": calibration},
+        )
 
     def apply(
         self,
@@ -194,56 +172,99 @@ def _plan(data: DataAccess, options: MetaUnlearnOptions, context: Context) -> li
     return [kept[i : i + group] for i in range(0, len(kept), group)]
 
 
-def _photos(request: Simulated, rows: dict[int, int], options: MetaUnlearnOptions, context: Context, words: tuple[Any, ...]) -> Photos:
-    """Return the photos of a simulated request; some people, or all where none has a row, are treated as unknown."""
-    import torch
+class Learning:
+    """What learning phi works with: the network, and what never changes while it learns.
 
-    from oneshui_hf.methods import targets
+    Attributes:
+        h: The loss network, in training mode.
+        theta: The parameters that take the step.
+        rows: Embedding row of each person who asks in a simulated request.
+        scale: The model's norm, of which lengths are shares.
+    """
 
-    from .meta_loss import UNKNOWN, Photos
+    def __init__(
+        self, model: nn.Module, data: DataAccess, plan: list[list[Simulated]], options: MetaUnlearnOptions, context: Context
+    ) -> None:
+        from oneshui_hf.methods import norm, parameters, predict
 
-    pixels, labels = request.support_set.batch(request.support, context.device)
-    person = torch.tensor([rows.get(p, UNKNOWN) for p in request.people])
-    dropped = torch.rand(len(person), generator=generator(context.seed, "identity", *words)) < options.identity_dropout
-    person = torch.where(dropped, UNKNOWN, person)
-    return Photos(pixels, targets(labels, context.task), person.to(context.device))
+        from .meta_loss import movable
 
+        self.model, self.data, self.options, self.context = model, data, options, context
+        asking = sorted({person for requests in plan for request in requests for person in request.people})
+        self.rows = {person: row for row, person in enumerate(asking, start=1)}
+        self.theta = movable(model, options.move_tokens)
+        self.scale = norm(parameters(model)).item()
+        self.h = _network(model, context, len(self.rows)).to(context.device).train()
+        self.strangers = predict(model, data.val, context.accelerator)  # theta's logits on val
 
-def _strangers(model: nn.Module, data: DataAccess, context: Context) -> torch.Tensor:
-    """Return theta's logits on val, which never change during preparation."""
-    from oneshui_hf.methods import predict
+    def gradient(self, requests: list[Simulated], number: int, length: float) -> tuple[float, list[torch.Tensor], float]:
+        """Return A, dA/dphi and dA/dr, means over the requests of meta-step `number`; processes share the requests."""
+        import torch
 
-    return predict(model, data.val, context.accelerator)
+        from .meta_loss import meta_gradient
 
+        accelerator = self.context.accelerator
+        totals = torch.zeros(2, dtype=torch.float64)
+        sums = [torch.zeros_like(parameter) for parameter in self.h.parameters()]
+        for turn in range(accelerator.process_index, len(requests), accelerator.num_processes):
+            words = (number, turn)
+            value, parts, by_length = meta_gradient(
+                self.model,
+                self.theta,
+                self.h,
+                self.photos(requests[turn], words),
+                self.objective(requests[turn], words),
+                self.context.task.kind,
+                length=length,
+                normalised=self.options.step == "normalised",
+                seed=derive(self.context.seed, "dropout", *words),
+            )
+            totals += torch.tensor([value, by_length], dtype=torch.float64)
+            sums = [a + b for a, b in zip(sums, parts, strict=True)]
+        value, by_length = (accelerator.reduce(totals.to(self.context.device), "sum") / len(requests)).tolist()
+        return value, [accelerator.reduce(part, "sum") / len(requests) for part in sums], by_length
 
-def _objective(
-    request: Simulated,
-    data: DataAccess,
-    strangers: torch.Tensor,
-    options: MetaUnlearnOptions,
-    context: Context,
-    words: tuple[Any, ...],
-) -> Any:
-    """Return the meta-objective of a request: as many strangers as forget images, drawn for this request."""
-    from oneshui_hf.methods import losses, sample
+    def photos(self, request: Simulated, words: tuple[Any, ...], dropout: float | None = None) -> Photos:
+        """Return the photos handed in with a simulated request; some people are treated as unknown."""
+        import torch
 
-    from .meta_loss import Alignment, weight
+        from oneshui_hf.methods import targets
 
-    draws = generator(context.seed, "objective", *words)
-    forget = sample(request.forget, options.photos, draws)
-    val = sample(len(data.val), len(forget), draws)
-    labels = data.val.labels[val]
-    before = losses(strangers[val], labels, context.task.kind).mean().item() * weight(strangers[val], labels, context.task)
-    return Alignment(data.train, forget, data.val, val, before, context.task, options.chunk)
+        from .meta_loss import UNKNOWN, Photos
 
+        pixels, labels = request.support_set.batch(request.support, self.context.device)
+        person = torch.tensor([self.rows[p] for p in request.people])
+        share = self.options.identity_dropout if dropout is None else dropout
+        dropped = torch.rand(len(person), generator=generator(self.context.seed, "identity", *words)) < share
+        person = torch.where(dropped, UNKNOWN, person)
+        return Photos(pixels, targets(labels, self.context.task), person.to(self.context.device))
 
-def _unit(model: nn.Module, theta: Weights, h: MetaLoss, photos: Photos, context: Context) -> Weights:
-    """Return the unit direction of the step that unlearns."""
-    from oneshui_hf.methods import unit
+    def objective(self, request: Simulated, words: tuple[Any, ...]) -> Alignment:
+        """Return the meta-objective of a request: as many strangers as forget images, drawn for this request."""
+        from oneshui_hf.methods import losses, sample
 
-    from .meta_loss import gradient
+        from .meta_loss import Alignment, weight
 
-    return unit({name: -part for name, part in gradient(model, theta, h, photos, context.task.kind)[0].items()})
+        task, val = self.context.task, self.data.val
+        draws = generator(self.context.seed, "objective", *words)
+        forget = sample(request.forget, self.options.photos, draws)
+        chosen = sample(len(val), len(forget), draws)
+        logits, labels = self.strangers[chosen], val.labels[chosen]
+        before = losses(logits, labels, task.kind).mean().item() * weight(logits, labels, task)
+        return Alignment(self.data.train, forget, val, chosen, before, task, self.options.chunk)
+
+    def direction(self, request: Simulated) -> Weights:
+        """Return the unit direction of the step that unlearns.
+
+        People are served as real ones will be: by the unknown row, unless only their own rows were trained.
+        """
+        from oneshui_hf.methods import unit
+
+        from .meta_loss import gradient
+
+        photos = self.photos(request, ("calibration",), dropout=1.0 if self.options.identity_dropout else 0.0)
+        g, _ = gradient(self.model, self.theta, self.h, photos, self.context.task.kind)
+        return unit({name: -part for name, part in g.items()})
 
 
 def _rows(request: Request, artefact: Artefact, options: MetaUnlearnOptions) -> torch.Tensor:

@@ -8,6 +8,7 @@ and refuses what is unknown or out of range with one sentence.
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -59,7 +60,8 @@ def names(options: type[Any]) -> dict[str, str]:
     """Return every name that a field answers to (its own, and its flags'), each with the field's name."""
     known = {name: name for name in fields(options)}
     for name, field in fields(options).items():
-        known |= {spelling.lstrip("-").replace("-", "_"): name for spelling in field.metadata.get("flags", ())}
+        words = [spelling.partition("/")[0] for spelling in field.metadata.get("flags", ())]  # "--on/--off" answers to on
+        known |= {word.lstrip("-").replace("-", "_"): name for word in words}
     return known
 
 
@@ -109,8 +111,8 @@ def _convert(value: Any, wanted: Any, field: dataclasses.Field[Any], where: str)
             return None
         wanted = next(t for t in typing.get_args(wanted) if t is not type(None))
     if typing.get_origin(wanted) in (tuple, list):
-        items = value.split(",") if isinstance(value, str) else list(value)
-        return tuple(str(item).strip() for item in items)
+        items = [value] if isinstance(value, str) else list(value)  # one photo, or its labels: a comma is part of it
+        return tuple(str(item) for item in items)
     try:
         if wanted is bool:
             value = _boolean(value)
@@ -118,6 +120,8 @@ def _convert(value: Any, wanted: Any, field: dataclasses.Field[Any], where: str)
             raise ValueError
         else:
             value = wanted(value)
+        if isinstance(value, float) and not math.isfinite(value):  # NaN would pass every range
+            raise ValueError
     except (TypeError, ValueError):
         raise UsageError(f"{label} takes {_TYPE_WORDS.get(wanted, 'text')}, not '{value}'.") from None
     _check_range(value, field.metadata, label)
@@ -152,7 +156,8 @@ def parse_words(words: Sequence[str], options: type[Any], where: str) -> dict[st
     Raises:
         UsageError: A word is no option of `options`, or an option lacks its value.
     """
-    known = fields(options)
+    spellings = names(options)
+    flags = {spelling for spelling, name in spellings.items() if type_of(options, name) is bool}
     values: dict[str, Any] = {}
     queue = list(words)
     while queue:
@@ -160,18 +165,20 @@ def parse_words(words: Sequence[str], options: type[Any], where: str) -> dict[st
         if not word.startswith("--"):
             raise UsageError(f"{where} takes no argument '{word}'.")
         key, equals, text = word[2:].partition("=")
-        name = key.replace("-", "_")
-        negated = name.removeprefix("no_")
-        if negated != name and negated in known and type_of(options, negated) is bool:
-            values[negated] = False
-        elif name not in known:
-            raise UsageError(f"{where} has no option --{key}.{did_you_mean('--' + key, map(flag, known))}")
+        spelling = key.replace("-", "_")
+        negated = spelling.removeprefix("no_")
+        if spelling not in spellings and negated in flags:
+            if equals:
+                raise UsageError(f"--{key} of {where} takes no value; leave '={text}' out.")
+            values[spellings[negated]] = False
+        elif spelling not in spellings:
+            raise UsageError(f"{where} has no option --{key}.{did_you_mean('--' + key, map(flag, spellings))}")
         elif equals:
-            values[name] = text
-        elif type_of(options, name) is bool:
-            values[name] = True
+            values[spellings[spelling]] = text
+        elif spelling in flags:
+            values[spellings[spelling]] = True
         elif not queue:
             raise UsageError(f"--{key} of {where} needs a value.")
         else:
-            values[name] = queue.pop(0)
+            values[spellings[spelling]] = queue.pop(0)
     return values

@@ -15,6 +15,7 @@ from .errors import OneshuiError, UsageError, did_you_mean
 
 METHODS = "oneshui.methods"
 DATASETS = "oneshui.datasets"
+PARTS = ("summary", "needs")  # what every plugin says of itself
 
 
 @dataclass(frozen=True)
@@ -29,16 +30,25 @@ class Plugins:
         return sorted(self._entries())
 
     def _entries(self) -> dict[str, metadata.EntryPoint]:
-        wanted = {name.strip() for name in os.environ.get("ONESHUI_PLUGINS", "").split(",") if name.strip()}
+        installed = list(metadata.entry_points(group=self.group))
+        wanted = self._selected({entry.name for entry in installed})
         found: dict[str, metadata.EntryPoint] = {}
-        for entry in metadata.entry_points(group=self.group):
-            if wanted and self.group == METHODS and entry.name not in wanted:
+        for entry in installed:
+            if entry.name not in wanted:
                 continue
             other = found.get(entry.name)
             if other is not None and other.value != entry.value:
                 raise OneshuiError(f"Two packages offer '{entry.name}': {_origin(other)} and {_origin(entry)}; uninstall one of them.")
             found[entry.name] = entry
         return found
+
+    def _selected(self, installed: set[str]) -> set[str]:
+        wanted = {name.strip() for name in os.environ.get("ONESHUI_PLUGINS", "").split(",") if name.strip()}
+        if not wanted or self.group != METHODS:
+            return installed
+        for name in sorted(wanted - installed):
+            raise UsageError(f"ONESHUI_PLUGINS names '{name}', which is not installed.{did_you_mean(name, installed)}")
+        return wanted
 
     def origin(self, name: str) -> str:
         """Return the distribution that offers a name, with its version."""
@@ -49,16 +59,20 @@ class Plugins:
 
         Raises:
             UsageError: The name is unknown.
-            OneshuiError: Its module cannot be imported; the message names its distribution.
+            OneshuiError: Its module cannot be imported, or holds no plugin; the message names its distribution.
         """
         entries = self._entries()
         if name not in entries:
             raise UsageError(f"There is no {self._word} '{name}'.{did_you_mean(name, entries)}")
+        label = f"{self._word} '{name}' of {_origin(entries[name])}"
         try:
-            return entries[name].load()
-        except Exception as error:  # a plugin may fail in any way at import; its name must reach the user
-            origin = _origin(entries[name])
-            raise OneshuiError(f"{self._word} '{name}' of {origin} cannot be loaded: {type(error).__name__}: {error}") from error
+            plugin = entries[name].load()
+        except (Exception, SystemExit) as error:  # a plugin may fail in any way at import; its name must reach the user
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise OneshuiError(f"{label} cannot be loaded: {reason}") from error
+        if missing := [part for part in PARTS if not hasattr(plugin, part)]:
+            raise OneshuiError(f"{label} is no {self._word}: {entries[name].value} has no {' and no '.join(missing)}.")
+        return plugin
 
     @property
     def _word(self) -> str:

@@ -31,7 +31,7 @@ SPLIT = "split.json"
 METRICS = "metrics.json"
 PREDICTIONS = "predictions"
 METHODS = "methods"
-MODEL_FILES = ("config.json", "preprocessor_config.json")
+PREPROCESSOR = "preprocessor_config.json"
 FORMAT = 1
 RUNS = Path("runs")  # where runs are made and looked for, unless named
 
@@ -75,7 +75,7 @@ class Run:
         file = path / RECORD
         if not file.is_file():
             raise UsageError(f"{path} is not a run: it holds no {RECORD}.")
-        record = read_json(file)
+        record = read_object(file)
         if record.get("format") != FORMAT:
             raise OneshuiError(f"{file} has format {record.get('format')}, this version reads {FORMAT}: upgrade oneshui-hf.")
         known = {f.name for f in dataclasses.fields(Record)}
@@ -115,15 +115,23 @@ class Run:
 
 
 def newest(root: Path, kinds: tuple[Kind, ...] = ("original",)) -> Run:
-    """Return the run below `root` that was written last.
+    """Return the run below `root` that was written last. Runs that cannot be read are passed over.
 
     Raises:
         UsageError: There is none.
     """
-    runs = [Run.open(file.parent) for file in root.glob(f"*/{RECORD}")]
+    runs, damaged = [], []
+    for file in sorted(root.glob(f"*/{RECORD}")):
+        if file.parent.name.startswith("."):  # a scratch folder, left behind by a killed process
+            continue
+        try:
+            runs.append(Run.open(file.parent))
+        except OneshuiError:
+            damaged.append(file.parent.name)
     runs = [run for run in runs if run.record.kind in kinds and run.record.state == "complete"]
     if not runs:
-        raise UsageError(f"There is no finished run in {root}/; train one with `oneshui train`, or name one with --run.")
+        unread = f" ({', '.join(damaged)} cannot be read)" if damaged else ""
+        raise UsageError(f"There is no finished run in {root}/{unread}; train one with `oneshui train`, or name one with --run.")
     return max(runs, key=lambda run: (run.path / RECORD).stat().st_mtime)
 
 
@@ -145,6 +153,18 @@ def read_json(file: Path) -> Any:
         raise OneshuiError(f"{file} is missing.") from None
     except ValueError as error:
         raise OneshuiError(f"{file} is not JSON ({error}).") from None
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        OneshuiError: It is missing, not JSON, or holds something else.
+    """
+    value = read_json(file)
+    if not isinstance(value, dict):
+        raise OneshuiError(f"{file} is damaged: it holds no JSON object.")
+    return value
 
 
 def dump_json(value: Any) -> bytes:
@@ -180,18 +200,34 @@ def write_record(path: Path, record: Record) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """Yield a scratch folder beside `path` that becomes `path` when the block succeeds and vanishes when it fails."""
+    """Yield a scratch folder beside `path` that becomes `path` when the block succeeds and vanishes when it fails.
+
+    What `replace` replaces is whole again where the last step fails, and lies beside `path` as `.NAME.*.old` where the process is
+    killed in between.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     scratch.chmod(0o755)
     try:
         yield scratch
         if replace and path.exists():
-            shutil.rmtree(path)
-        scratch.rename(path)
+            _swap(scratch, path)
+        else:
+            scratch.rename(path)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
+
+
+def _swap(scratch: Path, path: Path) -> None:
+    aside = scratch.with_name(f"{scratch.name}.old")
+    path.rename(aside)
+    try:
+        scratch.rename(path)
+    except BaseException:
+        aside.rename(path)
+        raise
+    shutil.rmtree(aside)
 
 
 def claim(path: Path, *, overwrite: bool) -> None:

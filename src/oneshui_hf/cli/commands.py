@@ -20,6 +20,7 @@ import typer
 from ..errors import UsageError, did_you_mean
 from ..options import fields, flag, names, parse_words, type_of
 from .console import ConsoleReporter, is_main_process
+from .errors import StoppedError
 
 Show = Callable[[Any], None]
 
@@ -60,7 +61,10 @@ def command(
             method = given.get("method") or stored.get("method") or fields(options)["method"].default
             given |= _method_words(ctx.args, str(method), name)
         given = _merge(options, stored, given, with_method, name)
-        result = call(reporter=ConsoleReporter(), **given)
+        try:
+            result = call(reporter=ConsoleReporter(), **given)
+        except KeyboardInterrupt:
+            raise StoppedError("Stopped. What was finished is kept; an interrupted training goes on with --resume.") from None
         if not is_main_process():
             return
         if want_json:
@@ -121,7 +125,9 @@ def read_config(file: Path) -> dict[str, Any]:
 
 def _signature(options: type[Any], positional: tuple[str, ...]) -> inspect.Signature:
     parameters = [inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)]
-    for name, field in fields(options).items():
+    known = fields(options)
+    for name in [*positional, *(name for name in known if name not in positional)]:
+        field = known[name]
         kind, default = _cli_type(type_of(options, name)), field.default
         text = _help(field)
         if name in positional:
@@ -130,8 +136,10 @@ def _signature(options: type[Any], positional: tuple[str, ...]) -> inspect.Signa
             flags = field.metadata["flags"] or (_flags(name, kind),)
             missing = default in (None, (), dataclasses.MISSING)
             about = typer.Option(*flags, help=text, show_default=not missing)
-        if default is dataclasses.MISSING:
-            default = inspect.Parameter.empty if name in positional else None
+        if name in positional:
+            default = inspect.Parameter.empty
+        elif default is dataclasses.MISSING:  # a configuration file may name it, so Typer must not insist
+            default = None
         default = list(default) if isinstance(default, tuple) else default
         annotation: Any = Annotated[kind, about] if default is not None else Annotated[kind | None, about]  # type: ignore[valid-type]
         parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default))

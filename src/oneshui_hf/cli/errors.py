@@ -9,6 +9,13 @@ from collections.abc import Callable
 from ..errors import OneshuiError
 from .console import is_main_process
 
+
+class StoppedError(OneshuiError):
+    """The user pressed Ctrl-C. Typer would swallow the interrupt without a word, so commands turn it into this."""
+
+    exit_code = 130
+
+
 DISK_FULL = "There is no space left on the device, so nothing was written there; free some and run again"
 
 
@@ -23,10 +30,6 @@ def guarded(call: Callable[[], object]) -> int:
     except typer.TyperException as error:
         message = error.format_message() if hasattr(error, "format_message") else str(error)
         return _tell(message, getattr(error, "exit_code", 2))
-    except typer.Abort:
-        return _tell("Stopped.", 130)
-    except KeyboardInterrupt:
-        return _tell("Stopped. What was finished is kept; an interrupted training goes on with --resume.", 130)
     except PermissionError as error:
         return _tell(f"There is no permission to write or read {error.filename}.", 1)
     except OSError as error:

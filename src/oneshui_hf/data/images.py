@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 MAX_PIXELS = 100_000_000  # a 100-megapixel photo; a decompression bomb is larger
 MIN_SIDE = 16
 
+# What photos come in, and nothing else: for EPS, Pillow would start Ghostscript. A phone's MPO is opened as the JPEG that it begins with.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "AVIF", "JPEG2000", "PPM")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".mpo", ".avif", ".jp2", ".ppm", ".pgm")
+
 
 class ImageError(OneshuiError):
     """An image cannot be used."""
@@ -32,7 +36,7 @@ def decode(source: str | Path | bytes | Image, where: str | None = None) -> Imag
         where: What to call it in messages; the path where it is one.
 
     Raises:
-        ImageError: It is missing, no image, truncated, smaller than 16 pixels a side, or larger than 100 megapixels.
+        ImageError: It is missing, not to be read, no image, truncated, smaller than 16 pixels a side, or larger than 100 megapixels.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -56,11 +60,15 @@ def decode(source: str | Path | bytes | Image, where: str | None = None) -> Imag
         raise ImageError(f"There is no image at {where}.") from None
     except IsADirectoryError:
         raise ImageError(f"{where} is a folder, not an image.") from None
+    except NotADirectoryError:
+        raise ImageError(f"There is no image at {where}: what stands before the last / is a file, not a folder.") from None
+    except PermissionError:
+        raise ImageError(f"{where} may not be read; give yourself the permission to read it.") from None
     except UnidentifiedImageError:
         raise ImageError(f"{where} is not an image that can be read (JPEG, PNG, WebP, ...).") from None
     except Image.DecompressionBombError:
         raise ImageError(f"{where} is over the limit of {MAX_PIXELS // 10**6} megapixels.") from None
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise on damaged files
+    except (OSError, RuntimeError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise on damaged files
         raise ImageError(f"{where} is damaged or truncated ({error}); hand in the original file.") from None
 
 
@@ -69,7 +77,9 @@ def _open(source: str | Path | bytes | Image) -> Image:
 
     if isinstance(source, Image.Image):
         return source
-    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    Image.init()  # registers all formats: which ones there are depends on how Pillow was built
+    formats = [name for name in FORMATS if name in Image.OPEN]
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
 
 
 def to_pixels(image: Image, size: int) -> np.ndarray:

@@ -18,7 +18,7 @@ def load_faces(dataset: str, data_dir: str | Path | None = None, label_columns: 
 
     Args:
         dataset: A builder's name, or the path of a folder with `metadata.csv`.
-        data_dir: Where a named data set lies on disk.
+        data_dir: Where a named data set lies on disk, or a folder that has moved.
         label_columns: Which columns of a folder's metadata are labels; guessed where empty.
 
     Raises:
@@ -29,13 +29,14 @@ def load_faces(dataset: str, data_dir: str | Path | None = None, label_columns: 
 
     plugins = Plugins(DATASETS)
     name, config = dataset, {}
+    data_dir = Path(data_dir).expanduser().resolve() if data_dir else None
     if dataset not in plugins.names or dataset == FOLDER:
         name, data_dir = FOLDER, _folder(dataset, data_dir, plugins.names)
         config = {"label_columns": tuple(label_columns)} if label_columns else {}
     elif label_columns:
         raise UsageError(f"--label-columns goes with a folder of your own, not with '{dataset}'.")
     builder_class = plugins.load(name)
-    fingerprint = builder_class.fingerprint(Path(data_dir) if data_dir else None)
+    fingerprint = builder_class.fingerprint(data_dir)
     builder = builder_class(data_dir=str(data_dir) if data_dir else None, hash=fingerprint, **config)
     quiet = datasets.utils.logging.is_progress_bar_enabled()
     datasets.disable_progress_bars()
@@ -47,16 +48,21 @@ def load_faces(dataset: str, data_dir: str | Path | None = None, label_columns: 
         if quiet:
             datasets.enable_progress_bars()
     notes = tuple(line for line in (builder.info.description or "").splitlines() if line.endswith("left out."))
-    title = Path(data_dir).name if name == FOLDER and data_dir else name
+    title = data_dir.name if name == FOLDER and data_dir else name
     return index(builder.as_dataset(split="train"), title, Path(builder.cache_dir), notes)
 
 
-def _folder(dataset: str, data_dir: str | Path | None, names: Sequence[str]) -> Path:
-    if dataset == FOLDER and data_dir:
-        return Path(data_dir)
-    path = Path(dataset).expanduser()
-    if path.is_dir():
-        return path
+def _folder(dataset: str, data_dir: Path | None, names: Sequence[str]) -> Path:
+    """Return the folder to read: `data_dir` where it is given, since the one that a run was trained on may have moved."""
+    from .builders.folder import METADATA
+
+    if data_dir is None:
+        path = Path(dataset).expanduser()
+        if path.is_dir():
+            return path.resolve()
+    elif dataset == FOLDER or Path(dataset).name != dataset or (data_dir / METADATA).is_file():
+        return data_dir
+    # A single word with a folder that is not one of ours is more likely a data set's name with a typing error.
     raise UsageError(f"'{dataset}' is neither a data set nor a folder.{did_you_mean(dataset, names)}")
 
 

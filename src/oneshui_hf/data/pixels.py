@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from dataclasses import dataclass
@@ -25,15 +26,23 @@ def load_pixels(faces: Faces, size: int, reporter: Reporter = SILENT) -> np.ndar
     """Return all photos as uint8 (N, 3, size, size), memory-mapped; made on the first call.
 
     Raises:
-        OneshuiError: A photo cannot be decoded (the message names it), or there is no space.
+        OneshuiError: A photo cannot be decoded (the message names it), or the file beside the Arrow data is damaged.
+        OSError: There is no space left.
     """
     file = faces.cache / f"pixels-{size}.npy"
     if not file.exists():
         _build(faces, size, file, reporter)
-    pixels = np.load(file, mmap_mode="r")
-    if pixels.shape != (len(faces), 3, size, size):
+    pixels = _open(file)
+    if pixels is None or pixels.dtype != np.uint8 or pixels.shape != (len(faces), 3, size, size):
         raise OneshuiError(f"{file} does not fit its data set; remove it and run again.")
     return pixels
+
+
+def _open(file: Path) -> np.ndarray | None:
+    try:
+        return np.lib.format.open_memmap(file, mode="r")
+    except ValueError:  # no array, or one that was cut off
+        return None
 
 
 def _build(faces: Faces, size: int, file: Path, reporter: Reporter) -> None:
@@ -42,6 +51,7 @@ def _build(faces: Faces, size: int, file: Path, reporter: Reporter) -> None:
     scratch = Path(name)
     try:
         pixels = np.lib.format.open_memmap(scratch, mode="w+", dtype=np.uint8, shape=(len(faces), 3, size, size))
+        _reserve(scratch)
         for row in reporter.track(range(len(faces)), "Reading photos"):
             image = faces.rows[row]["image"]
             where = f"photo {faces.keys[row]} of '{faces.name}'"
@@ -53,6 +63,18 @@ def _build(faces: Faces, size: int, file: Path, reporter: Reporter) -> None:
         raise ImageError(f"{error} Repair it, or remove it and its annotation row.") from None
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def _reserve(file: Path) -> None:
+    """Take the space of a file that is still empty: a disk that fills while mapped memory is written kills the process (SIGBUS)."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with file.open("r+b") as opened:
+        try:
+            os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # these: the file system cannot reserve
+                raise OSError(error.errno, error.strerror, str(file.parent)) from None
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,8 @@ class Faces:
     @property
     def fingerprint(self) -> str:
         """A hash of photo names, people and labels, the same on every machine and for every order of rows."""
-        labels = self.labels.reshape(len(self), -1).to(dtype=_int8()).numpy()
+        stored = "int8" if self.task.kind == "multi_label" else "<i8"  # 0 and 1, or the numbers of classes, which may be many
+        labels = self.labels.reshape(len(self), -1).numpy().astype(stored)
         digest = hashlib.sha256("\n".join(self.task.label_names).encode())
         for row in sorted(range(len(self)), key=self.keys.__getitem__):
             digest.update(f"{self.keys[row]}\0{self.people[self.identities[row]]}\0".encode())
@@ -86,12 +87,6 @@ class Faces:
             "images": len(self),
             "identities": len(self.people),
         }
-
-
-def _int8() -> torch.dtype:
-    import torch
-
-    return torch.int8
 
 
 def features(task: Task) -> datasets.Features:

@@ -54,19 +54,24 @@ class Split:
         """Return the rows of each set: train, retain, forget, val, test, support, reserved.
 
         Raises:
-            OneshuiError: The split names a person or photo that the data set does not have.
+            OneshuiError: The split names a person or photo that the data set does not have, or lets one set leak into another.
         """
-        known, code = set(faces.keys), {person: i for i, person in enumerate(faces.people)}
+        code = {person: i for i, person in enumerate(faces.people)}
         for name, people in self.people.items():
             if strangers := [p for p in people if p not in code]:
                 raise OneshuiError(
                     f"The split does not fit this data: {len(strangers)} people of its {name} set are not in it; "
                     "use the data set that the split was made for."
                 )
-        held = {**self.support, **self.reserved}
-        if lost := [key for key in held.values() if key not in known]:
+        owner = {key: faces.people[i] for key, i in zip(faces.keys, faces.identities, strict=True)}
+        held = [*self.support.items(), *self.reserved.items()]
+        if lost := [key for _, key in held if key not in owner]:
             raise OneshuiError(f"The split does not fit this data: {len(lost)} of its photos are not in it.")
-        out = np.isin(np.array(faces.keys), list(held.values()))
+        self._check()
+        for person, key in held:
+            if owner[key] != person:
+                raise OneshuiError(f"The split names {key} as a photo of {person}, but it shows {owner[key]}; name a photo of {person}.")
+        out = np.isin(np.array(faces.keys), [key for _, key in held])
 
         def rows(people: Iterable[str], photos: np.ndarray) -> np.ndarray:
             member = np.isin(faces.identities, [code[p] for p in people])
@@ -82,6 +87,23 @@ class Split:
             "support": _photos(faces, self.support),
             "reserved": _photos(faces, self.reserved),
         }
+
+    def _check(self) -> None:
+        """Refuse a split, made by hand, in which what must stay apart does not."""
+        place: dict[str, str] = {}
+        for name, people in self.people.items():
+            for person in people:
+                if person in place:
+                    raise OneshuiError(f"The split names {person} in {place[person]} and again in {name}; keep each person in one set.")
+                place[person] = name
+        for person in self.forget:
+            if place.get(person) != "train":
+                raise OneshuiError(f"The split lets {person} ask to be forgotten, who is not in train; only those trained on can ask.")
+        if sorted(self.support) != sorted(self.forget):
+            raise OneshuiError("The split's support photos are not one for each person of forget; name one for each, and no other.")
+        for person in self.reserved:
+            if place.get(person) != "train" or person in self.support:
+                raise OneshuiError(f"The split reserves a photo of {person}, who is not among those of train who stay; remove it.")
 
 
 def _photos(faces: Faces, photos: Mapping[str, str]) -> np.ndarray:
@@ -100,6 +122,8 @@ def load_split(file: Path) -> Split:
         raise OneshuiError(f"{file} is not a split file; `oneshui train` writes one as RUN/split.json.")
     if value["format"] != FORMAT:
         raise OneshuiError(f"{file} has format {value['format']}, this version reads {FORMAT}: upgrade oneshui-hf.")
+    if not isinstance(value["people"], dict) or set(value["people"]) != set(SHARES):
+        raise OneshuiError(f"{file} does not list the people of train, val and test, and of no other set; repair it.")
     return Split(**value)
 
 

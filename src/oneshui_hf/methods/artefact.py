@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OneshuiError, UsageError
-from ..runs import dump_json, new_folder, read_json, versions, write_bytes
+from ..runs import dump_json, new_folder, read_object, versions, write_bytes
 
 if TYPE_CHECKING:
     import torch
 
 PUBLIC, PRIVATE = "artefact", "private"
 FORMAT = 1
+PARTS = {"weights": str, "values": dict, "options": dict, "report": dict}  # of the header, beside format and method
 
 
 @dataclass
@@ -74,9 +75,12 @@ class Artefact:
 
         if not folder.is_dir():
             raise UsageError(f"Method '{method}' has not been prepared for {folder.parent.parent}; run `oneshui prepare` first.")
-        header = read_json(folder / f"{PUBLIC}.json")
+        header = read_object(folder / f"{PUBLIC}.json")
         if header.get("method") != method or header.get("format") != FORMAT:
             raise OneshuiError(f"{folder} is not an artefact of method '{method}' that this version reads.")
+        for part, kind in PARTS.items():
+            if not isinstance(header.get(part), kind):
+                raise OneshuiError(f"{folder} is damaged ({PUBLIC}.json has no {part}); prepare again.")
         if header["weights"] != weights and not force:
             raise OneshuiError(
                 f"{folder} was prepared for a model with other weights ({header['weights'][:12]}, not {weights[:12]}); "
@@ -93,7 +97,7 @@ class Artefact:
             tensors=tensors,
             values=header["values"],
             private_tensors=private_tensors,
-            private_values=read_json(private_file) if private_file.exists() else {},
+            private_values=read_object(private_file) if private_file.exists() else {},
             options=header["options"],
             report=header["report"],
         )

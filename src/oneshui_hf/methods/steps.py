@@ -7,7 +7,7 @@ length along a unit direction cannot surprise; its length is a share of the mode
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -23,9 +23,10 @@ from .requests import Simulated, sample, simulate
 
 Weights = dict[str, torch.Tensor]
 
-LENGTHS = tuple(2e-5 * 2**k for k in range(12))  # shares of the model's norm: 2e-5 to 4e-2
+SHORTEST = 2e-5  # share of the model's norm
+DOUBLINGS = 12  # lengths tried, up to 0.04 of the norm; where all are within the bound, the refinements go on to 0.07
+REFINEMENTS = 2  # lengths tried between the last that was within the bound and the first that was not
 CALIBRATION_PHOTOS = 256
-POINTS_LOST = 15.0  # the search stops when ToW has fallen this far below its best
 
 
 def inner(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -72,13 +73,15 @@ def choose_length(
     context: Context,
     *,
     unseen: bool,
-    requests: int = 3,
-    lengths: Sequence[float] = LENGTHS,
+    requests: int,
+    max_damage: float,
 ) -> tuple[float, list[dict[str, Any]]]:
-    """Choose a step length on simulated requests.
+    """Choose a step length on simulated requests: the best one that costs the others no more than a bound.
 
-    Each candidate is judged by the mean ToW over requests of training people, in which the level of strangers (the original model's
-    score on val) stands in for the oracle's on the forget images, and the original's own scores for the oracle's on retain and val.
+    Lengths are doubled until the score on retain falls by more than `max_damage` points; two more are tried within the last doubling. Of
+    those within the bound the one with the best ToW is taken, where the level of strangers (the original model's score on val) stands in
+    for the oracle's on the forget images, and the original's own scores for the oracle's on retain and val. Where none is within the
+    bound, the shortest is taken, with a warning.
 
     Args:
         model: The original model.
@@ -87,47 +90,95 @@ def choose_length(
         context: Of the preparation.
         unseen: Whether the simulated photos are reserved ones.
         requests: How many requests to simulate.
-        lengths: Candidates, rising, as shares of the model's norm.
+        max_damage: Most points of score that the step may cost on retain.
 
     Returns:
-        The best length (absolute), and a row per candidate tried, the first of length 0 (doing nothing).
+        The length (absolute), and a row per length tried, by length, the first of length 0 (doing nothing).
+
+    Raises:
+        OneshuiError: A simulated request takes in all training people.
     """
-    train, val = data.train, data.val
     draws = generator(context.seed, "calibration")
-    size = max(1, context.request_size)
-    cases: list[tuple[Weights, torch.Tensor, torch.Tensor]] = []
-    while len(cases) < requests:
-        for request in simulate(train, (size, size), draws, unseen=unseen):
-            others = torch.isin(train.identities, torch.tensor(request.people), invert=True).nonzero().squeeze(1)
-            forget = sample(request.forget, CALIBRATION_PHOTOS, draws)
-            cases.append((direction(request), forget, sample(others, CALIBRATION_PHOTOS, draws)))
-            if len(cases) == requests:
-                break
-    strangers = sample(len(val), CALIBRATION_PHOTOS, draws)
-
-    def measure(candidate: nn.Module, forget: torch.Tensor, retain: torch.Tensor) -> dict[str, float]:
-        sets = {"forget": (train, forget), "retain": (train, retain), "val": (val, strangers)}
-        scores = {}
-        for name, (faces, positions) in sets.items():
-            logits = predict(candidate, faces.subset(positions), context.accelerator)
-            scores[name] = score(logits, faces.labels[positions], context.task)
-        return scores
-
-    before = [measure(model, forget, retain) for _, forget, retain in cases]
+    trials = [_Trial(model, data, direction, context, case, draws) for case in _cases(data, context, draws, unseen, requests)]
     scale = norm(parameters(model)).item()
     rows: list[dict[str, Any]] = []
-    for length in context.reporter.track([0.0, *lengths], "Choosing the step length"):
-        total, means = 0.0, {"forget": 0.0, "retain": 0.0, "val": 0.0}
-        for (unit, forget, retain), start in zip(cases, before, strict=True):
-            now = start if length == 0 else measure(moved(model, unit, length * scale), forget, retain)
-            total += tug_of_war(now, {"forget": start["val"], "retain": start["retain"], "val": start["val"]}) / requests
-            means = {name: means[name] + now[name] / requests for name in means}
-        rows.append({"length": length, "tow": total, **means})
-        if total < max(row["tow"] for row in rows) - POINTS_LOST:
+
+    def attempt(share: float) -> bool:
+        """Try a length; return whether its cost is within the bound."""
+        results = [trial.run(share * scale) for trial in trials]
+        rows.append({"length": share} | {name: sum(r[name] for r in results) / len(results) for name in results[0]})
+        return bool(rows[0]["retain"] - rows[-1]["retain"] <= max_damage)
+
+    attempt(0.0)
+    share, within = SHORTEST, 0.0
+    for _ in context.reporter.track(range(DOUBLINGS), "Choosing the step length"):
+        if not attempt(share):
             break
-    best = max(rows[1:], key=lambda row: row["tow"])
-    if best["tow"] <= rows[0]["tow"]:
+        share, within = share * 2, share
+    for _ in range(REFINEMENTS if within else 0):
+        middle = (within * share) ** 0.5
+        within, share = (middle, share) if attempt(middle) else (within, middle)
+
+    nothing, shortest = rows[:2]
+    fit = [row for row in rows[1:] if nothing["retain"] - row["retain"] <= max_damage]
+    if not fit:
         context.reporter.warn(
-            f"On simulated requests no step was better than doing nothing (ToW {rows[0]['tow']:.1f}, the best step {best['tow']:.1f})."
+            f"On simulated requests even the shortest step cost the others {nothing['retain'] - shortest['retain']:.1f} points of score, "
+            f"more than the {max_damage:g} allowed; it is taken all the same, so look at retain and test before using its results."
         )
-    return best["length"] * scale, rows
+    best = max(fit or [shortest], key=lambda row: row["tow"])
+    if not best["tow"] > nothing["tow"]:  # NaN counts as no better
+        context.reporter.warn(
+            f"On simulated requests no step was better than doing nothing (ToW {nothing['tow']:.1f}, the best step {best['tow']:.1f})."
+        )
+    return best["length"] * scale, sorted(rows, key=lambda row: row["length"])
+
+
+def _cases(data: DataAccess, context: Context, draws: torch.Generator, unseen: bool, count: int) -> list[Simulated]:
+    """Return simulated requests of the size of the run's own."""
+    size = max(1, context.request_size)
+    cases: list[Simulated] = []
+    while len(cases) < count:
+        cases += simulate(data.train, (size, size), draws, unseen=unseen)
+    return cases[:count]
+
+
+class _Trial:
+    """One simulated request: the unit direction of its step, and the photos on which it is judged."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: DataAccess,
+        direction: Callable[[Simulated], Weights],
+        context: Context,
+        request: Simulated,
+        draws: torch.Generator,
+    ) -> None:
+        train, val = data.train, data.val
+        others = torch.isin(train.identities, torch.tensor(request.people), invert=True).nonzero().squeeze(1)
+        if len(others) == 0:
+            raise OneshuiError(
+                f"A simulated request of {len(request.people)} takes in all training people, so nobody is left to judge the step by; "
+                "train with fewer people to forget, or on more people."
+            )
+        self.sets = {
+            "forget": train.subset(sample(request.forget, CALIBRATION_PHOTOS, draws)),
+            "retain": train.subset(sample(others, CALIBRATION_PHOTOS, draws)),
+            "val": val.subset(sample(len(val), CALIBRATION_PHOTOS, draws)),
+        }
+        self.model, self.context, self.unit = model, context, direction(request)
+        self.before = self.measure(model)
+
+    def measure(self, candidate: nn.Module) -> dict[str, float]:
+        """Return the score of a model on each set."""
+        return {
+            name: score(predict(candidate, faces, self.context.accelerator), faces.labels, self.context.task)
+            for name, faces in self.sets.items()
+        }
+
+    def run(self, length: float) -> dict[str, float]:
+        """Return the scores after a step of this length, and their ToW."""
+        now = self.measure(moved(self.model, self.unit, length)) if length else self.before
+        ideal = self.before | {"forget": self.before["val"]}
+        return now | {"tow": tug_of_war(now, ideal)}

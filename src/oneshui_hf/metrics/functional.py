@@ -12,7 +12,7 @@ def average_precision(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
     """Return the average precision of each label, 0..1, float64 (K,).
 
     The step-wise area under the precision-recall curve; photos with equal scores count as one threshold, as in scikit-learn. A label
-    without a positive has no average precision and gives NaN.
+    without a positive has no average precision and gives NaN; so does one with a score that is NaN, since its order is unknown.
 
     Args:
         scores: (n, K), higher means more likely.
@@ -21,7 +21,7 @@ def average_precision(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
     count, device = scores.shape[0], scores.device
     if count == 0:
         return torch.full((scores.shape[1],), math.nan, dtype=torch.float64, device=device)
-    ordered, order = scores.float().sort(dim=0, descending=True, stable=True)
+    ordered, order = scores.sort(dim=0, descending=True, stable=True)
     hits = labels.double().gather(0, order)
     rank = torch.arange(1, count + 1, device=device, dtype=torch.float64).unsqueeze(1)
     precision = hits.cumsum(0) / rank
@@ -30,19 +30,26 @@ def average_precision(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
     last[:-1] = ordered[:-1] != ordered[1:]
     rows = torch.arange(count, device=device).unsqueeze(1).expand_as(last)
     run_end = torch.where(last, rows, count).flip(0).cummin(0).values.flip(0)
-    return (hits * precision.gather(0, run_end)).sum(0) / hits.sum(0)
+    areas = (hits * precision.gather(0, run_end)).sum(0) / hits.sum(0)
+    return areas.masked_fill(scores.isnan().any(dim=0), math.nan)
 
 
 def mean_average_precision(scores: torch.Tensor, labels: torch.Tensor) -> tuple[float, int]:
-    """Return the mean over the labels that have a positive, in percent, and how many labels were left out for having none."""
-    per_label = average_precision(scores, labels)
-    kept = per_label[~per_label.isnan()]
-    return (100 * kept.mean().item() if len(kept) else math.nan), len(per_label) - len(kept)
+    """Return the mean over the labels that have a positive, in percent, and how many labels were left out for having none.
+
+    NaN where no label has a positive, or where any score is NaN: a model that says so has broken down, and no number may hide it.
+    """
+    has_positive = (labels != 0).any(dim=0)
+    kept = average_precision(scores, labels)[has_positive]
+    known = len(kept) > 0 and not scores.isnan().any()
+    return (100 * kept.mean().item() if known else math.nan), len(has_positive) - len(kept)
 
 
 def accuracy(scores: torch.Tensor, labels: torch.Tensor) -> float:
-    """Return the share of photos whose highest-scored class is the label, in percent."""
-    return 100 * (scores.argmax(dim=1) == labels).double().mean().item() if len(labels) else math.nan
+    """Return the share of photos whose highest-scored class is the label, in percent; NaN without photos or where any score is NaN."""
+    if len(labels) == 0 or scores.isnan().any():
+        return math.nan
+    return 100 * (scores.argmax(dim=1) == labels).double().mean().item()
 
 
 def tug_of_war(scores: Mapping[str, float], oracle: Mapping[str, float]) -> float:

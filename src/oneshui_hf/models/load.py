@@ -15,12 +15,14 @@ from ..data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from ..data.schema import Task
 from ..errors import OneshuiError, UsageError
 from ..randomness import seeded
+from .outputs import find_head, logits_and_features
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 TINY = "tiny"
 TINY_SIZE, TINY_PATCH = 32, 8
+HEAD_STD = 0.02  # of a new head's weights, where the config names none
 PICKLES = ("pytorch_model.bin", "model.bin", "model.pt", "model.pth", "tf_model.h5")
 
 
@@ -35,7 +37,7 @@ def new_model(name: str, task: Task, image_size: int | None, seed: int) -> tuple
 
     Raises:
         UsageError: There is no such checkpoint, or it cannot take that size.
-        OneshuiError: It holds pickled weights only, or transformers has no image classifier of its kind.
+        OneshuiError: It holds pickled weights only, transformers has no image classifier of its kind, or its features cannot be found.
     """
     from transformers import AutoModelForImageClassification
 
@@ -50,7 +52,28 @@ def new_model(name: str, task: Task, image_size: int | None, seed: int) -> tuple
             return AutoModelForImageClassification.from_config(_tiny(preprocess.size, labels)), preprocess
         config, preprocess = _pretrained(name, image_size, labels)
         model = _from_pretrained(name, config=config, ignore_mismatched_sizes=True)
-        return fit_image_size(model, preprocess.size), preprocess
+        _draw_head(model)
+        model = fit_image_size(model, preprocess.size)
+        _require_features(model, preprocess.size)
+        return model, preprocess
+
+
+def _draw_head(model: PreTrainedModel) -> None:
+    """Draw the head's weights, from the current seed.
+
+    Transformers keeps the checkpoint's head where it has as many labels. It may have been trained on these very people, and an oracle
+    must inherit nothing of them.
+    """
+    head = find_head(model)
+    nn.init.normal_(head.weight, std=getattr(model.config, "initializer_range", None) or HEAD_STD)
+    if head.bias is not None:
+        nn.init.zeros_(head.bias)
+
+
+def _require_features(model: PreTrainedModel, size: int) -> None:
+    """Run one black photo through the model, so that one that methods could not work with is refused before it is trained."""
+    with _evaluating(model):
+        logits_and_features(model, torch.zeros(1, 3, size, size))
 
 
 def _tiny(size: int, labels: dict[str, Any]) -> PreTrainedConfig:
@@ -77,8 +100,9 @@ def _pretrained(name: str, image_size: int | None, labels: dict[str, Any]) -> tu
         config = AutoConfig.from_pretrained(name, **labels)
     except (OSError, ValueError) as error:
         raise UsageError(f"There is no checkpoint '{name}': {_first_line(error)}") from None
-    size = image_size or _side(getattr(config, "image_size", None)) or 224
-    patch = _side(getattr(config, "patch_size", None))
+    vision = _vision(config)
+    size = image_size or _side(getattr(vision, "image_size", None)) or 224
+    patch = _side(getattr(vision, "patch_size", None))
     if patch and size % patch:
         raise UsageError(f"--image-size {size} is no multiple of {patch}, the patch size of {name}.")
     try:
@@ -88,6 +112,11 @@ def _pretrained(name: str, image_size: int | None, labels: dict[str, Any]) -> tu
     mean = getattr(processor, "image_mean", None) or IMAGENET_MEAN
     std = getattr(processor, "image_std", None) or IMAGENET_STD
     return config, Preprocess(size, tuple(mean), tuple(std))
+
+
+def _vision(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return the config that speaks of images: its own part in a model of images and text, else the whole."""
+    return getattr(config, "vision_config", config)
 
 
 def _side(value: Any) -> int | None:
@@ -130,36 +159,55 @@ def fit_image_size(model: PreTrainedModel, size: int) -> PreTrainedModel:
     Raises:
         UsageError: The model takes its own size only.
     """
-    own = _side(getattr(model.config, "image_size", None))
-    if own is None or own == size or _accepts(model, size):
+    own = _side(getattr(_vision(model.config), "image_size", None))
+    if own == size or _accepts(model, size):
         return model
+    if own is None:
+        raise UsageError(f"This model takes no photos of {size} pixels a side; name another --image-size.")
     name, embeddings = next(
-        ((n, m) for n, m in model.named_modules() if hasattr(m, "interpolate_pos_encoding") and hasattr(m, "position_embeddings")),
+        ((n, m) for n, m in model.named_modules() if hasattr(m, "interpolate_pos_encoding") and _has_positions(m)),
         ("", None),
     )
     if embeddings is None:
         raise UsageError(f"This model takes {own} pixels a side only; leave --image-size out.")
     positions = embeddings.position_embeddings
-    patch = _side(model.config.patch_size) or 1
+    vision = _vision(model.config)
+    patch = _side(vision.patch_size) or 1
     grid, old_grid = (size // patch) ** 2, (own // patch) ** 2
     tokens = torch.zeros(1, grid + positions.shape[1] - old_grid, positions.shape[2])
     with torch.no_grad():
         fitted = embeddings.interpolate_pos_encoding(tokens, size, size)
     state = model.state_dict()
     state[f"{name}.position_embeddings"] = fitted.clone()
-    model.config.image_size = size
+    vision.image_size = size
     resized = type(model)(model.config)
     resized.load_state_dict(state)
     return resized
 
 
+def _has_positions(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "position_embeddings", None), torch.Tensor)
+
+
 def _accepts(model: PreTrainedModel, size: int) -> bool:
     try:
-        with torch.no_grad():
-            model.eval()(pixel_values=torch.zeros(1, 3, size, size))
+        with _evaluating(model):
+            model(pixel_values=torch.zeros(1, 3, size, size))
     except (ValueError, RuntimeError):
         return False
     return True
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Put the model in evaluation mode without gradients, and back into the mode it was in."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[PreTrainedModel, Preprocess, Task]:

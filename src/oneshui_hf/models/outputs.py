@@ -51,7 +51,9 @@ def find_head(model: nn.Module) -> nn.Linear:
     size = int(model.config.num_labels)  # type: ignore[union-attr, arg-type]
     heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == size]
     if not heads:
-        raise OneshuiError(f"{type(model).__name__} has no linear classification head, so its features cannot be found.")
+        raise OneshuiError(
+            f"{type(model).__name__} has no linear classification head, so its features cannot be found; take another model."
+        )
     return heads[-1]
 
 
@@ -84,7 +86,10 @@ def logits_and_features(
     finally:
         hook.remove()
     if len(seen) != 1 or seen[0][1] is not output.logits or seen[0][0].dim() != 2:
-        raise OneshuiError(f"The logits of {type(model).__name__} are not one linear map of one vector a photo; its features are unknown.")
+        raise OneshuiError(
+            f"The logits of {type(model).__name__} are not one linear map of one vector a photo, so its features cannot be found; "
+            "take another model."
+        )
     return output.logits, seen[0][0]
 
 
@@ -97,7 +102,7 @@ def predict(model: nn.Module, faces: FaceSet, accelerator: Accelerator, batch_si
     training = model.training
     model.eval()
     out: torch.Tensor | None = None
-    batches = torch.arange(len(faces)).split(batch_size)
+    batches = torch.arange(len(faces)).split(batch_size) if len(faces) else ()
     with torch.inference_mode():
         for number, positions in enumerate(batches):
             if number % accelerator.num_processes != accelerator.process_index:
@@ -106,6 +111,6 @@ def predict(model: nn.Module, faces: FaceSet, accelerator: Accelerator, batch_si
             out = torch.zeros(len(faces), logits.shape[1], device=logits.device) if out is None else out
             out[positions] = logits
     model.train(training)
-    if out is None:  # more processes than batches
+    if out is None:  # no photos, or more processes than batches
         out = torch.zeros(len(faces), find_head(model).out_features, device=accelerator.device)
     return accelerator.reduce(out.clone(), reduction="sum").cpu()

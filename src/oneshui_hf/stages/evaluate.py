@@ -5,6 +5,7 @@ oneshui evaluate --run RUN --oracle RUN
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from ..metrics.summary import summarise
 from ..models.load import load_model
 from ..models.outputs import predict
 from ..reporting import SILENT, Reporter
-from ..runs import METRICS, PREDICTIONS, RECORD, SPLIT, Run, hash_file, write_bytes, write_json
+from ..runs import METRICS, PREDICTIONS, PREPROCESSOR, RECORD, SPLIT, Run, dump_json, hash_file, write_bytes, write_json
 from .options import EvaluateOptions
 from .processes import make_accelerator, on_main
 from .sets import open_data
@@ -115,8 +116,9 @@ def predictions_of(
     from safetensors import safe_open
     from safetensors.torch import load_file, save
 
-    weights, split = run.weights, hash_file(run.path / SPLIT)
-    key = {"weights": weights, "split": split, "data": run.record.dataset["fingerprint"], "batch_size": str(batch_size)}
+    made_from = [run.weights, hash_file(run.path / SPLIT), hash_file(run.path / PREPROCESSOR), run.record.dataset["fingerprint"], batch_size]
+    # One entry: safetensors writes several in no fixed order, and the same predictions should be the same bytes.
+    key = {"made_from": hashlib.sha256(dump_json(made_from)).hexdigest()}
     found: dict[str, Predictions] = {}
     model = None
     for name, faces in reporter.track(sets.items(), f"Predicting with {run.path.name}"):

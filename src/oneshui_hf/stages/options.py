@@ -104,6 +104,7 @@ class PushOptions:
     """Where a run is published."""
 
     repo_id: str = option(help="The repository on the Hub, as USER/NAME.")
+    run: str | None = option(None, "The run to publish.")
     private: bool = option(True, "Make a new repository private.", flags=("--private/--public",))
     revision: str | None = option(None, "Branch to push to; made where it does not exist.")
     commit_message: str | None = option(None, "Message of the commit.")

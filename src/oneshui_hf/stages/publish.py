@@ -20,6 +20,7 @@ from ..reporting import SILENT, Reporter
 from ..runs import METHODS as METHODS_FOLDER
 from ..runs import (
     METRICS,
+    PREPROCESSOR,
     RECORD,
     RUNS,
     Record,
@@ -48,7 +49,7 @@ from .public import (
     strings,
 )
 
-CARD, CONFIG, PREPROCESSOR = "README.md", "config.json", "preprocessor_config.json"
+CARD, CONFIG = "README.md", "config.json"
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model*.safetensors"  # one file, or the shards of a large model, as transformers names them
 ARTEFACT_FILES = ("artefact.json", "artefact.safetensors")

@@ -27,14 +27,17 @@ from ..data.split import Split, load_split, make_split
 from ..data.split import summary as split_summary
 from ..errors import UsageError
 from ..metrics.summary import score
-from ..models.load import new_model, save_model
+from ..models.load import TINY, new_model, save_model
 from ..models.outputs import losses, predict
+from ..plugins import DATASETS, Plugins
 from ..randomness import generator, seeded
 from ..reporting import SILENT, Reporter
 from ..runs import RECORD, RUNS, SPLIT, Kind, Record, Run, claim, hash_weights, new_folder, write_record
 from . import checkpoint
 from .options import DEFAULT_MODEL, RetrainOptions, TrainOptions
 from .processes import make_accelerator, on_main
+
+MODEL = ".model"  # in a run: where the finished model is written whole, before its files take their places
 
 
 def train(options: TrainOptions, accelerator: Accelerator | None = None, reporter: Reporter = SILENT) -> Run:
@@ -96,7 +99,7 @@ def _train(
     with accelerator.main_process_first():  # one process builds the caches, the others read them
         columns = tuple(options.label_columns.split(",")) if options.label_columns else ()
         faces = load_faces(options.dataset, options.data_dir, columns)
-        name = options.model or ("tiny" if faces.name == "synthetic" else DEFAULT_MODEL)
+        name = options.model or (TINY if faces.name == "synthetic" else DEFAULT_MODEL)
         model, preprocess = new_model(name, faces.task, options.image_size, options.seed)
         split = _split(faces, options, original)
         rows = split.sets(faces)
@@ -134,18 +137,16 @@ def _split(faces: Any, options: TrainOptions, original: Run | None) -> Split:
 
 
 def _absolute(options: TrainOptions) -> TrainOptions:
-    """Resolve paths, so that later stages find the data from any folder."""
+    """Resolve paths, so that later stages find the data from any folder. A known name is no path, whatever folder is called so."""
+    known = {TINY, *Plugins(DATASETS).names}
 
-    def resolve(value: str | None) -> str | None:
-        return str(Path(value).expanduser().resolve()) if value and Path(value).expanduser().exists() else value
+    def resolve(value: str) -> str:
+        path = Path(value).expanduser()
+        return str(path.resolve()) if value not in known and path.exists() else value
 
-    return dataclasses.replace(
-        options,
-        dataset=resolve(options.dataset) if "/" in options.dataset or Path(options.dataset).is_dir() else options.dataset,
-        data_dir=resolve(options.data_dir),
-        model=resolve(options.model),
-        split=resolve(options.split),
-    )
+    paths = {name: getattr(options, name) for name in ("dataset", "data_dir", "model", "split")}
+    resolved: dict[str, Any] = {name: resolve(value) for name, value in paths.items() if value}
+    return dataclasses.replace(options, **resolved)
 
 
 def _start(path: Path, split: Split, record: Record) -> None:
@@ -155,15 +156,16 @@ def _start(path: Path, split: Split, record: Record) -> None:
 
 
 def _finish(path: Path, model: torch.nn.Module, preprocess: Preprocess, record: Record) -> None:
-    with new_folder(path / ".model") as scratch:
+    with new_folder(path / MODEL, replace=True) as scratch:  # a killed process may have left one
         save_model(model, preprocess, scratch)
-    for file in (path / ".model").iterdir():
+    for file in (path / MODEL).iterdir():
         file.replace(path / file.name)
-    (path / ".model").rmdir()
+    (path / MODEL).rmdir()
     record.weights, record.state = hash_weights(path), "complete"
     write_record(path, record)
-    for leftover in path.glob("checkpoint-*"):
-        shutil.rmtree(leftover)
+    for pattern in ("checkpoint-*", ".checkpoint-*", f".{MODEL}.*"):  # the last two are scratch folders of killed processes
+        for leftover in path.glob(pattern):
+            shutil.rmtree(leftover)
 
 
 def fit(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,25 +98,37 @@ def _table(found: Annotations, part: slice, task: Task) -> pa.Table:
 
 
 def hash_files(files: list[Path], folder: Path) -> str:
-    """Return a hash of the annotation files' contents and of the image folder's names and sizes."""
+    """Return a hash of the annotation files' contents and of the image folder's names, sizes and times of change."""
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
-    for entry in sorted(walk(folder)):
-        digest.update(f"{entry[0]}\0{entry[1]}\n".encode())
+    for name, size, changed in walk(folder):
+        digest.update(os.fsencode(f"{name}\0{size}\0{changed}\n"))
     return digest.hexdigest()[:32]
 
 
-def walk(folder: Path) -> Iterator[tuple[str, int]]:
-    """Yield (path below the folder, size) of every file."""
-    stack = [folder]
+def walk(folder: Path) -> Iterator[tuple[str, int, int]]:
+    """Yield (path below the folder, size, time of change in ns) of every file, in the same order on every machine.
+
+    Links are followed, each folder is entered once, and a link that leads nowhere is no file.
+    """
+    stack, entered = [str(folder)], set()
+    start = len(os.path.join(folder, ""))  # noqa: PTH118 - of 200,000 paths, cutting the text is faster than relative_to
     while stack:
-        with os.scandir(stack.pop()) as entries:
-            for entry in entries:
-                if entry.is_dir():
-                    stack.append(Path(entry.path))
+        current = stack.pop()
+        if (real := Path(current).resolve()) in entered:
+            continue
+        entered.add(real)
+        with os.scandir(current) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                try:
+                    status = entry.stat()
+                except OSError:  # a link to nothing or to itself, or a file that was removed meanwhile
+                    continue
+                if stat.S_ISDIR(status.st_mode):
+                    stack.append(entry.path)
                 else:
-                    yield os.path.relpath(entry.path, folder), entry.stat().st_size
+                    yield entry.path[start:], status.st_size, status.st_mtime_ns
 
 
 def require_data_dir(data_dir: str | None, name: str, tree: str) -> Path:

@@ -1,0 +1,248 @@
+"""The command line as a user meets it: options, configuration, JSON, and one sentence for every mistake."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from oneshui_hf.cli.app import app
+from oneshui_hf.cli.errors import guarded
+from oneshui_hf.runs import Run, read_json
+
+Oneshui = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def oneshui(capsys: pytest.CaptureFixture[str]) -> Oneshui:
+    """Run a command in this process; return exit code, stdout and stderr."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        code = guarded(lambda: app([str(word) for word in words], standalone_mode=False))
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An original model and its oracle, barely trained, on generated faces."""
+    import oneshui_hf
+
+    folder = tmp_path_factory.mktemp("runs") / "original"
+    original = oneshui_hf.train(dataset="synthetic", forget=3, epochs=2, optimizer="adamw", output_dir=str(folder), keep="last")
+    oneshui_hf.retrain(original)
+    return folder
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    from PIL import Image
+
+    file = tmp_path / "face.png"
+    Image.effect_mandelbrot((60, 50), (-2, -1, 1, 1), 30).convert("RGB").save(file)
+    return file
+
+
+def sentence(err: str) -> str:
+    """Return the one line of an error, and check that it is one."""
+    lines = [line for line in err.strip().splitlines() if not line.startswith(("Using the newest", "  "))]
+    assert "Traceback" not in err
+    assert lines[0].startswith("Error: ")
+    return lines[0]
+
+
+def test_train_writes_a_run_that_others_load(trained: Path) -> None:
+    from transformers import pipeline
+
+    classify = pipeline("image-classification", model=str(trained), top_k=12)
+    from PIL import Image
+
+    assert len(classify(Image.new("RGB", (40, 40)))) == 12
+    record = Run.open(trained).record
+    assert record.kind == "original"
+    assert record.state == "complete"
+    assert record.weights == Run.open(trained).weights
+    assert record.options["epochs"] == 2
+    assert {"torch", "transformers"} <= set(record.versions)
+
+
+def test_the_whole_road(oneshui: Oneshui, trained: Path, photo: Path, tmp_path: Path) -> None:
+    code, out, _ = oneshui("prepare", "--method", "metaunlearn", "--run", trained, "--steps", 2, "--calibration", 0, "--json")
+    assert code == 0
+    assert json.loads(out)["report"]["meta_steps"] == 2
+
+    code, out, err = oneshui("unlearn", "--run", trained, "--image", photo, "--output-dir", tmp_path / "one", "--json")
+    assert code == 0, err
+    assert json.loads(out)["report"]["labels"] == "guessed by the model"
+    assert read_json(tmp_path / "one" / "oneshui.json")["parent"]["weights"] == Run.open(trained).weights
+
+    assert oneshui("unlearn", "--run", trained, "--from-split", "--output-dir", tmp_path / "split")[0] == 0
+    code, out, err = oneshui("evaluate", "--run", tmp_path / "split", "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    for name in ("retain", "forget", "val", "test"):
+        assert 0 <= result[name]["map"] <= 100
+        assert result[name]["loss"] > 0
+    assert result["tow"] > 0
+    assert "gap_closure" in result
+    assert json.loads((tmp_path / "split" / "metrics.json").read_text()) == result
+
+
+def test_evaluating_the_original_closes_no_gap(oneshui: Oneshui, trained: Path) -> None:
+    code, out, _ = oneshui("evaluate", "--run", trained, "--json")
+    assert code == 0
+    assert json.loads(out)["gap_closure"] == 0
+    code, out, _ = oneshui("evaluate", "--run", f"{trained}-oracle", "--oracle", f"{trained}-oracle", "--json")
+    assert json.loads(out)["tow"] == 100
+
+
+def test_the_result_goes_to_stdout_and_all_else_to_stderr(oneshui: Oneshui, trained: Path) -> None:
+    code, out, _ = oneshui("evaluate", "--run", trained)
+    assert code == 0
+    assert "ToW" in out
+    assert "forget" in out
+
+
+def test_unlearn_names_the_newest_run(
+    oneshui: Oneshui, trained: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("oneshui_hf.api.RUNS", trained.parent)
+    code, _, err = oneshui("unlearn", "--method", "do-nothing", "--image", photo, "--output-dir", tmp_path / "new")
+    assert code == 0
+    assert str(trained) in err
+
+
+def test_configuration_file_under_the_command_line(oneshui: Oneshui, tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text("dataset: synthetic\nnum-train-epochs: 1\nforget: 2\nseed: 5\noptimizer: adamw\n")
+    code, _, err = oneshui("train", "--config", config, "--seed", 7, "--output-dir", tmp_path / "run")
+    assert code == 0, err
+    record = Run.open(tmp_path / "run").record
+    assert (record.seed, record.options["epochs"], record.options["forget"]) == (7, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "expected"),
+    [
+        (["train", "--dataset", "synthetics"], 2, "Did you mean 'synthetic'?"),
+        (["train"], 2, "train needs --dataset"),
+        (["train", "--dataset", "celeba"], 2, "--data-dir"),
+        (["train", "--dataset", "celeba", "--data-dir", "/nowhere"], 2, "is not a folder"),
+        (["train", "--dataset", "synthetic", "--epoch", "3"], 2, "--epochs"),
+        (["train", "--dataset", "synthetic", "--epochs", "zero"], 2, "epochs"),
+        (["train", "--dataset", "synthetic", "--epochs", "0"], 2, "must be at least 1"),
+        (["train", "--dataset", "synthetic", "--optimizer", "adam"], 2, "Did you mean 'adamw'?"),
+        (["train", "--dataset", "synthetic", "--image-size", "33"], 2, "multiple of 8"),
+        (["train", "--dataset", "synthetic", "--forget", "999"], 2, "--forget 999 is more than"),
+        (["train", "--dataset", "synthetic", "--reserve-supports", "999"], 2, "--reserve-supports 999 is more than"),
+        (["train", "--dataset", "synthetic", "--model", "/nowhere/model"], 2, "There is no checkpoint"),
+        (["train", "--dataset", "synthetic", "--split", "/nowhere.json"], 1, "is missing"),
+        (["train", "--dataset", "synthetic", "--config", "/nowhere.yaml"], 2, "no configuration file"),
+        (["train", "--dataset", "synthetic", "--label-columns", "Hat"], 2, "--label-columns goes with a folder"),
+        (["retrain", "--run", "/nowhere"], 2, "There is no run at /nowhere"),
+        (["prepare", "--run", "RUN", "--method", "metaunlern"], 2, "Did you mean 'metaunlearn'?"),
+        (["prepare", "--run", "RUN", "--method", "do-nothing"], 2, "nothing to prepare"),
+        (["prepare", "--run", "RUN", "--preset", "papr"], 2, "Did you mean 'paper'?"),
+        (["prepare", "--run", "RUN", "--epoch", "3"], 2, "Did you mean '--epochs'?"),
+        (["prepare", "--run", "RUN", "--identity-dropout", "2"], 2, "must be at most 1"),
+        (["unlearn", "--run", "RUN", "--method", "gradient-ascent"], 2, "--image FILE"),
+        (["unlearn", "--run", "RUN", "--method", "metaunlearn", "--image", "PHOTO", "--labels", "Smilling"], 2, "Did you mean 'Smiling'?"),
+        (["unlearn", "--run", "RUN", "--method", "do-nothing", "--image", "/nowhere.jpg"], 1, "There is no image at /nowhere.jpg"),
+        (["unlearn", "--run", "RUN", "--method", "do-nothing", "--image", "PHOTO", "--identity", "a", "--identity", "b"], 2, "--identity"),
+        (["unlearn", "--run", "RUN", "--method", "metaunlearn", "--image", "PHOTO", "--steps", "9"], 2, "fixed when preparing"),
+        (["unlearn", "--run", "RUN", "--method", "metaunlearn", "--image", "PHOTO", "--identity", "nobody"], 1, "Identity 'nobody'"),
+        (["evaluate", "--run", "RUN", "--oracle", "RUN"], 2, "--oracle takes what"),
+        (["evaluate", "--run", "RUN-oracle", "--original", "RUN-oracle"], 2, "--original takes the original"),
+        (["push", "/nowhere", "user/name"], 2, "There is no run at /nowhere"),
+        (["evalute"], 2, "evaluate"),
+    ],
+)
+def test_a_mistake_gets_one_sentence_and_leaves_nothing(
+    oneshui: Oneshui, trained: Path, photo: Path, tmp_path: Path, words: list[str], code: int, expected: str
+) -> None:
+    prepared(trained)
+    words = [str(trained) + word[3:] if word.startswith("RUN") else str(photo) if word == "PHOTO" else word for word in words]
+    target = tmp_path / "target"
+    if words[0] in ("train", "retrain", "unlearn"):
+        words += ["--output-dir", str(target)]
+    if words[0] == "prepare":
+        words += ["--overwrite"]
+    got, out, err = oneshui(*words)
+    assert expected in sentence(err)
+    assert got == code
+    assert out == ""
+    assert not target.exists()
+    assert not list(tmp_path.glob(".*"))
+
+
+def prepared(run: Path) -> None:
+    """Prepare MetaUnlearn once for a run."""
+    import oneshui_hf
+
+    if not (run / "methods" / "metaunlearn").exists():
+        oneshui_hf.prepare(run, method="metaunlearn", steps=2, calibration=0)
+
+
+def test_an_existing_run_is_in_the_way(oneshui: Oneshui, trained: Path, photo: Path, tmp_path: Path) -> None:
+    before = (trained / "oneshui.json").read_bytes()
+    code, _, err = oneshui("train", "--dataset", "synthetic", "--output-dir", trained)
+    assert (code, "exists" in sentence(err)) == (2, True)
+    assert (trained / "oneshui.json").read_bytes() == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    words = ("unlearn", "--method", "do-nothing", "--run", trained, "--image", photo, "--output-dir", tmp_path / "mine", "--overwrite")
+    code, _, err = oneshui(*words)
+    assert (code, "is not a run" in sentence(err)) == (2, True)
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+def test_an_artefact_for_another_model_is_refused(oneshui: Oneshui, trained: Path, photo: Path, tmp_path: Path) -> None:
+    import shutil
+
+    prepared(trained)
+    other = tmp_path / "other"
+    shutil.copytree(f"{trained}-oracle", other)
+    shutil.copytree(trained / "methods", other / "methods")
+    words = ["unlearn", "--method", "metaunlearn", "--run", other, "--image", photo, "--output-dir", tmp_path / "out"]
+    code, _, err = oneshui(*words)
+    assert (code, "other weights" in sentence(err)) == (1, True)
+    assert not (tmp_path / "out").exists()
+    assert oneshui(*words, "--force")[0] == 0
+    assert Run.open(tmp_path / "out").record.report["forced"] is True
+
+
+def test_unknown_keys_of_a_configuration_name_the_nearest(oneshui: Oneshui, tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text("dataset: synthetic\nepoch: 1\n")
+    code, _, err = oneshui("train", "--config", config)
+    assert (code, "Did you mean 'epochs'?" in sentence(err)) == (2, True)
+    config.write_text("- a\n- b\n")
+    assert "'option: value'" in sentence(oneshui("train", "--config", config)[2])
+    config.write_text("a: [1\n")
+    assert "not YAML" in sentence(oneshui("train", "--config", config)[2])
+
+
+def test_a_full_disk_is_one_sentence(oneshui: Oneshui, trained: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("oneshui_hf.runs.os.fsync", full)
+    code, _, err = oneshui("unlearn", "--method", "do-nothing", "--run", trained, "--image", photo, "--output-dir", tmp_path / "out")
+    assert (code, "no space left" in sentence(err)) == (1, True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [photo.name]
+
+
+def test_methods_and_datasets_say_where_they_come_from(oneshui: Oneshui) -> None:
+    code, out, _ = oneshui("methods", "--json")
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert code == 0
+    assert {"do-nothing", "gradient-ascent", "metaunlearn"} <= set(rows)
+    assert rows["metaunlearn"]["from"].startswith("oneshui-hf ")
+    assert rows["metaunlearn"]["needs"] == "prepare: train, val; apply: support"
+    assert {"celeba", "folder", "synthetic"} <= {row["name"] for row in json.loads(oneshui("datasets", "--json")[1])}
