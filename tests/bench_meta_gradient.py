@@ -19,7 +19,6 @@ def one_step(kind: str, forget: int) -> None:
     """Do one step and print peak memory in MB, seconds, and the norm of the gradient."""
     import numpy as np
     import torch
-    from oneshui_plugins.meta_loss import Alignment, MetaLoss, Photos, meta_gradient, movable, said, weight
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from transformers import ViTConfig, ViTForImageClassification
 
@@ -27,6 +26,7 @@ def one_step(kind: str, forget: int) -> None:
     from oneshui_hf.data.preprocess import Preprocess
     from oneshui_hf.data.schema import Task
     from oneshui_hf.methods import losses, norm, seeded
+    from oneshui_plugins.meta_loss import Alignment, MetaLoss, Photos, meta_gradient, movable, said, weight
 
     task = Task("multi_label", tuple(f"label{k}" for k in range(LABELS)))
     with seeded(0, "bench"):

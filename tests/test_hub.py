@@ -144,12 +144,11 @@ def build_run(path: Path) -> Any:
 
 def prepare_by_hand(run: Any, model: Any) -> None:
     """Write the artefacts that `prepare` would, with weights as they are drawn."""
-    from oneshui_hf.methods import Artefact, head_inputs
-    from oneshui_plugins.gradient_ascent import GradientAscentOptions
+    from oneshui_hf.methods import Artefact, StepOptions, head_inputs
     from oneshui_plugins.meta_loss import MetaLoss
     from oneshui_plugins.metaunlearn import MetaUnlearnOptions
 
-    artefact = Artefact(values={"length": 1e-4}, options=asdict(GradientAscentOptions()))
+    artefact = Artefact(values={"length": 1e-4}, options=asdict(StepOptions()))
     artefact.save(run.artefact(GRADIENT_ASCENT), GRADIENT_ASCENT, run.weights, replace=False)
     state = MetaLoss(len(LABELS) + head_inputs(model), len(LABELS), 2).state_dict()
     table = state.pop("embedding.weight")

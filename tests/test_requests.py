@@ -15,7 +15,7 @@ from oneshui_hf.data.pixels import FaceSet
 from oneshui_hf.data.preprocess import Preprocess
 from oneshui_hf.data.schema import Task
 from oneshui_hf.errors import OneshuiError, UsageError
-from oneshui_hf.methods import Context, DataAccess, choose_length, inner, losses, moved, norm, parameters, unit
+from oneshui_hf.methods import Context, DataAccess, StepOptions, choose_length, inner, losses, moved, norm, parameters, unit
 from oneshui_hf.methods.requests import Simulated, sample, simulate
 from oneshui_hf.methods.steps import SHORTEST
 from oneshui_hf.models.load import new_model
@@ -168,7 +168,9 @@ def chosen(
 
     context = Context(TASK, 0, Accelerator(cpu=True), reporter or Hearing(), request_size=people)
     data = DataAccess({"train": train, "val": face_set([50 + i // 3 for i in range(30)], 500)}, frozenset({"train", "val"}))
-    length, rows = choose_length(model, data, direction, context, unseen=False, requests=requests, max_damage=max_damage)
+    length, rows = choose_length(
+        model, data, direction, StepOptions(unseen_support=False, calibration=requests, max_damage=max_damage), context
+    )
     return model, length / norm(parameters(model)).item(), rows
 
 

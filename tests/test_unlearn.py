@@ -179,11 +179,25 @@ def test_metaunlearn_knows_its_people_and_serves_strangers(trained: Run, photo: 
     assert unknown.record.report["unknown_people"] == 1
     from oneshui_hf.runs import read_json
 
-    rows = read_json(trained.artefact("metaunlearn") / "private.json")["rows"]
-    person = next(name for name, row in rows.items() if row)
+    private = read_json(trained.artefact("metaunlearn") / "private.json")
+    person = next(name for name, row in private["rows"].items() if row in private["simulated"])
+    never = next(name for name, row in private["rows"].items() if row not in private["simulated"])
     known = oneshui_hf.unlearn(trained, images=[photo], identity=[person], method="metaunlearn", output_dir=str(tmp_path / "b"))
     assert known.record.report["unknown_people"] == 0
     assert known.weights != unknown.weights
+    # Somebody whose row was never learned is served like anybody unknown.
+    other = oneshui_hf.unlearn(trained, images=[photo], identity=[never], method="metaunlearn", output_dir=str(tmp_path / "c"))
+    assert other.weights == unknown.weights
+
+
+def test_the_preset_of_the_paper_serves_named_people_alone(trained: Run, photo: Path, tmp_path: Path) -> None:
+    oneshui_hf.prepare(trained, method="metaunlearn", preset="paper", overwrite=True)
+    with pytest.raises(OneshuiError, match="cannot serve an unnamed person"):
+        oneshui_hf.unlearn(trained, images=[photo], method="metaunlearn", output_dir=str(tmp_path / "a"))
+    run = oneshui_hf.unlearn(trained, from_split=True, method="metaunlearn", output_dir=str(tmp_path / "b"))
+    assert run.record.report["method_options"]["step"] == "raw"
+    assert run.record.report["method_options"]["eta"] == 0.1
+    oneshui_hf.prepare(trained, method="metaunlearn", steps=3, calibration=1, overwrite=True)
 
 
 def test_the_receipt_names_no_photo_and_no_person(trained: Run, photo: Path, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """What the distributed tests launch: one meta-gradient for given requests, written by the main process.
 
-    torchrun --nproc-per-node 2 tests/two_processes.py RUN OUTPUT
+torchrun --nproc-per-node 2 tests/two_processes.py RUN OUTPUT
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from oneshui_plugins.metaunlearn import Learning, MetaUnlearnOptions, _plan
 from safetensors.torch import save_file
 
 from oneshui_hf.methods import Context, DataAccess
@@ -16,6 +15,7 @@ from oneshui_hf.models.load import load_model
 from oneshui_hf.runs import Run
 from oneshui_hf.stages.processes import make_accelerator
 from oneshui_hf.stages.sets import open_data
+from oneshui_plugins.metaunlearn import Learning, MetaUnlearnOptions, _plan
 
 
 def main(run: Run, output: Path) -> None:

@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from oneshui_hf.methods import Context, DataAccess, Method, Needs, option
+from oneshui_hf.methods import Context, DataAccess, Method, Needs, StepOptions, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -16,43 +15,28 @@ if TYPE_CHECKING:
 
     from oneshui_hf.methods import Artefact, Simulated
 
-DEFAULT_LENGTH = 1e-4
+DEFAULT_LENGTH = 1e-4  # share of the model's norm, where none was prepared
 
 
-@dataclass(frozen=True)
-class GradientAscentOptions:
-    """Options of gradient ascent."""
-
-    length: float | None = option(
-        None,
-        "Length of the step as a share of the model's norm; the prepared one by default, else 1e-4.",
-        minimum=0,
-        at="apply",
-    )
-    unseen_support: bool = option(True, "Simulate requests with photos that the model was not trained on.")
-    calibration: int = option(3, "Simulated requests on which the length is chosen.", minimum=1)
-    max_damage: float = option(5.0, "Most points of score that the step may cost the others on simulated requests.", minimum=0)
-
-
-class GradientAscent(Method[GradientAscentOptions]):
+class GradientAscent(Method[StepOptions]):
     """One normalised step up the loss of the support images."""
 
     summary = "one step of given length up the loss of the photos handed in"
     paper = "-"
     needs = Needs(prepare=frozenset({"train", "val"}), apply=frozenset({"support"}))
-    options = GradientAscentOptions
+    options = StepOptions
     prepares = "optional"
 
-    def prepare(self, model: nn.Module, data: DataAccess, options: GradientAscentOptions, context: Context) -> Artefact:
+    def prepare(self, model: nn.Module, data: DataAccess, options: StepOptions, context: Context) -> Artefact:
         """Choose the length on simulated requests."""
+        if options.calibration == 0:
+            raise UsageError("Gradient ascent prepares nothing but its length, so --calibration must be at least 1.")
         from oneshui_hf.methods import Artefact, choose_length, norm, parameters
 
         def direction(request: Simulated) -> dict[str, torch.Tensor]:
             return _ascent(model, *request.support_set.batch(request.support, context.device), context)
 
-        length, rows = choose_length(
-            model, data, direction, context, unseen=options.unseen_support, requests=options.calibration, max_damage=options.max_damage
-        )
+        length, rows = choose_length(model, data, direction, options, context)
         return Artefact(values={"length": length / norm(parameters(model)).item()}, report={"calibration": rows})
 
     def apply(
@@ -60,7 +44,7 @@ class GradientAscent(Method[GradientAscentOptions]):
         model: nn.Module,
         data: DataAccess,
         artefact: Artefact | None,
-        options: GradientAscentOptions,
+        options: StepOptions,
         context: Context,
     ) -> nn.Module:
         """Return theta + length * g / ||g||, g the gradient of the mean loss on the photos."""

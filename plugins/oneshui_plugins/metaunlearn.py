@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from oneshui_hf.methods import Context, DataAccess, Method, Needs, OneshuiError, derive, generator, option, seeded
+from oneshui_hf.methods import Context, DataAccess, Method, Needs, OneshuiError, StepOptions, derive, generator, option, seeded
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,7 @@ START_LENGTH = 2e-4  # share of the model's norm at which the length starts to b
 
 
 @dataclass(frozen=True)
-class MetaUnlearnOptions:
+class MetaUnlearnOptions(StepOptions):
     """Options of MetaUnlearn."""
 
     steps: int = option(100, "Meta-steps, each on its own simulated requests.", minimum=1)
@@ -34,21 +34,12 @@ class MetaUnlearnOptions:
     lr: float = option(1e-3, "Peak learning rate of the loss network (AdamW with amsgrad, cosine to 0).", minimum=0)
     step: str = option("normalised", "A step of learned length, or eta times the gradient as it is.", choices=("normalised", "raw"))
     eta: float = option(0.1, "Factor of the raw step.", minimum=0)
-    length: float | None = option(
-        None,
-        "Length of the normalised step as a share of the model's norm; the prepared one by default.",
-        minimum=0,
-        at="apply",
-    )
     vary_size: bool = option(True, "Simulate requests of 1 to twice as many people as the run's own, not of that size only.")
-    unseen_support: bool = option(True, "Simulate requests with photos that the model was not trained on.")
     identity_dropout: float = option(0.5, "How often a simulated person is treated as unknown.", minimum=0, maximum=1)
     move_tokens: bool = option(True, "Let class token and position embedding take the step too.")
     requests_per_step: int = option(1, "Simulated requests a meta-step; at least one a process.", minimum=1)
     photos: int = option(128, "Most forget images, and most val images, of a meta-step.", minimum=2)
     chunk: int = option(32, "Images a forward-backward pass; memory grows with it, the result does not change.", minimum=1)
-    calibration: int = option(3, "Simulated requests on which the length is chosen; 0 keeps the learned one.", minimum=0)
-    max_damage: float = option(5.0, "Most points of score that the step may cost the others on simulated requests.", minimum=0)
 
 
 class MetaUnlearn(Method[MetaUnlearnOptions]):
@@ -91,23 +82,15 @@ class MetaUnlearn(Method[MetaUnlearnOptions]):
         length = log_length.exp().item()
         calibration: list[dict[str, Any]] = []
         if normalised and options.calibration:
-            length, calibration = choose_length(
-                model,
-                data,
-                learning.direction,
-                context,
-                unseen=options.unseen_support,
-                requests=options.calibration,
-                max_damage=options.max_damage,
-            )
+            length, calibration = choose_length(model, data, learning.direction, options, context)
         state = h.state_dict()
         table = state.pop("embedding.weight")
-        people = data.train.people
+        rows = {data.train.people[person]: row for person, row in learning.rows.items()}
         return Artefact(
             tensors=state | {"unknown": table[:1]},
             values={"length": length / scale},
             private_tensors={"known": table[1:]},
-            private_values={"rows": {people[p]: learning.rows.get(p, 0) for p in data.train.positions_of}},
+            private_values={"rows": rows, "simulated": sorted(learning.rows[person] for person in learning.simulated)},
             report={"meta_steps": len(plan), "history": history, "calibration": calibration},
         )
 
@@ -178,7 +161,8 @@ class Learning:
     Attributes:
         h: The loss network, in training mode.
         theta: The parameters that take the step.
-        rows: Embedding row of each person who asks in a simulated request.
+        rows: Embedding row of each training person.
+        simulated: Those of them who ask in a simulated request, so that their row is learned.
         scale: The model's norm, of which lengths are shares.
     """
 
@@ -190,8 +174,8 @@ class Learning:
         from .meta_loss import movable
 
         self.model, self.data, self.options, self.context = model, data, options, context
-        asking = sorted({person for requests in plan for request in requests for person in request.people})
-        self.rows = {person: row for row, person in enumerate(asking, start=1)}
+        self.rows = {person: row for row, person in enumerate(sorted(data.train.positions_of), start=1)}
+        self.simulated = {person for requests in plan for request in requests for person in request.people}
         self.theta = movable(model, options.move_tokens)
         self.scale = norm(parameters(model)).item()
         self.h = _network(model, context, len(self.rows)).to(context.device).train()
@@ -278,6 +262,7 @@ def _rows(request: Request, artefact: Artefact, options: MetaUnlearnOptions) -> 
     from .meta_loss import UNKNOWN
 
     known: dict[str, int] = artefact.private_values.get("rows", {})
+    learned = set(artefact.private_values.get("simulated", []))
     rows = []
     for person in request.people:
         if person is not None and person not in known:
@@ -286,11 +271,12 @@ def _rows(request: Request, artefact: Artefact, options: MetaUnlearnOptions) -> 
                 if known
                 else "This artefact came without its table of people, so --identity means nothing to it; leave it out."
             )
-        row = UNKNOWN if person is None else known[person]
-        if row == UNKNOWN and options.identity_dropout == 0:
+        if person is None and options.identity_dropout == 0:
             raise OneshuiError(
-                "This artefact was prepared without identity dropout, so it serves only people whom it simulated; "
+                "This artefact was prepared without identity dropout, so it cannot serve an unnamed person; "
                 "name one with --identity, or prepare with --identity-dropout 0.5."
             )
-        rows.append(row)
+        row = UNKNOWN if person is None else known[person]
+        # Without the dropout there is no learned unknown row, and a person's own row, even one left as drawn, is all there is.
+        rows.append(row if row in learned or options.identity_dropout == 0 else UNKNOWN)
     return torch.tensor(rows)

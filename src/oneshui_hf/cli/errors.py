@@ -16,7 +16,7 @@ class StoppedError(OneshuiError):
     exit_code = 130
 
 
-DISK_FULL = "There is no space left on the device, so nothing was written there; free some and run again"
+DISK_FULL = "There is no space left on the device; nothing half-written was left behind. Free some and run again"
 
 
 def guarded(call: Callable[[], object]) -> int:

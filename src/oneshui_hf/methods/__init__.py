@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import OneshuiError, UsageError
 from ..options import option
 from ..randomness import derive, generator, seeded
-from .contract import Context, DataAccess, Method, Needs
+from .contract import Context, DataAccess, Method, Needs, StepOptions
 
 if TYPE_CHECKING:
     from ..data.pixels import FaceSet
@@ -45,6 +45,7 @@ __all__ = [
     "OneshuiError",
     "Request",
     "Simulated",
+    "StepOptions",
     "Task",
     "TaskKind",
     "UsageError",

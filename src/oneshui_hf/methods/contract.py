@@ -10,7 +10,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 from ..errors import OneshuiError, UsageError, did_you_mean
-from ..options import fields, flag, resolve
+from ..options import fields, flag, option, resolve
 from ..reporting import SILENT, Reporter
 
 if TYPE_CHECKING:
@@ -46,6 +46,18 @@ class Needs:
     def one_shot(self) -> bool:
         """Whether a request needs the handed-in photos alone."""
         return self.apply <= {"support"}
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """Options of every method that takes one step of a length chosen on simulated requests (`choose_length`)."""
+
+    length: float | None = option(
+        None, "Length of the step as a share of the model's norm; the prepared one by default.", minimum=0, at="apply"
+    )
+    unseen_support: bool = option(True, "Simulate requests with photos that the model was not trained on.")
+    calibration: int = option(3, "Simulated requests on which the length is chosen; 0 leaves it as it is.", minimum=0)
+    max_damage: float = option(5.0, "Most points of score that the step may cost the others on simulated requests.", minimum=0)
 
 
 @dataclass

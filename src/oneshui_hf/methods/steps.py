@@ -18,7 +18,7 @@ from ..metrics.functional import tug_of_war
 from ..metrics.summary import score
 from ..models.outputs import predict
 from ..randomness import generator
-from .contract import Context, DataAccess
+from .contract import Context, DataAccess, StepOptions
 from .requests import Simulated, sample, simulate
 
 Weights = dict[str, torch.Tensor]
@@ -70,27 +70,22 @@ def choose_length(
     model: nn.Module,
     data: DataAccess,
     direction: Callable[[Simulated], Weights],
+    options: StepOptions,
     context: Context,
-    *,
-    unseen: bool,
-    requests: int,
-    max_damage: float,
 ) -> tuple[float, list[dict[str, Any]]]:
     """Choose a step length on simulated requests: the best one that costs the others no more than a bound.
 
-    Lengths are doubled until the score on retain falls by more than `max_damage` points; two more are tried within the last doubling. Of
-    those within the bound the one with the best ToW is taken, where the level of strangers (the original model's score on val) stands in
-    for the oracle's on the forget images, and the original's own scores for the oracle's on retain and val. Where none is within the
-    bound, the shortest is taken, with a warning.
+    Lengths are doubled until the score on retain falls by more than `options.max_damage` points; two more are tried within the last
+    doubling. Of those within the bound the one with the best ToW is taken, where the level of strangers (the original model's score on
+    val) stands in for the oracle's on the forget images, and the original's own scores for the oracle's on retain and val. Where none is
+    within the bound, the shortest is taken, with a warning.
 
     Args:
         model: The original model.
         data: Gives `train` and `val`.
         direction: From a request to the unit direction of its step.
+        options: How many requests to simulate, with which photos, and what the step may cost.
         context: Of the preparation.
-        unseen: Whether the simulated photos are reserved ones.
-        requests: How many requests to simulate.
-        max_damage: Most points of score that the step may cost on retain.
 
     Returns:
         The length (absolute), and a row per length tried, by length, the first of length 0 (doing nothing).
@@ -99,7 +94,8 @@ def choose_length(
         OneshuiError: A simulated request takes in all training people.
     """
     draws = generator(context.seed, "calibration")
-    trials = [_Trial(model, data, direction, context, case, draws) for case in _cases(data, context, draws, unseen, requests)]
+    cases = _cases(data, context, draws, options)
+    trials = [_Trial(model, data, direction, context, case, draws) for case in cases]
     scale = norm(parameters(model)).item()
     rows: list[dict[str, Any]] = []
 
@@ -107,7 +103,7 @@ def choose_length(
         """Try a length; return whether its cost is within the bound."""
         results = [trial.run(share * scale) for trial in trials]
         rows.append({"length": share} | {name: sum(r[name] for r in results) / len(results) for name in results[0]})
-        return bool(rows[0]["retain"] - rows[-1]["retain"] <= max_damage)
+        return bool(rows[0]["retain"] - rows[-1]["retain"] <= options.max_damage)
 
     attempt(0.0)
     share, within = SHORTEST, 0.0
@@ -120,11 +116,11 @@ def choose_length(
         within, share = (middle, share) if attempt(middle) else (within, middle)
 
     nothing, shortest = rows[:2]
-    fit = [row for row in rows[1:] if nothing["retain"] - row["retain"] <= max_damage]
+    fit = [row for row in rows[1:] if nothing["retain"] - row["retain"] <= options.max_damage]
     if not fit:
         context.reporter.warn(
             f"On simulated requests even the shortest step cost the others {nothing['retain'] - shortest['retain']:.1f} points of score, "
-            f"more than the {max_damage:g} allowed; it is taken all the same, so look at retain and test before using its results."
+            f"more than the {options.max_damage:g} allowed; it is taken all the same, so look at retain and test before using its results."
         )
     best = max(fit or [shortest], key=lambda row: row["tow"])
     if not best["tow"] > nothing["tow"]:  # NaN counts as no better
@@ -134,13 +130,13 @@ def choose_length(
     return best["length"] * scale, sorted(rows, key=lambda row: row["length"])
 
 
-def _cases(data: DataAccess, context: Context, draws: torch.Generator, unseen: bool, count: int) -> list[Simulated]:
+def _cases(data: DataAccess, context: Context, draws: torch.Generator, options: StepOptions) -> list[Simulated]:
     """Return simulated requests of the size of the run's own."""
     size = max(1, context.request_size)
     cases: list[Simulated] = []
-    while len(cases) < count:
-        cases += simulate(data.train, (size, size), draws, unseen=unseen)
-    return cases[:count]
+    while len(cases) < options.calibration:
+        cases += simulate(data.train, (size, size), draws, unseen=options.unseen_support)
+    return cases[: options.calibration]
 
 
 class _Trial:

@@ -168,11 +168,11 @@ def fit_image_size(model: PreTrainedModel, size: int) -> PreTrainedModel:
         ((n, m) for n, m in model.named_modules() if hasattr(m, "interpolate_pos_encoding") and _has_positions(m)),
         ("", None),
     )
-    if embeddings is None:
+    vision = _vision(model.config)
+    patch = _side(getattr(vision, "patch_size", None))
+    if embeddings is None or patch is None:
         raise UsageError(f"This model takes {own} pixels a side only; leave --image-size out.")
     positions = embeddings.position_embeddings
-    vision = _vision(model.config)
-    patch = _side(vision.patch_size) or 1
     grid, old_grid = (size // patch) ** 2, (own // patch) ** 2
     tokens = torch.zeros(1, grid + positions.shape[1] - old_grid, positions.shape[2])
     with torch.no_grad():

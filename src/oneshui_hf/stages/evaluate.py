@@ -116,7 +116,13 @@ def predictions_of(
     from safetensors import safe_open
     from safetensors.torch import load_file, save
 
-    made_from = [run.weights, hash_file(run.path / SPLIT), hash_file(run.path / PREPROCESSOR), run.record.dataset["fingerprint"], batch_size]
+    made_from = [
+        run.weights,
+        hash_file(run.path / SPLIT),
+        hash_file(run.path / PREPROCESSOR),
+        run.record.dataset["fingerprint"],
+        batch_size,
+    ]
     # One entry: safetensors writes several in no fixed order, and the same predictions should be the same bytes.
     key = {"made_from": hashlib.sha256(dump_json(made_from)).hexdigest()}
     found: dict[str, Predictions] = {}

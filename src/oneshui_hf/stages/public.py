@@ -148,7 +148,8 @@ def _public_dataset(record: Record, config: Mapping[str, Any]) -> dict[str, Any]
 def _public_report(report: Mapping[str, Any], private: Private, reporter: Reporter) -> dict[str, Any]:
     public: dict[str, Any] = numbers({k: v for k, v in report.items() if k != "method_options"}, private)
     public |= {name: report[name] for name, known in REPORT_WORDS.items() if report.get(name) in known}
-    public["reads"] = [name for name in report.get("reads", []) if name in VOCABULARY]
+    if "reads" in report:
+        public["reads"] = [name for name in report["reads"] if name in VOCABULARY]
     if _is(METHOD_NAME, report.get("method")):
         public["method"] = report["method"]
         public["method_options"] = public_method_options(report["method"], report.get("method_options", {}), reporter)

@@ -32,7 +32,7 @@ from ..models.outputs import losses, predict
 from ..plugins import DATASETS, Plugins
 from ..randomness import generator, seeded
 from ..reporting import SILENT, Reporter
-from ..runs import RECORD, RUNS, SPLIT, Kind, Record, Run, claim, hash_weights, new_folder, write_record
+from ..runs import RUNS, SPLIT, Kind, Record, Run, claim, hash_weights, new_folder, write_record
 from . import checkpoint
 from .options import DEFAULT_MODEL, RetrainOptions, TrainOptions
 from .processes import make_accelerator, on_main
@@ -47,10 +47,15 @@ def train(options: TrainOptions, accelerator: Accelerator | None = None, reporte
         UsageError: An option is wrong or the output folder is in the way.
         OneshuiError: The data cannot be used.
     """
-    name = Path(options.dataset).name
+    name = Path(options.dataset).resolve().name
     path = Path(options.output_dir or RUNS / f"{name}-seed{options.seed}")
-    options = _continue(path, "original", options) if options.resume else options
-    claim(path, overwrite=options.overwrite or options.resume)
+    if options.resume:
+        cut = _interrupted(path, "original", reporter)
+        options = _stored(cut, options)
+        if cut.record.state == "complete":
+            return cut
+    else:
+        claim(path, overwrite=options.overwrite)
     return _train(path, "original", options, options.seed, None, accelerator, reporter)
 
 
@@ -63,27 +68,39 @@ def retrain(original: Run, options: RetrainOptions, accelerator: Accelerator | N
     if original.require_complete().require_split().record.kind != "original":
         raise UsageError(f"{original.path} is an {original.record.kind} model; --run takes the original model.")
     path = Path(options.output_dir or f"{original.path}-oracle")
-    claim(path, overwrite=options.overwrite or options.resume)
     recipe = TrainOptions(**original.record.options)
-    recipe = dataclasses.replace(recipe, resume=options.resume, overwrite=options.overwrite, output_dir=str(path))
     seed = recipe.seed if options.seed is None else options.seed
-    if options.resume and (path / RECORD).exists():
-        seed = Run.open(path).record.seed
+    if options.resume:
+        cut = _interrupted(path, "oracle", reporter)
+        if cut.record.state == "complete":
+            return cut
+        seed = cut.record.seed
+    else:
+        claim(path, overwrite=options.overwrite)
+    recipe = dataclasses.replace(recipe, resume=options.resume, output_dir=str(path))
     return _train(path, "oracle", recipe, seed, original, accelerator, reporter)
 
 
-def _continue(path: Path, kind: Kind, options: TrainOptions) -> TrainOptions:
+def _interrupted(path: Path, kind: Kind, reporter: Reporter) -> Run:
+    """Open a run that `--resume` goes on with."""
+    run = Run.open(path)
+    if run.record.kind != kind:
+        raise UsageError(f"{path} is an {run.record.kind} model's run, not an {kind} model's; name another --output-dir.")
+    if run.record.state == "complete":
+        reporter.note(f"{path} has finished training already.")
+    return run
+
+
+def _stored(run: Run, options: TrainOptions) -> TrainOptions:
     """Return the interrupted run's own options; one that was given anew and differs is an error."""
-    record = Run.open(path).record
-    if record.kind != kind:
-        raise UsageError(f"{path} is an {record.kind} model's run, not an {kind} model's; name another --output-dir.")
-    stored = TrainOptions(**record.options)
+    stored = TrainOptions(**run.record.options)
+    given = _absolute(options)
     for field in dataclasses.fields(TrainOptions):
-        given, kept = getattr(options, field.name), getattr(stored, field.name)
-        if field.name not in ("resume", "overwrite", "output_dir") and given != field.default and given != kept:
+        new, kept = getattr(given, field.name), getattr(stored, field.name)
+        if field.name not in ("resume", "overwrite", "output_dir") and new != field.default and new != kept:
             flag = field.name.replace("_", "-")
-            raise UsageError(f"--{flag} {given} differs from the {kept} of the interrupted run; --resume keeps its options.")
-    return dataclasses.replace(stored, resume=True, output_dir=str(path))
+            raise UsageError(f"--{flag} {new} differs from the {kept} of the interrupted run; --resume keeps its options.")
+    return dataclasses.replace(stored, resume=True, output_dir=str(run.path))
 
 
 def _train(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +24,7 @@ TREE = """\
 
 METADATA = "metadata.csv"
 BINARY = ({"0", "1"}, {"-1", "1"}, {"true", "false"})
+SETS = ("partition", "split", "fold", "set")  # columns that say where a photo belongs, not what it shows
 
 
 @dataclass
@@ -41,14 +44,11 @@ class Folder(FaceBuilder):
     def task(self) -> Task:
         """Return the attributes, or the classes where the one label column holds more than two values."""
         frame = read_metadata(self.config.data_dir)
-        names = label_columns(frame, self.config.label_columns)
-        if len(names) == 1 and _values(frame[names[0]]) not in BINARY:
-            return Task("single_label", tuple(sorted(_values(frame[names[0]], fold=False), key=_numbers_first)))
-        return Task("multi_label", names)
+        return _task(frame, label_columns(frame, self.config.label_columns))
 
     @classmethod
     def fingerprint(cls, data_dir: Path | None) -> str:
-        """Return a hash of the metadata and of the images' names and sizes."""
+        """Return a hash of the metadata and of the images' names, sizes and times of change."""
         folder = require_data_dir(str(data_dir) if data_dir else None, "folder", TREE)
         if not (folder / METADATA).is_file():
             raise OneshuiError(f"{folder} holds no {METADATA}. Expected:\n{TREE}")
@@ -57,33 +57,36 @@ class Folder(FaceBuilder):
     def annotations(self) -> Annotations:
         """Read all rows whose image is there."""
         folder = Path(self.config.data_dir)
-        frame = read_metadata(self.config.data_dir)
+        frame = read_metadata(folder)
+        columns = label_columns(frame, self.config.label_columns)
+        _require_filled(frame, columns, folder / METADATA)
+        task = _task(frame, columns)  # from all rows: labels do not depend on which photos are there
         present = [(folder / name).is_file() for name in frame["file_name"]]
         if not any(present):
             raise OneshuiError(f"None of the images that {folder / METADATA} names is there. Expected:\n{TREE}")
-        missing = len(frame) - sum(present)
+        notes = [] if self.config.label_columns else _notes_of_guess(frame, columns)
+        if missing := len(frame) - sum(present):
+            notes.append(f"{missing} rows of {METADATA} without an image were left out.")
         frame = frame[present]
-        task = self.task()
         if task.kind == "single_label":
-            column = label_columns(frame, self.config.label_columns)[0]
-            labels = np.array([task.label_names.index(value) for value in frame[column].str.strip()], dtype=np.int64)
+            labels = np.array([task.label_names.index(value) for value in frame[columns[0]].str.strip()], dtype=np.int64)
         else:
-            positive = frame[list(task.label_names)].apply(lambda column: column.str.strip().str.lower().isin(["1", "true"]))
+            positive = frame[list(columns)].apply(lambda column: column.str.strip().str.lower().isin(["1", "true"]))
             labels = positive.to_numpy().astype(np.int8)
         return Annotations(
             keys=frame["file_name"].tolist(),
             images=[str(folder / name) for name in frame["file_name"]],
             identities=frame["identity"].str.strip().tolist(),
             labels=labels,
-            notes=(f"{missing} rows of {METADATA} without an image were left out.",) if missing else (),
+            notes=tuple(notes),
         )
 
 
 def read_metadata(data_dir: str | Path) -> pd.DataFrame:
-    """Read `metadata.csv` as text.
+    """Read `metadata.csv` as text; an empty cell is "".
 
     Raises:
-        OneshuiError: It is missing, damaged, or lacks a column; the line is named where one is at fault.
+        OneshuiError: It is missing, damaged, lacks a column, or names a photo twice; the line is named where one is at fault.
     """
     import pandas as pd
 
@@ -91,34 +94,53 @@ def read_metadata(data_dir: str | Path) -> pd.DataFrame:
     if not file.is_file():
         raise OneshuiError(f"{data_dir} holds no {METADATA}. Expected:\n{TREE}")
     try:
-        frame = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
+        frame = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False).fillna("")
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise OneshuiError(f"{file} is not a readable CSV file: {str(error).strip()}.") from None
     for column in ("file_name", "identity"):
         if column not in frame:
             raise OneshuiError(f"{file} has no column '{column}'. Expected:\n{TREE}")
-        if (frame[column] == "").any():
-            line = int(np.flatnonzero(frame[column] == "")[0]) + 2
-            raise OneshuiError(f"Line {line} of {file} has no {column}; fill it in or remove the line.")
+    _require_filled(frame, ("file_name", "identity"), file)
+    twice = np.flatnonzero(frame["file_name"].duplicated())
+    if twice.size:
+        name = frame["file_name"][twice[0]]
+        raise OneshuiError(f"Line {_line(file, twice[0])} of {file} names {name} a second time; remove one of its lines.")
     return frame
 
 
+def _require_filled(frame: pd.DataFrame, columns: tuple[str, ...], file: Path) -> None:
+    for column in columns:
+        empty = np.flatnonzero(frame[column].str.strip() == "")
+        if empty.size:
+            raise OneshuiError(f"Line {_line(file, empty[0])} of {file} has no {column}; fill it in or remove the line.")
+
+
+def _line(file: Path, row: int) -> int:
+    """Return the line on which a row of the frame ends: pandas skips blank lines, and a cell in quotes may span several."""
+    with file.open(encoding="utf-8-sig", newline="") as text:
+        reader = csv.reader(text)
+        lines = [reader.line_num for cells in reader if ",".join(cells).strip()]
+    return lines[row + 1]  # the first is the header
+
+
 def label_columns(frame: pd.DataFrame, wanted: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the label columns: those asked for, else all binary ones, else the one called label, class or age.
+    """Return the label columns: those asked for, else all binary ones that name no set, else the one called label, class or age.
 
     Raises:
-        UsageError: One asked for does not exist, or is not binary beside others.
+        UsageError: One asked for does not exist, is asked for twice, or is not binary beside others.
         OneshuiError: None was asked for and none can be told from the values.
     """
     others = [c for c in frame.columns if c not in ("file_name", "identity")]
     for name in wanted:
         if name not in others:
             raise UsageError(f"{METADATA} has no column '{name}'.{did_you_mean(name, others)}")
-        if len(wanted) > 1 and not any(_values(frame[name]) <= pair for pair in BINARY):
+        if wanted.count(name) > 1:
+            raise UsageError(f"--label-columns names '{name}' {wanted.count(name)} times; name each column once.")
+        if len(wanted) > 1 and not _is_binary(frame[name]):
             raise UsageError(f"Label column '{name}' holds {len(_values(frame[name]))} values; several labels must each be 0/1.")
     if wanted:
         return wanted
-    binary = tuple(c for c in others if any(_values(frame[c]) <= pair for pair in BINARY))
+    binary = tuple(c for c in others if c.lower() not in SETS and _values(frame[c]) and _is_binary(frame[c]))
     if binary:
         return binary
     classes = [c for c in others if c.lower() in ("label", "class", "age", "age_class")]
@@ -127,10 +149,26 @@ def label_columns(frame: pd.DataFrame, wanted: tuple[str, ...]) -> tuple[str, ..
     raise OneshuiError(f"{METADATA} has no column of 0/1 and none called label; name the label columns with --label-columns.")
 
 
+def _task(frame: pd.DataFrame, columns: tuple[str, ...]) -> Task:
+    if len(columns) > 1 or _is_binary(frame[columns[0]]):
+        return Task("multi_label", columns)
+    return Task("single_label", tuple(sorted(_values(frame[columns[0]], fold=False), key=_numbers_first)))
+
+
+def _notes_of_guess(frame: pd.DataFrame, columns: tuple[str, ...]) -> list[str]:
+    unused = [c for c in frame.columns if c not in ("file_name", "identity", *columns)]
+    return [f"Labels are the columns {', '.join(columns)}; {', '.join(unused)} were left out."] if unused else []
+
+
+def _is_binary(column: pd.Series) -> bool:
+    return any(_values(column) <= pair for pair in BINARY)
+
+
 def _values(column: pd.Series, fold: bool = True) -> set[str]:
+    """Return the values of a column, without empty cells."""
     stripped = column.str.strip()
-    return set((stripped.str.lower() if fold else stripped).unique())
+    return set((stripped.str.lower() if fold else stripped).unique()) - {""}
 
 
 def _numbers_first(value: str) -> tuple[int, float, str]:
-    return (0, float(value), "") if value.lstrip("-").isdigit() else (1, 0.0, value)
+    return (0, float(value), "") if re.fullmatch(r"-?[0-9]+", value) else (1, 0.0, value)

@@ -1,0 +1,35 @@
+"""The demo, as the README has a newcomer run it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_demo_shows_memorising_and_forgetting(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "oneshui_hf", "demo", "--output-dir", str(tmp_path / "demo")]
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    rows = {row["model"]: row["metrics"] for row in json.loads(done.stdout)["rows"]}
+    assert set(rows) == {"original", "oracle", "do-nothing", "gradient-ascent", "metaunlearn"}
+
+    original, oracle = rows["original"], rows["oracle"]
+    assert original["forget"]["map"] > original["test"]["map"] + 15  # it knows its people
+    assert oracle["forget"]["map"] < original["forget"]["map"] - 15  # to the oracle they are strangers
+    assert abs(oracle["retain"]["map"] - original["retain"]["map"]) < 5
+    assert rows["do-nothing"]["forget"] == original["forget"]
+    assert rows["do-nothing"]["gap_closure"] == 0
+    assert oracle["gap_closure"] == 1
+    for method in ("gradient-ascent", "metaunlearn"):
+        assert rows[method]["forget"]["loss"] > original["forget"]["loss"]
+        assert rows[method]["retain"]["map"] > original["retain"]["map"] - 15
+
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 2
+    assert "earlier demo" in again.stderr
