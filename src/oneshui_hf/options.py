@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import types
 import typing
 from collections.abc import Mapping, Sequence
+from types import UnionType
 from typing import Any, TypeVar, cast
 
 from .errors import UsageError, did_you_mean
@@ -70,9 +70,9 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def type_of(options: type[Any], name: str) -> Any:
-    """Return a field's resolved type."""
-    return typing.get_type_hints(options)[name]
+def types_of(options: type[Any]) -> dict[str, Any]:
+    """Return the resolved type of every field. Resolving is slow; ask once, not for each field."""
+    return typing.get_type_hints(options)
 
 
 def resolve(options: type[OptionsT], values: Mapping[str, Any], where: str) -> OptionsT:
@@ -87,13 +87,14 @@ def resolve(options: type[OptionsT], values: Mapping[str, Any], where: str) -> O
         UsageError: A name is unknown, or a value has the wrong type or is out of range.
     """
     known, spellings = fields(cast(type[Any], options)), names(cast(type[Any], options))
+    types = types_of(cast(type[Any], options))
     given: dict[str, Any] = {}
     for key, value in values.items():
         spelling = key.lstrip("-").replace("-", "_")
         if spelling not in spellings:
             raise UsageError(f"{where} has no option {flag(spelling)}.{did_you_mean(flag(spelling), map(flag, spellings))}")
         name = spellings[spelling]
-        given[name] = _convert(value, type_of(cast(type[Any], options), name), known[name], where)
+        given[name] = _convert(value, types[name], known[name], where)
     _require(known, given, where)
     return options(**given)
 
@@ -106,7 +107,7 @@ def _require(known: Mapping[str, dataclasses.Field[Any]], given: Mapping[str, An
 
 def _convert(value: Any, wanted: Any, field: dataclasses.Field[Any], where: str) -> Any:
     label = f"{flag(field.name)} of {where}"
-    if typing.get_origin(wanted) in (typing.Union, types.UnionType):
+    if typing.get_origin(wanted) in (typing.Union, UnionType):
         if value is None:
             return None
         wanted = next(t for t in typing.get_args(wanted) if t is not type(None))
@@ -157,7 +158,8 @@ def parse_words(words: Sequence[str], options: type[Any], where: str) -> dict[st
         UsageError: A word is no option of `options`, or an option lacks its value.
     """
     spellings = names(options)
-    flags = {spelling for spelling, name in spellings.items() if type_of(options, name) is bool}
+    types = types_of(options)
+    flags = {spelling for spelling, name in spellings.items() if types[name] is bool}
     values: dict[str, Any] = {}
     queue = list(words)
     while queue:

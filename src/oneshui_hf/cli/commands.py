@@ -9,16 +9,16 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-import types
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import UnionType
 from typing import Annotated, Any
 
 import typer
 
 from ..errors import UsageError, did_you_mean
-from ..options import fields, flag, names, parse_words, type_of
+from ..options import fields, flag, names, parse_words, types_of
 from .console import ConsoleReporter, is_main_process
 from .errors import StoppedError
 
@@ -125,10 +125,10 @@ def read_config(file: Path) -> dict[str, Any]:
 
 def _signature(options: type[Any], positional: tuple[str, ...]) -> inspect.Signature:
     parameters = [inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)]
-    known = fields(options)
+    known, types = fields(options), types_of(options)
     for name in [*positional, *(name for name in known if name not in positional)]:
         field = known[name]
-        kind, default = _cli_type(type_of(options, name)), field.default
+        kind, default = _cli_type(types[name]), field.default
         text = _help(field)
         if name in positional:
             about: Any = typer.Argument(help=text, show_default=False)
@@ -158,7 +158,7 @@ def _signature(options: type[Any], positional: tuple[str, ...]) -> inspect.Signa
 
 def _cli_type(wanted: Any) -> Any:
     """Return the type that Typer reads: X for X | None, a list for a tuple."""
-    if typing.get_origin(wanted) in (typing.Union, types.UnionType):
+    if typing.get_origin(wanted) in (typing.Union, UnionType):
         wanted = next(t for t in typing.get_args(wanted) if t is not type(None))
     return list[str] if typing.get_origin(wanted) is tuple else wanted
 
