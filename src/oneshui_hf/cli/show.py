@@ -23,7 +23,8 @@ def _print(renderable: Any) -> None:
     from rich.console import Console
 
     # Without a terminal there is no width to keep to: a table is not cut, a path is not broken.
-    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=200, soft_wrap=True)
+    plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}  # a path may hold brackets and colons
+    console = Console(**plain) if sys.stdout.isatty() else Console(**plain, width=200, soft_wrap=True)
     console.print(renderable)
 
 
@@ -32,7 +33,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | No
     from rich import box
     from rich.table import Table
 
-    grid = Table(*[], title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    grid = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     for number, column in enumerate(columns):
         grid.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
     for row in rows:
@@ -49,7 +50,7 @@ def run(result: Run) -> None:
         report = record.report
         photos = f"{report['photos']} photo{'s' if report['photos'] != 1 else ''}"
         _print(f"{report['method']} on {photos} in {report['seconds']} s; labels {report['labels']}.")
-        if not report.get("reads_data", False) and "step_length" in report:
+        if "step_length" in report:
             _print(f"Step of length {report['step_length']:.3g}.")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ..errors import UsageError, did_you_mean
 from ..plugins import DATASETS, Plugins
@@ -64,8 +63,3 @@ def _folder(dataset: str, data_dir: Path | None, names: Sequence[str]) -> Path:
         return data_dir
     # A single word with a folder that is not one of ours is more likely a data set's name with a typing error.
     raise UsageError(f"'{dataset}' is neither a data set nor a folder.{did_you_mean(dataset, names)}")
-
-
-def dataset_rows() -> list[dict[str, Any]]:
-    """Return what `oneshui datasets` lists."""
-    return Plugins(DATASETS).rows()

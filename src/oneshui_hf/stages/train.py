@@ -126,7 +126,9 @@ def _train(
     reporter.say(f"{len(faces)} photos of {len(faces.people)} people; {len(split.forget)} will ask to be forgotten.")
 
     # The stored options make the run again: the model's name and the paths are resolved, what only concerns this call is not kept.
-    stored = dataclasses.replace(options, model=name, image_size=preprocess.size, resume=False, overwrite=False, output_dir=None)
+    stored = dataclasses.replace(
+        options, model=name, image_size=preprocess.size, forget=len(split.forget), resume=False, overwrite=False, output_dir=None
+    )
     record = Record(
         kind=kind,
         seed=seed,
