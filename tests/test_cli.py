@@ -140,7 +140,13 @@ def test_configuration_file_under_the_command_line(oneshui: Oneshui, tmp_path: P
         (["train", "--dataset", "synthetic", "--forget", "999"], 2, "--forget 999 is more than"),
         (["train", "--dataset", "synthetic", "--reserve-supports", "999"], 2, "--reserve-supports 999 is more than"),
         (["train", "--dataset", "synthetic", "--model", "/nowhere/model"], 2, "There is no checkpoint"),
-        (["train", "--dataset", "synthetic", "--split", "/nowhere.json"], 1, "is missing"),
+        (["train", "--dataset", "synthetic", "--split", "/nowhere.json"], 2, "no split file /nowhere.json"),
+        (["train", "--dataset", "synthetic", "--data-dir", "/tmp"], 2, "--data-dir goes with a data set"),
+        (["train", "--dataset", "synthetic", "--seed", "99999999999999999999"], 2, "must be at most"),
+        (["train", "--dataset", "synthetic", "--resume", "--overwrite"], 2, "give one of them"),
+        (["unlearn", "--run", "RUN", "--method", "do-nothing", "--image", "PHOTO", "--labels", ""], 2, "is empty"),
+        (["unlearn", "--run", "RUN", "--method", "do-nothing", "--image", "PHOTO", "--data-dir", "x"], 2, "goes with --from-split"),
+        (["methods", "show", "metaunlern"], 2, "Did you mean 'metaunlearn'?"),
         (["train", "--dataset", "synthetic", "--config", "/nowhere.yaml"], 2, "no configuration file"),
         (["train", "--dataset", "synthetic", "--label-columns", "Hat"], 2, "--label-columns goes with a folder"),
         (["retrain", "--run", "/nowhere"], 2, "There is no run at /nowhere"),
@@ -198,6 +204,47 @@ def test_an_existing_run_is_in_the_way(oneshui: Oneshui, trained: Path, photo: P
     code, _, err = oneshui(*words)
     assert (code, "is not a run" in sentence(err)) == (2, True)
     assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+def test_a_run_is_never_written_over_by_what_is_made_from_it(oneshui: Oneshui, trained: Path, photo: Path, tmp_path: Path) -> None:
+    before = (trained / "oneshui.json").read_bytes()
+    (tmp_path / "link").symlink_to(trained)
+    unlearn = ("unlearn", "--method", "do-nothing", "--image", photo)
+    for words in (("retrain",), unlearn):
+        for place in (trained, trained / "methods" / "mine", tmp_path / "link", trained.parent):
+            code, _, err = oneshui(*words, "--run", trained, "--output-dir", place, "--overwrite")
+            assert (code, "name another --output-dir" in sentence(err)) == (2, True)
+    assert (trained / "oneshui.json").read_bytes() == before
+
+
+def test_damaged_runs_are_told_as_such(oneshui: Oneshui, trained: Path, photo: Path, tmp_path: Path) -> None:
+    import shutil
+
+    words = ("unlearn", "--method", "do-nothing", "--image", photo, "--output-dir", tmp_path / "out", "--run")
+    for number, (old, new) in enumerate([('"options": {', '"options": "x", "was": {'), ('"original"', '"foo"')]):
+        broken = Path(shutil.copytree(trained, tmp_path / f"broken{number}"))
+        text = (broken / "oneshui.json").read_text()
+        assert old in text
+        (broken / "oneshui.json").write_text(text.replace(old, new, 1))
+        code, _, err = oneshui(*words, broken)
+        assert (code, "is damaged" in sentence(err)) == (1, True)
+    cut = Path(shutil.copytree(trained, tmp_path / "cut"))
+    (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:5000])
+    code, _, err = oneshui(*words, cut)
+    assert (code, "not those of its record" in sentence(err)) == (1, True)
+    (tmp_path / "afile").write_text("")
+    code, _, err = oneshui("unlearn", *words[1:5], "--run", trained, "--output-dir", tmp_path / "afile" / "sub")
+    assert (code, "is a file" in sentence(err)) == (2, True)
+
+
+def test_a_method_shows_its_options(oneshui: Oneshui) -> None:
+    code, out, _ = oneshui("methods", "show", "metaunlearn")
+    assert code == 0
+    assert "--max-damage" in out
+    assert "paper" in out
+    options = {row["option"]: row for row in json.loads(oneshui("methods", "show", "metaunlearn", "--json")[1])["options"]}
+    assert options["--identity-dropout"]["max"] == 1
+    assert options["--length"]["at"] == "apply"
 
 
 def test_an_artefact_for_another_model_is_refused(oneshui: Oneshui, trained: Path, photo: Path, tmp_path: Path) -> None:

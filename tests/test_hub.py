@@ -286,6 +286,8 @@ def plant(path: Path) -> None:
 def test_an_artefact_or_weights_that_carry_a_name_are_refused(hub: Hub, client: Client, make_run: Any) -> None:
     from safetensors.torch import load_file, save_file
 
+    from oneshui_hf.runs import hash_weights
+
     run, before = make_run(), len(hub.requests)
     file = run.path / "methods" / METAUNLEARN / "artefact.json"
     edit(file, lambda v: v["values"].update({"rows": {f"person_{TOKEN}": 1}}))
@@ -293,6 +295,7 @@ def test_an_artefact_or_weights_that_carry_a_name_are_refused(hub: Hub, client: 
     edit(file, lambda v: v["values"].pop("rows"))
     weights = run.path / "model.safetensors"
     save_file(load_file(weights), weights, {"format": "pt", "photographed": TOKEN})
+    edit(run.path / "oneshui.json", lambda v: v.update(weights=hash_weights(run.path)))
     assert "photographed" in client("push", run=run.path, repo_id="owner/refused")["error"]
     save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
     assert "not those of its" in client("push", run=run.path, repo_id="owner/refused")["error"]

@@ -115,7 +115,7 @@ def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
 @pytest.mark.slow
 def test_ctrl_c_in_a_real_process(tmp_path: Path) -> None:
     def command(name: str, *more: str) -> list[str]:
-        words = ["--dataset", "synthetic", "--epochs", "6", "--forget", "2", "--output-dir", str(tmp_path / name)]
+        words = ["--dataset", "synthetic", "--epochs", "20", "--forget", "2", "--output-dir", str(tmp_path / name)]
         return [sys.executable, "-m", "oneshui_hf", "train", *words, *more]
 
     subprocess.run(command("whole"), check=True, capture_output=True)

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 __all__ = ["Run", "demo", "evaluate", "prepare", "pull", "push", "retrain", "train", "unlearn"]
 
 
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -123,3 +123,25 @@ def installed(what: str) -> list[dict[str, Any]]:
     from .plugins import Plugins
 
     return Plugins(f"oneshui.{what}").rows()
+
+
+def method(name: str) -> dict[str, Any]:
+    """Return what is to be known of a method: paper, needs, options with type, default and range, presets."""
+    from .options import fields, flag
+    from .plugins import METHODS, Plugins
+
+    found = Plugins(METHODS).load(name)
+    options = [
+        {
+            "option": flag(option.name),
+            "default": option.default,
+            "help": option.metadata["help"],
+            "choices": list(option.metadata["choices"]),
+            "min": option.metadata["min"],
+            "max": option.metadata["max"],
+            "at": option.metadata["at"],
+        }
+        for option in fields(found.options).values()
+    ]
+    about = {"name": name, "from": Plugins(METHODS).origin(name), "summary": found.summary, "paper": found.paper}
+    return about | {"needs": str(found.needs), "options": options, "presets": found.all_presets()}

@@ -18,10 +18,13 @@ class UsageError(OneshuiError):
     exit_code = 2
 
 
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return `" Did you mean 'x'?"` for the nearest known word; nothing where none is near."""
+    near = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.55)
+    return f" Did you mean '{near[0]}'?" if near else ""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `" Did you mean 'x'?"` for the nearest known word, or a list of all of them where none is near."""
     names = sorted(known)
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    if near:
-        return f" Did you mean '{near[0]}'?"
-    return f" Known: {', '.join(names)}." if names else ""
+    return nearest(word, names) or (f" Known: {', '.join(names)}." if names else "")

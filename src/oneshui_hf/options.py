@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from types import UnionType
 from typing import Any, TypeVar, cast
 
-from .errors import UsageError, did_you_mean
+from .errors import UsageError, did_you_mean, nearest
 
 OptionsT = TypeVar("OptionsT")
 
@@ -113,7 +113,11 @@ def _convert(value: Any, wanted: Any, field: dataclasses.Field[Any], where: str)
         wanted = next(t for t in typing.get_args(wanted) if t is not type(None))
     if typing.get_origin(wanted) in (tuple, list):
         items = [value] if isinstance(value, str) else list(value)  # one photo, or its labels: a comma is part of it
+        if "" in items:
+            raise UsageError(f"{label} is empty; give a value, or leave it out.")
         return tuple(str(item) for item in items)
+    if value == "":
+        raise UsageError(f"{label} is empty; give a value, or leave it out.")
     try:
         if wanted is bool:
             value = _boolean(value)
@@ -148,7 +152,7 @@ def _check_range(value: Any, metadata: Mapping[str, Any], label: str) -> None:
     if high is not None and value > high:
         raise UsageError(f"{label} must be at most {high}, not {value}.")
     if choices and value not in choices:
-        raise UsageError(f"{label} must be one of {', '.join(choices)}, not '{value}'.{did_you_mean(str(value), choices)}")
+        raise UsageError(f"{label} must be one of {', '.join(choices)}, not '{value}'.{nearest(str(value), choices)}")
 
 
 def parse_words(words: Sequence[str], options: type[Any], where: str) -> dict[str, Any]:

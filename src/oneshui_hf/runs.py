@@ -36,6 +36,7 @@ FORMAT = 1
 RUNS = Path("runs")  # where runs are made and looked for, unless named
 
 Kind = Literal["original", "oracle", "unlearned"]
+KINDS = ("original", "oracle", "unlearned")
 
 
 @dataclasses.dataclass
@@ -80,9 +81,13 @@ class Run:
             raise OneshuiError(f"{file} has format {record.get('format')}, this version reads {FORMAT}: upgrade oneshui-hf.")
         known = {f.name for f in dataclasses.fields(Record)}
         try:
-            return cls(path, Record(**{k: v for k, v in record.items() if k in known}))
+            found = Record(**{k: v for k, v in record.items() if k in known})
         except TypeError as error:
             raise OneshuiError(f"{file} is not a complete record: {error}.") from None
+        objects = all(isinstance(part, dict) for part in (found.options, found.dataset, found.report, found.parent or {}))
+        if not objects or found.kind not in KINDS:
+            raise OneshuiError(f"{file} is damaged: its parts are not those of a record.")
+        return cls(path, found)
 
     @property
     def weights(self) -> str:
@@ -98,9 +103,12 @@ class Run:
 
         Raises:
             UsageError: Training has not finished.
+            OneshuiError: The weights are not those that were written.
         """
         if self.record.state != "complete":
             raise UsageError(f"{self.path} has not finished training; run the same command with --resume.")
+        if self.record.weights is not None and self.weights != self.record.weights:
+            raise OneshuiError(f"The weights in {self.path} are not those of its record: damaged, or changed by hand. Restore them.")
         return self
 
     def require_split(self) -> Run:
@@ -230,16 +238,20 @@ def _swap(scratch: Path, path: Path) -> None:
     shutil.rmtree(aside)
 
 
-def claim(path: Path, *, overwrite: bool) -> None:
-    """Check that a run may be written at `path`.
+def claim(path: Path, *, overwrite: bool, source: Path | None = None) -> None:
+    """Check that a run may be written at `path`, which is made from the run at `source`.
 
     Raises:
         UsageError: Something is there and may not be overwritten.
     """
+    target = path.resolve()
+    if source and (target == source.resolve() or target in source.resolve().parents or source.resolve() in target.parents):
+        raise UsageError(f"{path} is, holds or lies in {source}, the run that it would be made from; name another --output-dir.")
+    for place in (target, *target.parents):
+        if place.exists() and not place.is_dir():
+            raise UsageError(f"{place} is a file; name a folder with --output-dir.")
     if path.is_dir() and not any(path.iterdir()):
         return
-    if path.exists() and not path.is_dir():
-        raise UsageError(f"{path} is a file; name a folder with --output-dir.")
     if path.exists() and not overwrite:
         raise UsageError(f"{path} exists; name another --output-dir, or replace it with --overwrite.")
     if path.exists() and not (path / RECORD).is_file():

@@ -51,7 +51,7 @@ command(
 )  # fmt: skip
 command(
     app, "prepare", o.PrepareOptions, api.prepare, show.artefact, as_json=show.artefact_json, with_method=True,
-    help="Prepare a method while training data exists. The method's own options follow; see `oneshui methods`.",
+    help="Prepare a method while training data exists. The method's own options follow; `oneshui methods show NAME` lists them.",
     epilog="Example: oneshui prepare --method metaunlearn --run runs/celeba-seed0 --epochs 3",
 )  # fmt: skip
 command(
@@ -78,15 +78,30 @@ command(
 Json = Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")]
 
 
-@app.command()
-def methods(json: Json = False) -> None:
-    """List the installed methods, where they come from, and what data each needs."""
-    _list(api.installed("methods"), json)
+methods = typer.Typer(invoke_without_command=True, help="List the installed methods; `methods show NAME` lists options and presets.")
+app.add_typer(methods, name="methods")
+
+
+@methods.callback()
+def methods_list(ctx: typer.Context, json: Json = False) -> None:
+    """List the installed methods; `methods show NAME` lists options and presets."""
+    if ctx.invoked_subcommand is None:
+        _list(api.installed("methods"), json)
+
+
+@methods.command("show")
+def methods_show(name: Annotated[str, typer.Argument(help="The method's name.")], json: Json = False) -> None:
+    """Show a method: paper, needs, options with defaults, presets."""
+    about = api.method(name)
+    if json:
+        show.print_json(about)
+    else:
+        show.method(about)
 
 
 @app.command()
 def datasets(json: Json = False) -> None:
-    """List the data sets that can be read, where their readers come from, and what each needs."""
+    """List the data sets that can be read."""
     _list(api.installed("datasets"), json)
 
 

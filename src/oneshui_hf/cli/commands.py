@@ -64,7 +64,8 @@ def command(
         try:
             result = call(reporter=ConsoleReporter(), **given)
         except KeyboardInterrupt:
-            raise StoppedError("Stopped. What was finished is kept; an interrupted training goes on with --resume.") from None
+            kept = "finished epochs are kept, and --resume goes on from there" if "resume" in fields(options) else "nothing was written"
+            raise StoppedError(f"Stopped; {kept}.") from None
         if not is_main_process():
             return
         if want_json:
@@ -89,7 +90,7 @@ def _method_words(words: list[str], method: str, command: str) -> dict[str, Any]
         return {}
     from ..plugins import METHODS, Plugins
 
-    return parse_words(words, Plugins(METHODS).load(method).options, f"Neither '{command}' nor method '{method}'")
+    return parse_words(words, Plugins(METHODS).load(method).options, f"'{command}' with method '{method}'")
 
 
 def _merge(options: type[Any], stored: Mapping[str, Any], given: Mapping[str, Any], with_method: bool, command: str) -> dict[str, Any]:

@@ -33,10 +33,9 @@ def guarded(call: Callable[[], object]) -> int:
     except PermissionError as error:
         return _tell(f"There is no permission to write or read {error.filename}.", 1)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
         where = f" ({error.filename})" if error.filename else ""
-        return _tell(f"{DISK_FULL}{where}.", 1)
+        what = DISK_FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else f"The file system says: {error.strerror or error}"
+        return _tell(f"{what}{where}.", 1)
     except Exception as error:
         # safetensors tells of the file system's errors in its own class
         if type(error).__name__ == "SafetensorError" and f"os error {errno.ENOSPC}" in str(error):

@@ -46,12 +46,15 @@ def run(result: Run) -> None:
     record = result.record
     what = {"original": "Original model", "oracle": "Oracle", "unlearned": "Unlearned model"}[record.kind]
     _print(f"{what}: {result.path}")
+    if history := record.report.get("history"):
+        kept = history[(record.report.get("best_epoch") or len(history)) - 1]
+        name = next(key for key in kept if key.startswith("val_"))
+        score = f"{name.removeprefix('val_')} on val {kept[name]:.1f} %"
+        _print(f"Epoch {kept['epoch']} of {record.report['epochs']}: {score}, loss on train {kept['train_loss']:.3f}.")
     if record.kind == "unlearned":
         report = record.report
         photos = f"{report['photos']} photo{'s' if report['photos'] != 1 else ''}"
         _print(f"{report['method']} on {photos} in {report['seconds']} s; labels {report['labels']}.")
-        if "step_length" in report:
-            _print(f"Step of length {report['step_length']:.3g}.")
 
 
 def run_json(result: Run) -> dict[str, Any]:
@@ -138,3 +141,21 @@ def plugins(rows: Sequence[dict[str, Any]]) -> None:
             print(f"{row['name']}  [{row['from']}]\n    broken: {row['error']}")
         else:
             print(f"{row['name']}  [{row['from']}]\n    {row['summary']}\n    needs: {row['needs']}")
+
+
+def method(about: dict[str, Any]) -> None:
+    """Show a method and its options."""
+    print(f"{about['name']}  [{about['from']}]\n{about['summary']}\npaper: {about['paper']}\nneeds: {about['needs']}")
+    stages = {"prepare": "Options of `oneshui prepare`", "apply": "Options of `oneshui unlearn`"}
+    for stage, title in stages.items():
+        options = [option for option in about["options"] if option["at"] == stage]
+        if options:
+            print(f"\n{title}:")
+        for option in options:
+            bounds = [f"from {option['min']:g}"] if option["min"] is not None else []
+            bounds += [f"to {option['max']:g}"] if option["max"] is not None else []
+            bounds += [f"one of {', '.join(option['choices'])}"] if option["choices"] else []
+            default = "none" if option["default"] is None else option["default"]
+            print(f"  {option['option']}  {option['help']} [{'; '.join([f'default {default}', *bounds])}]")
+    if about["presets"]:
+        print(f"\nPresets: {', '.join(about['presets'])}")

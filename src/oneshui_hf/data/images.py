@@ -41,6 +41,8 @@ def decode(source: str | Path | bytes | Image, where: str | None = None) -> Imag
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     where = where or (str(source) if isinstance(source, str | Path) else "the image")
+    if isinstance(source, str | Path) and Path(source).exists() and not (Path(source).is_file() or Path(source).is_dir()):
+        raise ImageError(f"{where} is no regular file.")  # opening a pipe would wait for ever
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is ours and comes first

@@ -35,6 +35,8 @@ def load_faces(dataset: str, data_dir: str | Path | None = None, label_columns: 
     elif label_columns:
         raise UsageError(f"--label-columns goes with a folder of your own, not with '{dataset}'.")
     builder_class = plugins.load(name)
+    if data_dir and not builder_class.reads_folder:
+        raise UsageError(f"--data-dir goes with a data set that is read from disk, not with '{dataset}'.")
     fingerprint = builder_class.fingerprint(data_dir)
     builder = builder_class(data_dir=str(data_dir) if data_dir else None, hash=fingerprint, **config)
     quiet = datasets.utils.logging.is_progress_bar_enabled()

@@ -94,16 +94,16 @@ class Split:
         for name, people in self.people.items():
             for person in people:
                 if person in place:
-                    raise OneshuiError(f"The split names {person} in {place[person]} and again in {name}; keep each person in one set.")
+                    raise OneshuiError(f"The split names '{person}' in {place[person]} and again in {name}; keep each person in one set.")
                 place[person] = name
         for person in self.forget:
             if place.get(person) != "train":
-                raise OneshuiError(f"The split lets {person} ask to be forgotten, who is not in train; only those trained on can ask.")
+                raise OneshuiError(f"The split lets '{person}' ask to be forgotten, who is not in train; only those trained on can ask.")
         if sorted(self.support) != sorted(self.forget):
             raise OneshuiError("The split's support photos are not one for each person of forget; name one for each, and no other.")
         for person in self.reserved:
             if place.get(person) != "train" or person in self.support:
-                raise OneshuiError(f"The split reserves a photo of {person}, who is not among those of train who stay; remove it.")
+                raise OneshuiError(f"The split reserves a photo of '{person}', who is not among those of train who stay; remove it.")
 
 
 def _photos(faces: Faces, photos: Mapping[str, str]) -> np.ndarray:

@@ -228,6 +228,8 @@ def save_model(model: nn.Module, preprocess: Preprocess, folder: Path) -> None:
     """Write a checkpoint that `AutoModelForImageClassification` and `pipeline()` load."""
     with _quiet():
         model.save_pretrained(folder)  # type: ignore[operator]
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o644)  # safetensors writes for its owner alone; a run is read by whoever may read its other files
     preprocess.save(folder)
 
 

@@ -120,7 +120,7 @@ def predictions_of(
         run.weights,
         hash_file(run.path / SPLIT),
         hash_file(run.path / PREPROCESSOR),
-        run.record.dataset["fingerprint"],
+        run.record.dataset.get("fingerprint"),
         batch_size,
     ]
     # One entry: safetensors writes several in no fixed order, and the same predictions should be the same bytes.

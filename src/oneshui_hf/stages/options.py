@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..options import option
 
+MAX_SEED = 2**63 - 1
 DEFAULT_MODEL = "google/vit-base-patch16-224-in21k"
 
 
@@ -35,7 +36,7 @@ class TrainOptions:
     augment: str = option("crop", "'crop' is a random resized crop and a flip.", choices=("crop", "flip", "none"))
     keep: str = option("best", "Keep the epoch that is best on val, or the last one.", choices=("best", "last"))
     bf16: bool = option(True, "Train in bfloat16 where the device has it.")
-    seed: int = option(0, "Seed of split, head, order and augmentation.", minimum=0)
+    seed: int = option(0, "Seed of split, head, order and augmentation.", minimum=0, maximum=MAX_SEED)
     output_dir: str | None = option(None, "The run's folder; runs/<data set>-seed<seed> by default.")
     resume: bool = option(False, "Go on with an interrupted training.")
     overwrite: bool = option(False, "Replace a run that is there.")
@@ -46,7 +47,7 @@ class RetrainOptions:
     """What may differ between an oracle and its original model."""
 
     run: str | None = option(None, "The original model's run; the newest by default.")
-    seed: int | None = option(None, "Seed of order and augmentation; the original's by default.", minimum=0)
+    seed: int | None = option(None, "Seed of order and augmentation; the original's by default.", minimum=0, maximum=MAX_SEED)
     output_dir: str | None = option(None, "The oracle's folder; RUN-oracle by default.")
     resume: bool = option(False, "Go on with an interrupted training.")
     overwrite: bool = option(False, "Replace a run that is there.")
@@ -60,7 +61,7 @@ class PrepareOptions:
     run: str | None = option(None, "The original model's run; the newest by default.")
     preset: str | None = option(None, "Named values of the method's options, such as 'paper'.")
     data_dir: str | None = option(None, "Where the data set lies now, where it has moved since training.")
-    seed: int = option(0, "Seed of all draws.", minimum=0)
+    seed: int = option(0, "Seed of all draws.", minimum=0, maximum=MAX_SEED)
     overwrite: bool = option(False, "Replace what was prepared before.")
 
 
@@ -77,7 +78,7 @@ class UnlearnOptions:
         (), "What holds on the photo, as 'Smiling,Young' or a class; the model's guess by default. Once a photo."
     )
     data_dir: str | None = option(None, "With --from-split: where the data set lies now, where it has moved.")
-    seed: int = option(0, "Seed of all draws.", minimum=0)
+    seed: int = option(0, "Seed of all draws.", minimum=0, maximum=MAX_SEED)
     force: bool = option(False, "Apply an artefact that was prepared for other weights.")
     output_dir: str | None = option(None, "The new model's folder; RUN-<method> by default.")
     overwrite: bool = option(False, "Replace a run that is there.")
@@ -125,5 +126,5 @@ class DemoOptions:
     """The demo."""
 
     output_dir: str = option("demo", "Folder of the demo's runs.")
-    seed: int = option(0, "Seed of everything.", minimum=0)
+    seed: int = option(0, "Seed of everything.", minimum=0, maximum=MAX_SEED)
     overwrite: bool = option(False, "Replace an earlier demo.")

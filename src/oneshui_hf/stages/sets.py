@@ -41,7 +41,7 @@ def open_data(run: Run, accelerator: Accelerator, data_dir: str | None = None, r
     with accelerator.main_process_first():
         columns = tuple(recipe["label_columns"].split(",")) if recipe.get("label_columns") else ()
         faces = load_faces(recipe["dataset"], data_dir or recipe.get("data_dir"), columns)
-        if faces.fingerprint != run.record.dataset["fingerprint"]:
+        if faces.fingerprint != run.record.dataset.get("fingerprint"):
             raise OneshuiError(f"The data of {run.path} has changed since it was trained: train again, or restore the data.")
         split = load_split(run.path / SPLIT)
         sets = face_sets(faces, split.sets(faces), Preprocess.load(run.path), reporter)

@@ -49,6 +49,8 @@ def train(options: TrainOptions, accelerator: Accelerator | None = None, reporte
     """
     name = Path(options.dataset).resolve().name
     path = Path(options.output_dir or RUNS / f"{name}-seed{options.seed}")
+    if options.resume and options.overwrite:
+        raise UsageError("--resume goes on with a run and --overwrite replaces it; give one of them.")
     if options.resume:
         cut = _interrupted(path, "original", reporter)
         options = _stored(cut, options)
@@ -70,13 +72,15 @@ def retrain(original: Run, options: RetrainOptions, accelerator: Accelerator | N
     path = Path(options.output_dir or f"{original.path}-oracle")
     recipe = TrainOptions(**original.record.options)
     seed = recipe.seed if options.seed is None else options.seed
+    if options.resume and options.overwrite:
+        raise UsageError("--resume goes on with a run and --overwrite replaces it; give one of them.")
     if options.resume:
         cut = _interrupted(path, "oracle", reporter)
         if cut.record.state == "complete":
             return cut
         seed = cut.record.seed
     else:
-        claim(path, overwrite=options.overwrite)
+        claim(path, overwrite=options.overwrite, source=original.path)
     recipe = dataclasses.replace(recipe, resume=options.resume, output_dir=str(path))
     return _train(path, "oracle", recipe, seed, original, accelerator, reporter)
 
@@ -151,6 +155,8 @@ def _split(faces: Any, options: TrainOptions, original: Run | None) -> Split:
     if original is not None:
         return load_split(original.path / SPLIT)
     if options.split is not None:
+        if not Path(options.split).is_file():
+            raise UsageError(f"There is no split file {options.split}; --split takes the split.json of a run.")
         return load_split(Path(options.split))
     return make_split(faces, options.seed, options.forget, options.reserve_supports)
 

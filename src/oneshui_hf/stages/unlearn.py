@@ -52,11 +52,14 @@ def unlearn(
     method_class: type[Method[Any]] = Plugins(METHODS).load(name)
     if bool(options.images) == options.from_split:
         raise UsageError("Hand in the photo with --image FILE, or take the split's own request with --from-split.")
+    if options.images and options.data_dir:
+        raise UsageError("--data-dir goes with --from-split; a photo that is handed in needs no data set.")
     if options.images and not method_class.needs.one_shot:
         reads = ", ".join(sorted(method_class.needs.apply - {"support"}))
         raise UsageError(f"Method '{name}' reads {reads} at request time, so one photo is not enough; run it with --from-split.")
-    path = Path(options.output_dir or f"{run.require_complete().path}-{name}")
-    claim(path, overwrite=options.overwrite)
+    path = Path(options.output_dir or f"{run.path}-{name}")
+    run.require_complete()
+    claim(path, overwrite=options.overwrite, source=run.path)
 
     started = time.perf_counter()
     weights = run.weights

@@ -44,6 +44,7 @@ class FaceBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
 
     VERSION = datasets.Version("1.0.0")
     summary: ClassVar[str] = ""
+    reads_folder: ClassVar[bool] = True
     needs: ClassVar[str] = ""
 
     def task(self) -> Task:

@@ -23,6 +23,7 @@ TREE = """\
   DIR/...              the photos, where file_name says"""
 
 METADATA = "metadata.csv"
+SLIPS = 0.05  # a column with fewer odd cells than this share is meant to be 0/1
 BINARY = ({"0", "1"}, {"-1", "1"}, {"true", "false"})
 SETS = ("partition", "split", "fold", "set")  # columns that say where a photo belongs, not what it shows
 
@@ -59,6 +60,9 @@ class Folder(FaceBuilder):
         folder = Path(self.config.data_dir)
         frame = read_metadata(folder)
         columns = label_columns(frame, self.config.label_columns)
+        if not self.config.label_columns:
+            unused = [c for c in frame.columns if c not in ("file_name", "identity", *columns) and c.lower() not in SETS]
+            _refuse_slips(frame, unused, folder / METADATA)
         _require_filled(frame, columns, folder / METADATA)
         task = _task(frame, columns)  # from all rows: labels do not depend on which photos are there
         present = [(folder / name).is_file() for name in frame["file_name"]]
@@ -157,7 +161,21 @@ def _task(frame: pd.DataFrame, columns: tuple[str, ...]) -> Task:
 
 def _notes_of_guess(frame: pd.DataFrame, columns: tuple[str, ...]) -> list[str]:
     unused = [c for c in frame.columns if c not in ("file_name", "identity", *columns)]
-    return [f"Labels are the columns {', '.join(columns)}; {', '.join(unused)} were left out."] if unused else []
+    return [f"{len(columns)} columns are labels; {', '.join(unused)} were left out."] if unused else []
+
+
+def _refuse_slips(frame: pd.DataFrame, names: list[str], file: Path) -> None:
+    """Refuse a column that is 0/1 but for a few cells: a slip of the hand must not cost a label without a word."""
+    for name in names:
+        cells = frame[name].str.strip().str.lower()
+        for pair in BINARY:
+            odd = np.flatnonzero(~cells.isin([*pair, ""]))
+            if 0 < len(odd) < SLIPS * len(cells):
+                value = frame[name].iloc[odd[0]]
+                raise OneshuiError(
+                    f"Line {_line(file, odd[0])} of {file} has '{value}' as {name}, which is {' or '.join(sorted(pair))} elsewhere; "
+                    "repair it, or name the label columns with --label-columns."
+                )
 
 
 def _is_binary(column: pd.Series) -> bool:

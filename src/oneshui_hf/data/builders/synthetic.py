@@ -39,6 +39,7 @@ class Synthetic(FaceBuilder):
     BUILDER_CONFIG_CLASS = SyntheticConfig
     summary = "generated faces of people who do not exist: 12 attributes, 60 people"
     needs = "nothing: made on the spot"
+    reads_folder = False
 
     def task(self) -> Task:
         """Return the attributes: six that are seen, six that belong to the person."""
