@@ -76,7 +76,7 @@ class MetaUnlearn(Method[MetaUnlearnOptions]):
             log_length.grad = torch.tensor(by_length * length, dtype=torch.float64)  # dA/dlog r = r dA/dr
             for turn in (*optimizers, *schedules):
                 turn.step()
-            history.append({"objective": value, "length": length / scale})
+            history.append({"objective": value} | ({"length": length / scale} if normalised else {}))
 
         h.eval()
         length = log_length.exp().item()
@@ -188,7 +188,7 @@ class Learning:
         from .meta_loss import meta_gradient
 
         accelerator = self.context.accelerator
-        totals = torch.zeros(2, dtype=torch.float64)
+        totals = torch.zeros(2)
         sums = [torch.zeros_like(parameter) for parameter in self.h.parameters()]
         for turn in range(accelerator.process_index, len(requests), accelerator.num_processes):
             words = (number, turn)
@@ -203,7 +203,7 @@ class Learning:
                 normalised=self.options.step == "normalised",
                 seed=derive(self.context.seed, "dropout", *words),
             )
-            totals += torch.tensor([value, by_length], dtype=torch.float64)
+            totals += torch.tensor([value, by_length])
             sums = [a + b for a, b in zip(sums, parts, strict=True)]
         value, by_length = (accelerator.reduce(totals.to(self.context.device), "sum") / len(requests)).tolist()
         return value, [accelerator.reduce(part, "sum") / len(requests) for part in sums], by_length

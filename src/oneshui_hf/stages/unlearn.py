@@ -48,59 +48,41 @@ def unlearn(
         UsageError: Method, option, identity or label is unknown; no photo was given; the output folder is in the way.
         OneshuiError: A photo cannot be read, or the artefact is for another model.
     """
-    name = options.method
+    name, started = options.method, time.perf_counter()
     method_class: type[Method[Any]] = Plugins(METHODS).load(name)
-    if bool(options.images) == options.from_split:
-        raise UsageError("Hand in the photo with --image FILE, or take the split's own request with --from-split.")
-    if options.images and options.data_dir:
-        raise UsageError("--data-dir goes with --from-split; a photo that is handed in needs no data set.")
-    if options.images and not method_class.needs.one_shot:
-        reads = ", ".join(sorted(method_class.needs.apply - {"support"}))
-        raise UsageError(f"Method '{name}' reads {reads} at request time, so one photo is not enough; run it with --from-split.")
+    _check(options, method_class)
     path = Path(options.output_dir or f"{run.path}-{name}")
-    run.require_complete()
-    claim(path, overwrite=options.overwrite, source=run.path)
-
-    started = time.perf_counter()
-    weights = run.weights
-    artefact = _artefact(run, method_class, name, weights, options.force)
+    claim(path, overwrite=options.overwrite, source=run.require_complete().path)
+    artefact = _artefact(run, method_class, options)
     resolved = method_class.apply_options(name, artefact.options if artefact else {}, method_options or {})
+
     accelerator = accelerator or make_accelerator()
     model, preprocess, task = load_model(run.path, accelerator.device)
-    granted: dict[str, Any] = {}
     if options.from_split:
         from .sets import open_data  # request time reads no data set, unless this run's own split is asked for
 
         data = open_data(run, accelerator, options.data_dir, reporter)
-        granted = data.sets | {"support": _split_request(data, accelerator)}
+        granted: dict[str, Any] = data.sets | {"support": _split_request(data, accelerator)}
     else:
-        granted["support"] = photo_request(options, model, preprocess, task, accelerator)
+        granted = {"support": photo_request(options, model, preprocess, task, accelerator)}
     request: Request = granted["support"]
 
     context = Context(task, options.seed, accelerator, reporter, request_size=len(request))
     applying = time.perf_counter()
     unlearned = method_class().apply(model, DataAccess(granted, method_class.needs.apply), artefact, resolved, context)
-    applied = time.perf_counter() - applying
-
+    now = time.perf_counter()
     record = Record(
         kind="unlearned",
         seed=options.seed,
         options=run.record.options,  # of the training, so that the data is found; this request's own are in the report
         dataset=run.record.dataset,
-        parent={"run": str(run.path.resolve()), "weights": weights},
+        parent={"run": str(run.path.resolve()), "weights": run.record.weights},
         report={
-            "method": name,
-            "method_from": Plugins(METHODS).origin(name),
+            **_receipt(options, method_class, request),
             "method_options": dataclasses.asdict(resolved),
-            "photos": len(request),
-            "people": len(set(request.people)) if None not in request.people else len(request),
-            "labels": "given" if request.labels_given else "guessed by the model",
-            "reads": sorted(method_class.needs.apply),
-            "source": "split" if options.from_split else "photos handed in",
             "split": run.record.report.get("split"),
-            "forced": options.force,
-            "seconds": round(applied, 3),
-            "seconds_in_all": round(time.perf_counter() - started, 3),
+            "seconds": round(now - applying, 3),
+            "seconds_in_all": round(now - started, 3),
             **context.report,
         },
     )
@@ -108,10 +90,38 @@ def unlearn(
     return Run.open(path)
 
 
-def _artefact(run: Run, method_class: type[Method[Any]], name: str, weights: str, force: bool) -> Artefact | None:
-    if method_class.prepares == "never" or (method_class.prepares == "optional" and not run.artefact(name).exists()):
+def _check(options: UnlearnOptions, method_class: type[Method[Any]]) -> None:
+    if bool(options.images) == options.from_split:
+        raise UsageError("Hand in the photo with --image FILE, or take the split's own request with --from-split.")
+    if options.images and options.data_dir:
+        raise UsageError("--data-dir goes with --from-split; a photo that is handed in needs no data set.")
+    if options.images and not method_class.needs.one_shot:
+        reads = ", ".join(sorted(method_class.needs.apply - {"support"}))
+        raise UsageError(f"Method '{options.method}' reads {reads} at request time, so one photo is not enough; run it with --from-split.")
+
+
+def _receipt(options: UnlearnOptions, method_class: type[Method[Any]], request: Request) -> dict[str, Any]:
+    """Return what is kept of a request: how many, how, never who."""
+    named = {person for person in request.people if person is not None}
+    unnamed = request.people.count(None)
+    return {
+        "method": options.method,
+        "method_from": Plugins(METHODS).origin(options.method),
+        "photos": len(request),
+        # Several photos without a name may show one person or several.
+        "people": len(named) + unnamed if unnamed <= 1 else None,
+        "labels": "given" if request.labels_given else "guessed by the model",
+        "reads": sorted(method_class.needs.apply),
+        "source": "split" if options.from_split else "photos handed in",
+        "forced": options.force,
+    }
+
+
+def _artefact(run: Run, method_class: type[Method[Any]], options: UnlearnOptions) -> Artefact | None:
+    folder = run.artefact(options.method)
+    if method_class.prepares == "never" or (method_class.prepares == "optional" and not folder.exists()):
         return None
-    return Artefact.load(run.artefact(name), name, weights, force=force)
+    return Artefact.load(folder, options.method, run.weights, force=options.force)
 
 
 def photo_request(options: UnlearnOptions, model: torch.nn.Module, preprocess: Preprocess, task: Task, accelerator: Accelerator) -> Request:
