@@ -156,6 +156,8 @@ def method(about: dict[str, Any]) -> None:
             bounds += [f"to {option['max']:g}"] if option["max"] is not None else []
             bounds += [f"one of {', '.join(option['choices'])}"] if option["choices"] else []
             default = "none" if option["default"] is None else option["default"]
-            print(f"  {option['option']}  {option['help']} [{'; '.join([f'default {default}', *bounds])}]")
+            name = option["option"]
+            spelling = f"{name}/--no-{name[2:]}" if isinstance(option["default"], bool) else name
+            print(f"  {spelling}  {option['help']} [{'; '.join([f'default {default}', *bounds])}]")
     if about["presets"]:
         print(f"\nPresets: {', '.join(about['presets'])}")
