@@ -100,6 +100,17 @@ def test_evaluating_the_original_closes_no_gap(oneshui: Oneshui, trained: Path) 
     assert json.loads(out)["tow"] == 100
 
 
+def test_predictions_are_kept_and_made_again_when_damaged(oneshui: Oneshui, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = oneshui("evaluate", "--run", trained, "--json")[1]
+    file = trained / "predictions" / "test.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:100])
+    assert oneshui("evaluate", "--run", trained, "--json")[1] == first
+    assert file.read_bytes() == whole
+    monkeypatch.setattr("oneshui_hf.stages.evaluate.predict", None)  # a metric from stored predictions runs without the model
+    assert oneshui("evaluate", "--run", trained, "--json")[1] == first
+
+
 def test_the_result_goes_to_stdout_and_all_else_to_stderr(oneshui: Oneshui, trained: Path) -> None:
     code, out, _ = oneshui("evaluate", "--run", trained)
     assert code == 0

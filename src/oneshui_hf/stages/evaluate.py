@@ -113,8 +113,7 @@ def predictions_of(
     run: Run, sets: dict[str, FaceSet], accelerator: Accelerator, batch_size: int, reporter: Reporter = SILENT
 ) -> dict[str, Predictions]:
     """Return logits, labels and identity numbers of each set: from `predictions/` where they are of these weights, else computed."""
-    from safetensors import safe_open
-    from safetensors.torch import load_file, save
+    from safetensors.torch import save
 
     made_from = [
         run.weights,
@@ -128,13 +127,9 @@ def predictions_of(
     found: dict[str, Predictions] = {}
     model = None
     for name, faces in reporter.track(sets.items(), f"Predicting with {run.path.name}"):
-        file = run.path / PREDICTIONS / f"{name}.safetensors"
-        if file.exists():
-            with safe_open(file, "pt") as stored:
-                fresh = stored.metadata() == key
-            if fresh:
-                found[name] = load_file(file)
-                continue
+        if (stored := _stored(run.path / PREDICTIONS / f"{name}.safetensors", key)) is not None:
+            found[name] = stored
+            continue
         model = model or load_model(run.path, accelerator.device)[0]
         logits = predict(model, faces, accelerator, batch_size)
         found[name] = {"logits": logits, "labels": faces.labels, "identities": faces.identities}
@@ -146,3 +141,17 @@ def predictions_of(
 
     on_main(accelerator, store)
     return found
+
+
+def _stored(file: Path, key: dict[str, str]) -> Predictions | None:
+    """Return the predictions in a file; None where there is none, or it is of another model, or damaged."""
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load_file
+
+    if not file.exists():
+        return None
+    try:
+        with safe_open(file, "pt") as stored:
+            return load_file(file) if stored.metadata() == key else None
+    except SafetensorError:  # predictions can be made again
+        return None
