@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import subprocess
 import sys
@@ -119,7 +120,9 @@ def test_ctrl_c_in_a_real_process(tmp_path: Path) -> None:
         return [sys.executable, "-m", "oneshui_hf", "train", *words, *more]
 
     subprocess.run(command("whole"), check=True, capture_output=True)
-    process = subprocess.Popen(command("cut"), stderr=subprocess.PIPE, text=True)
+    # A test run started in the background ignores Ctrl-C, and its children would inherit that.
+    listen = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command("cut"), stderr=subprocess.PIPE, text=True, preexec_fn=listen)
     deadline = time.monotonic() + 120
     while not list((tmp_path / "cut").glob("checkpoint-*")) and time.monotonic() < deadline:
         time.sleep(0.01)
