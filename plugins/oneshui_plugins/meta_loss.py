@@ -17,7 +17,7 @@ itself has dA/dr = -<ghat, v>.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +25,21 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from oneshui_hf.methods import FaceSet, OneshuiError, Task, TaskKind, inner, logits_and_features, losses, norm, probabilities, score, seeded
+from oneshui_hf.methods import (
+    FaceSet,
+    OneshuiError,
+    Task,
+    TaskKind,
+    inner,
+    logits_and_features,
+    losses,
+    norm,
+    parameters,
+    probabilities,
+    score,
+    seeded,
+    unit,
+)
 
 Weights = dict[str, torch.Tensor]
 
@@ -80,8 +94,7 @@ def said(model: nn.Module, theta: Weights, pixels: torch.Tensor, kind: TaskKind)
 
 def movable(model: nn.Module, tokens: bool) -> Weights:
     """Return the parameters that take the step: all, or all but class token and position embedding (as the original code does)."""
-    named = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    return {name: p for name, p in named.items() if tokens or name.rpartition(".")[2] not in TOKENS}
+    return {name: p for name, p in parameters(model).items() if tokens or name.rpartition(".")[2] not in TOKENS}
 
 
 def gradient(model: nn.Module, theta: Weights, h: MetaLoss, photos: Photos, kind: TaskKind) -> tuple[Weights, torch.Tensor]:
@@ -95,8 +108,8 @@ def gradient(model: nn.Module, theta: Weights, h: MetaLoss, photos: Photos, kind
     return g, du
 
 
-def step(theta: Weights, g: Weights, length: float, normalised: bool) -> tuple[Weights, float]:
-    """Return theta_u and the factor in front of g.
+def factor(g: Weights, length: float, normalised: bool) -> float:
+    """Return what g is multiplied by in the step.
 
     Raises:
         OneshuiError: The gradient vanishes or is not finite, so it has no direction.
@@ -104,8 +117,7 @@ def step(theta: Weights, g: Weights, length: float, normalised: bool) -> tuple[W
     size = norm(g).item()
     if not (0 < size < float("inf")):
         raise OneshuiError("The photos give no usable gradient of the meta-loss; try another photo, or prepare again.")
-    factor = length / size if normalised else length
-    return {name: p - factor * g[name] for name, p in theta.items()}, factor
+    return length / size if normalised else length
 
 
 @dataclass(frozen=True)
@@ -194,23 +206,22 @@ def meta_gradient(
     """
     with seeded(seed, "mask"):
         g, du = gradient(model, theta, h, photos, kind)
-    theta_u, factor = step(theta, g, length, normalised)
-    value, v = objective(model, theta_u)
+    by_g = factor(g, length, normalised)
+    value, v = objective(model, {name: p - by_g * g[name] for name, p in theta.items()})
     by_length = 0.0
     if normalised:
-        size = norm(g)
-        ghat = {name: part / size for name, part in g.items()}
+        ghat = unit(g)
         along = inner(ghat, v)
         by_length = -along.item()
         v = {name: v[name] - along * ghat[name] for name in v}
     # Fused attention has no forward mode; only this product needs the plain one.
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         udot = torch.func.jvp(lambda p: said(model, p, photos.pixels, kind), (theta,), (v,))[1]
-    pairing = -factor * (du * udot.detach()).sum()
-    parameters: Sequence[nn.Parameter] = list(h.parameters())
-    parts = torch.autograd.grad(pairing, parameters, allow_unused=True)
+    pairing = -by_g * (du * udot.detach()).sum()
+    phi = list(h.parameters())
+    parts = torch.autograd.grad(pairing, phi, allow_unused=True)
     return (
         value,
-        [torch.zeros_like(p) if part is None else part for p, part in zip(parameters, parts, strict=True)],
+        [torch.zeros_like(p) if part is None else part for p, part in zip(phi, parts, strict=True)],
         by_length,
     )

@@ -107,7 +107,7 @@ class MetaUnlearn(Method[MetaUnlearnOptions]):
 
         from oneshui_hf.methods import moved, norm, parameters, targets
 
-        from .meta_loss import Photos, gradient, movable, step
+        from .meta_loss import Photos, factor, gradient, movable
 
         assert artefact is not None  # the core refuses to apply what was not prepared
         request = data.support
@@ -121,9 +121,9 @@ class MetaUnlearn(Method[MetaUnlearnOptions]):
         scale = norm(parameters(model)).item()
         share = artefact.values["length"] if options.length is None else options.length
         normalised = options.step == "normalised"
-        _, factor = step(theta, g, share * scale if normalised else options.eta, normalised)
-        context.report |= {"step_length": factor * norm(g).item(), "unknown_people": int((person == 0).sum())}
-        return moved(model, g, -factor)
+        by_g = factor(g, share * scale if normalised else options.eta, normalised)
+        context.report |= {"step_length": by_g * norm(g).item(), "unknown_people": int((person == 0).sum())}
+        return moved(model, g, -by_g)
 
 
 def _network(model: nn.Module, context: Context, people: int) -> MetaLoss:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -89,9 +90,9 @@ class Run:
             raise OneshuiError(f"{file} is damaged: its parts are not those of a record.")
         return cls(path, found)
 
-    @property
+    @functools.cached_property
     def weights(self) -> str:
-        """The SHA-256 of the weights as they lie on disk."""
+        """The SHA-256 of the weights as they lay on disk when first asked for: hashing a large model takes a while."""
         return hash_weights(self.path)
 
     def artefact(self, method: str) -> Path:

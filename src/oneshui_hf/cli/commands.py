@@ -134,7 +134,7 @@ def _signature(options: type[Any], positional: tuple[str, ...]) -> inspect.Signa
         if name in positional:
             about: Any = typer.Argument(help=text, show_default=False)
         else:
-            flags = field.metadata["flags"] or (_flags(name, kind),)
+            flags = field.metadata["flags"] or (flag(name),)
             missing = default in (None, (), dataclasses.MISSING)
             about = typer.Option(*flags, help=text, show_default=not missing)
         if name in positional:
@@ -162,10 +162,6 @@ def _cli_type(wanted: Any) -> Any:
     if typing.get_origin(wanted) in (typing.Union, UnionType):
         wanted = next(t for t in typing.get_args(wanted) if t is not type(None))
     return list[str] if typing.get_origin(wanted) is tuple else wanted
-
-
-def _flags(name: str, kind: Any) -> str:
-    return f"{flag(name)}/--no-{flag(name)[2:]}" if kind is bool and name in ("bf16",) else flag(name)
 
 
 def _help(field: dataclasses.Field[Any]) -> str:

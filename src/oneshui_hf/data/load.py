@@ -53,6 +53,11 @@ def load_faces(dataset: str, data_dir: str | Path | None = None, label_columns: 
     return index(builder.as_dataset(split="train"), title, Path(builder.cache_dir), notes)
 
 
+def split_columns(text: str | None) -> tuple[str, ...]:
+    """Read `--label-columns a,b`."""
+    return tuple(text.split(",")) if text else ()
+
+
 def _folder(dataset: str, data_dir: Path | None, names: Sequence[str]) -> Path:
     """Return the folder to read: `data_dir` where it is given, since the one that a run was trained on may have moved."""
     from .builders.folder import METADATA

@@ -18,7 +18,7 @@ from .train import retrain, train
 from .unlearn import unlearn
 
 FORGET = 4
-METHODS: dict[str, dict[str, Any]] = {"do-nothing": {}, "gradient-ascent": {}, "metaunlearn": {}}
+METHODS = ("do-nothing", "gradient-ascent", "metaunlearn")
 
 
 def demo(options: DemoOptions, reporter: Reporter = SILENT) -> dict[str, Any]:
@@ -49,9 +49,9 @@ def demo(options: DemoOptions, reporter: Reporter = SILENT) -> dict[str, Any]:
     original = train(recipe, reporter=reporter)
     oracle = retrain(original, RetrainOptions(overwrite=options.overwrite), reporter=reporter)
     rows = [_row("original", original, oracle, reporter), _row("oracle", oracle, oracle, reporter)]
-    for name, method_options in METHODS.items():
+    for name in METHODS:
         if name != "do-nothing":
-            prepare(original, PrepareOptions(method=name, seed=options.seed), method_options, reporter=reporter)
+            prepare(original, PrepareOptions(method=name, seed=options.seed), reporter=reporter)
         request = UnlearnOptions(method=name, from_split=True, seed=options.seed, overwrite=options.overwrite)
         rows.append(_row(name, unlearn(original, request, reporter=reporter), oracle, reporter))
     return {

@@ -35,7 +35,7 @@ class TrainOptions:
     warmup_epochs: float = option(2.0, "Epochs of linear warm-up before the cosine to zero.", minimum=0)
     augment: str = option("crop", "'crop' is a random resized crop and a flip.", choices=("crop", "flip", "none"))
     keep: str = option("best", "Keep the epoch that is best on val, or the last one.", choices=("best", "last"))
-    bf16: bool = option(True, "Train in bfloat16 where the device has it.")
+    bf16: bool = option(True, "Train in bfloat16 where the device has it.", flags=("--bf16/--no-bf16",))
     seed: int = option(0, "Seed of split, head, order and augmentation.", minimum=0, maximum=MAX_SEED)
     output_dir: str | None = option(None, "The run's folder; runs/<data set>-seed<seed> by default.")
     resume: bool = option(False, "Go on with an interrupted training.")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from accelerate import Accelerator
 
-from ..data.load import load_faces
+from ..data.load import load_faces, split_columns
 from ..data.pixels import FaceSet, face_sets
 from ..data.preprocess import Preprocess
 from ..data.schema import Faces
@@ -39,8 +39,7 @@ def open_data(run: Run, accelerator: Accelerator, data_dir: str | None = None, r
     """
     recipe = run.require_split().record.options
     with accelerator.main_process_first():
-        columns = tuple(recipe["label_columns"].split(",")) if recipe.get("label_columns") else ()
-        faces = load_faces(recipe["dataset"], data_dir or recipe.get("data_dir"), columns)
+        faces = load_faces(recipe["dataset"], data_dir or recipe.get("data_dir"), split_columns(recipe.get("label_columns")))
         if faces.fingerprint != run.record.dataset.get("fingerprint"):
             raise OneshuiError(f"The data of {run.path} has changed since it was trained: train again, or restore the data.")
         split = load_split(run.path / SPLIT)

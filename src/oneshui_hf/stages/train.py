@@ -20,7 +20,7 @@ import torch
 from accelerate import Accelerator
 
 from ..data.augment import augment
-from ..data.load import load_faces
+from ..data.load import load_faces, split_columns
 from ..data.pixels import FaceSet, face_sets
 from ..data.preprocess import Preprocess
 from ..data.split import Split, load_split, make_split
@@ -29,6 +29,7 @@ from ..errors import UsageError
 from ..metrics.summary import score
 from ..models.load import TINY, new_model, save_model
 from ..models.outputs import losses, predict
+from ..options import flag
 from ..plugins import DATASETS, Plugins
 from ..randomness import generator, seeded
 from ..reporting import SILENT, Reporter
@@ -49,10 +50,8 @@ def train(options: TrainOptions, accelerator: Accelerator | None = None, reporte
     """
     name = Path(options.dataset).resolve().name
     path = Path(options.output_dir or RUNS / f"{name}-seed{options.seed}")
-    if options.resume and options.overwrite:
-        raise UsageError("--resume goes on with a run and --overwrite replaces it; give one of them.")
     if options.resume:
-        cut = _interrupted(path, "original", reporter)
+        cut = _interrupted(path, "original", options, reporter)
         options = _stored(cut, options)
         if cut.record.state == "complete":
             return cut
@@ -72,10 +71,8 @@ def retrain(original: Run, options: RetrainOptions, accelerator: Accelerator | N
     path = Path(options.output_dir or f"{original.path}-oracle")
     recipe = TrainOptions(**original.record.options)
     seed = recipe.seed if options.seed is None else options.seed
-    if options.resume and options.overwrite:
-        raise UsageError("--resume goes on with a run and --overwrite replaces it; give one of them.")
     if options.resume:
-        cut = _interrupted(path, "oracle", reporter)
+        cut = _interrupted(path, "oracle", options, reporter)
         if cut.record.state == "complete":
             return cut
         seed = cut.record.seed
@@ -85,8 +82,10 @@ def retrain(original: Run, options: RetrainOptions, accelerator: Accelerator | N
     return _train(path, "oracle", recipe, seed, original, accelerator, reporter)
 
 
-def _interrupted(path: Path, kind: Kind, reporter: Reporter) -> Run:
+def _interrupted(path: Path, kind: Kind, options: TrainOptions | RetrainOptions, reporter: Reporter) -> Run:
     """Open a run that `--resume` goes on with."""
+    if options.overwrite:
+        raise UsageError("--resume goes on with a run and --overwrite replaces it; give one of them.")
     run = Run.open(path)
     if run.record.kind != kind:
         raise UsageError(f"{path} is an {run.record.kind} model's run, not an {kind} model's; name another --output-dir.")
@@ -102,8 +101,7 @@ def _stored(run: Run, options: TrainOptions) -> TrainOptions:
     for field in dataclasses.fields(TrainOptions):
         new, kept = getattr(given, field.name), getattr(stored, field.name)
         if field.name not in ("resume", "overwrite", "output_dir") and new != field.default and new != kept:
-            flag = field.name.replace("_", "-")
-            raise UsageError(f"--{flag} {new} differs from the {kept} of the interrupted run; --resume keeps its options.")
+            raise UsageError(f"{flag(field.name)} {new} differs from the {kept} of the interrupted run; --resume keeps its options.")
     return dataclasses.replace(stored, resume=True, output_dir=str(run.path))
 
 
@@ -118,8 +116,7 @@ def _train(
 ) -> Run:
     accelerator = accelerator or make_accelerator(options.bf16)
     with accelerator.main_process_first():  # one process builds the caches, the others read them
-        columns = tuple(options.label_columns.split(",")) if options.label_columns else ()
-        faces = load_faces(options.dataset, options.data_dir, columns)
+        faces = load_faces(options.dataset, options.data_dir, split_columns(options.label_columns))
         name = options.model or (TINY if faces.name == "synthetic" else DEFAULT_MODEL)
         model, preprocess = new_model(name, faces.task, options.image_size, options.seed)
         split = _split(faces, options, original)
