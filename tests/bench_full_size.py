@@ -37,11 +37,8 @@ def stand_in(folder: Path) -> Path:
     (folder / "img_align_celeba").mkdir(parents=True)
     for number in range(1, PHOTOS + 1):
         (folder / "img_align_celeba" / f"{number:06d}.jpg").touch()
-    given = (
-        sys.argv[1]
-        if len(sys.argv) > 1
-        else os.environ.get("ONESHUI_TEST_ASSETS", "") and f"{os.environ['ONESHUI_TEST_ASSETS']}/annotations/celeba"
-    )
+    assets = os.environ.get("ONESHUI_TEST_ASSETS")
+    given = sys.argv[1] if len(sys.argv) > 1 else assets and f"{assets}/annotations/celeba"
     if given:
         for name in ("list_attr_celeba.txt", "identity_CelebA.txt"):
             (folder / name).symlink_to(Path(given).resolve() / name)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
 
+from architectures import classifier
 from oneshui_hf.data.schema import Task
 from oneshui_hf.errors import OneshuiError, UsageError
 from oneshui_hf.methods import Artefact, Context, DataAccess, Request, losses, norm, parameters, seeded
@@ -500,27 +501,6 @@ def test_the_model_handed_in_stays_as_it_is_and_the_same_seed_gives_the_same_byt
     assert not any(module._forward_pre_hooks for module in [*model.modules(), *new.modules()])
     for one, two in zip(*calls, strict=True):
         assert all(torch.equal(one[name], two[name]) for name in one)
-
-
-def classifier(name: str, kind: str) -> nn.Module:
-    from transformers import AutoModelForImageClassification, ConvNextConfig, Dinov2Config, ResNetConfig, SwinConfig, ViTConfig
-
-    small = {"num_labels": 5, "problem_type": f"{kind}_classification"}
-    vit = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48, "image_size": 32, "patch_size": 8}
-    configs = {
-        "vit": lambda: ViTConfig(**vit, **small),
-        "dinov2": lambda: Dinov2Config(**{**vit, "mlp_ratio": 2}, **small),
-        "swin": lambda: SwinConfig(
-            image_size=32, patch_size=4, embed_dim=12, depths=[1, 1], num_heads=[2, 2], window_size=4, mlp_ratio=2.0, **small
-        ),
-        "convnext": lambda: ConvNextConfig(depths=[1, 1], hidden_sizes=[12, 24], num_stages=2, image_size=32, **small),
-        "resnet": lambda: ResNetConfig(embedding_size=12, hidden_sizes=[12, 24], depths=[1, 1], layer_type="basic", **small),
-    }
-    with seeded(0, name):
-        model = AutoModelForImageClassification.from_config(configs[name]())
-        for parameter in model.parameters():  # some are initialised to a constant, which would hide a mistake
-            parameter.data += 0.05 * torch.randn_like(parameter)
-    return model.eval()
 
 
 @pytest.mark.parametrize("kind", ["multi_label", "single_label"])

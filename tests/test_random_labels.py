@@ -10,11 +10,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from architectures import classifier
 from oneshui_hf.data.pixels import FaceSet
 from oneshui_hf.data.preprocess import Preprocess
 from oneshui_hf.data.schema import Task
 from oneshui_hf.errors import UsageError
-from oneshui_hf.methods import Context, DataAccess, Request, StepOptions, generator, inner, losses, norm, parameters, seeded
+from oneshui_hf.methods import Context, DataAccess, Request, StepOptions, generator, inner, losses, norm, parameters
 from oneshui_plugins.gradient_ascent import GradientAscent
 from oneshui_plugins.one_step import DEFAULT_LENGTH
 from oneshui_plugins.random_labels import RandomLabels, random_labels
@@ -29,27 +30,6 @@ def task(kind: str, classes: int = 5) -> Task:
 
 def context(kind: str, seed: int = 0) -> Context:
     return Context(task(kind), seed, Accelerator(cpu=True), request_size=2)
-
-
-def classifier(name: str, kind: str) -> torch.nn.Module:
-    from transformers import AutoModelForImageClassification, ConvNextConfig, Dinov2Config, ResNetConfig, SwinConfig, ViTConfig
-
-    small = {"num_labels": 5, "problem_type": f"{kind}_classification"}
-    vit = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48, "image_size": 32, "patch_size": 8}
-    configs = {
-        "vit": lambda: ViTConfig(**vit, hidden_dropout_prob=0.5, **small),
-        "dinov2": lambda: Dinov2Config(**{**vit, "mlp_ratio": 2}, **small),
-        "swin": lambda: SwinConfig(
-            image_size=32, patch_size=4, embed_dim=12, depths=[1, 1], num_heads=[2, 2], window_size=4, mlp_ratio=2.0, **small
-        ),
-        "convnext": lambda: ConvNextConfig(depths=[1, 1], hidden_sizes=[12, 24], num_stages=2, image_size=32, **small),
-        "resnet": lambda: ResNetConfig(embedding_size=12, hidden_sizes=[12, 24], depths=[1, 1], layer_type="basic", **small),
-    }
-    with seeded(0, name):
-        model = AutoModelForImageClassification.from_config(configs[name]())
-        for parameter in model.parameters():
-            parameter.data += 0.05 * torch.randn_like(parameter)
-    return model.eval()
 
 
 def photos(kind: str, count: int = 3) -> Request:
@@ -120,7 +100,7 @@ def test_a_single_class_has_no_other_one() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_step_goes_down_the_loss_under_the_drawn_labels_by_the_given_length(kind: str) -> None:
-    model, request = classifier("vit", kind), photos(kind)
+    model, request = classifier("vit", kind, layers=1, dropout=0.5), photos(kind)
     new, report = applied(model, kind, length=1e-3)
     drawn = random_labels(request.labels, task(kind), generator(0, "step"))
     # The gradient photo by photo, from the loss written out.
@@ -148,7 +128,7 @@ def test_the_step_goes_down_the_loss_under_the_drawn_labels_by_the_given_length(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_that_knows_the_photos_forgets_them(kind: str) -> None:
-    model, request = classifier("vit", kind), photos(kind)
+    model, request = classifier("vit", kind, layers=1, dropout=0.5), photos(kind)
     rate = torch.optim.Adam(model.parameters(), lr=5e-3)
     for _ in range(40):
         loss = losses(model(pixel_values=request.pixels).logits, request.labels, kind).mean()  # type: ignore[arg-type]
@@ -165,7 +145,7 @@ def test_a_model_that_knows_the_photos_forgets_them(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_seed_decides_and_the_model_stays(kind: str) -> None:
-    model = classifier("resnet", kind).train()  # batch statistics, which must not move either
+    model = classifier("resnet", kind, layers=1, dropout=0.5).train()  # batch statistics, which must not move either
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     one, two, other = (applied(model, kind, seed)[0] for seed in (0, 0, 1))
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
@@ -178,7 +158,7 @@ def test_the_seed_decides_and_the_model_stays(kind: str) -> None:
 
 
 def test_dropout_does_not_act() -> None:
-    model = classifier("vit", "multi_label")
+    model = classifier("vit", "multi_label", layers=1, dropout=0.5)
     calm, _ = applied(model, "multi_label")
     wild, _ = applied(model.train(), "multi_label")
     assert all(torch.equal(a, b) for a, b in zip(calm.parameters(), wild.parameters(), strict=True))
@@ -187,7 +167,7 @@ def test_dropout_does_not_act() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["vit", "dinov2", "swin", "convnext", "resnet"])
 def test_any_architecture_takes_the_step(name: str, kind: str) -> None:
-    model = classifier(name, kind)
+    model = classifier(name, kind, layers=1, dropout=0.5)
     new, report = applied(model, kind, length=1e-3)
     assert norm(step_of(model, new)).item() == pytest.approx(report["step_length"], rel=1e-3)
 
@@ -210,7 +190,7 @@ def world(kind: str) -> DataAccess:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_prepared_length_is_taken_unless_one_is_given(kind: str) -> None:
-    model = classifier("vit", kind)
+    model = classifier("vit", kind, layers=1, dropout=0.5)
     options = StepOptions(calibration=2, unseen_support=False)
     one, two = (RandomLabels().prepare(model, world(kind), options, context(kind)) for _ in range(2))
     assert one.values == two.values
@@ -226,7 +206,7 @@ def test_each_simulated_request_draws_labels_of_its_own(monkeypatch: pytest.Monk
     drawn = []
     monkeypatch.setattr(module, "random_labels", lambda *args: drawn.append(random_labels(*args)) or drawn[-1])
     options = StepOptions(calibration=3, unseen_support=False)
-    RandomLabels().prepare(classifier("vit", "multi_label"), world("multi_label"), options, context("multi_label"))
+    RandomLabels().prepare(classifier("vit", "multi_label", layers=1, dropout=0.5), world("multi_label"), options, context("multi_label"))
     assert len(drawn) == 3
     assert len({str(labels.tolist()) for labels in drawn}) == 3
 

@@ -132,18 +132,12 @@ class Forgetful(Right):
 
     def prepare(self, model: Any, data: DataAccess, options: Options, context: Context) -> Artefact:
         artefact = Artefact(values={"photos": len(data.train)})
-        artefact.report["rate"] = object.__new__(Hidden)
         artefact.rate = 2.0  # type: ignore[attr-defined]
-        artefact.report.clear()
         return artefact
 
     def apply(self, model: Any, data: DataAccess, artefact: Artefact | None, options: Options, context: Context) -> Any:
         request = data.support
         return step(copy.deepcopy(model), request.pixels, request.labels, options.rate * getattr(artefact, "rate", 1.0), context)
-
-
-class Hidden:
-    pass
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from .schema import Task
 if TYPE_CHECKING:
     import pandas as pd
 
+METADATA = "metadata.csv"  # the table of a folder of photos
 IMAGES = ("file_name", "image", "img", "photo", "picture", "face")
 PEOPLE = ("identity", "celeb_id", "identity_id", "subject", "subject_id", "person", "person_id", "people")
 CLASSES = ("label", "labels", "class", "age", "age_class")

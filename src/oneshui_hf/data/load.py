@@ -12,13 +12,14 @@ from ..errors import OneshuiError, UsageError, did_you_mean
 from ..plugins import DATASETS, Plugins
 from ..reporting import SILENT, Reporter
 from ..runs import write_json
+from .columns import METADATA
 from .images import SUFFIXES
 from .schema import Faces, LeftOut, index
 
 if TYPE_CHECKING:
     from .builders.base import FaceBuilder
 
-FOLDER, METADATA = "folder", "metadata.csv"  # the builder that reads a path, and what the path must hold for it
+FOLDER = "folder"  # the builder that reads a path
 
 REMOVED = "near-duplicates.json"
 
