@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from wrong_methods import BROKEN
+from wrong_methods import BROKEN, RIGHT
 
 HERE = Path(__file__).parent
 
@@ -45,10 +45,10 @@ def failures(cases: list[list[str]], folder: Path) -> dict[str, list[str]]:
 @pytest.mark.slow
 def test_a_wrong_method_fails_the_check_that_it_breaks_and_no_other(tmp_path: Path) -> None:
     quick = ["-k", "not two_processes"]
-    cases = [[f"wrong_methods:{name}", *([] if name in ("OneProcess",) else quick)] for name in ("Right", *BROKEN)]
+    cases = [[f"wrong_methods:{name}", *([] if name in ("OneProcess",) else quick)] for name in (*RIGHT, *BROKEN)]
     found = failures(cases, tmp_path)
     expected = {f"wrong_methods:{name}": [test] for name, test in BROKEN.items()}
-    assert found == expected | {"wrong_methods:Right": []}
+    assert found == expected | {f"wrong_methods:{name}": [] for name in RIGHT}
 
 
 # What makes a preparation quick, a step long enough to be seen in so small a world, or an epoch more than one step.

@@ -219,7 +219,7 @@ def test_a_folder_has_no_subsets(photo_folder: MakeFolder) -> None:
         load_faces(str(photo_folder()), subset="cleaned")
 
 
-@pytest.mark.parametrize("name", ["../beside.png", "p00/../../beside.png", "/etc/beside.png"])
+@pytest.mark.parametrize("name", ["../beside.png", "p00/../../beside.png", "..", "/etc/beside.png"])
 def test_a_photo_outside_the_folder_is_refused(photo_folder: MakeFolder, tmp_path: Path, name: str) -> None:
     folder = photo_folder(people=2, photos=2)
     portrait(5, 5).save(tmp_path / "beside.png")
@@ -227,6 +227,18 @@ def test_a_photo_outside_the_folder_is_refused(photo_folder: MakeFolder, tmp_pat
         file.write(f"{name},p99,1,0,1\n")
     with pytest.raises(OneshuiError, match=rf"Line 6 of .*metadata\.csv names {name}, which lies outside .*photos; move the photo there"):
         load_faces(str(folder))
+
+
+@pytest.mark.parametrize("name", ["..a.png", "...png", "..p/0.png", "p00/..0.png"])
+def test_a_name_that_begins_with_two_dots_is_a_name(photo_folder: MakeFolder, name: str) -> None:
+    folder = photo_folder(people=2, photos=2)
+    (folder / name).parent.mkdir(exist_ok=True)
+    portrait(5, 5).save(folder / name, "PNG")
+    with (folder / "metadata.csv").open("a") as file:
+        file.write(f"{name},p99,1,0,1\n")
+    faces = load_faces(str(folder))
+    assert faces.image(faces.keys.index(name)) == str(folder / name)
+    assert faces.left_out.sentences() == ()
 
 
 def test_a_roundabout_way_to_a_photo_is_found(photo_folder: MakeFolder) -> None:

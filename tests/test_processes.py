@@ -63,6 +63,13 @@ def test_the_meta_gradient_is_the_same(trained: Path, tmp_path: Path) -> None:
     assert (flat_one - flat_two).norm() / flat_one.norm() < 1e-5
 
 
+def test_tuning_finds_the_same(trained: Path, tmp_path: Path) -> None:
+    words = ["-m", "oneshui_hf", "tune", "--run", trained, "--method", "gradient-ascent", "--calibration", 1, "--trials", 3]
+    for processes in (1, 2):
+        launch(processes, *words, "--requests", 1, "--output", tmp_path / f"{processes}.json")
+    assert (tmp_path / "1.json").read_bytes() == (tmp_path / "2.json").read_bytes()
+
+
 def test_training_shares_the_batch(tmp_path: Path) -> None:
     words = ["-m", "oneshui_hf", "train", "--dataset", "synthetic", "--forget", "2", "--epochs", "2", "--augment", "none", "--keep", "last"]
     words += ["--lr", "0.05"]

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import functools
+import json
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import oneshui_hf
+from oneshui_hf.data.split import load_split
 from oneshui_hf.errors import UsageError
+from oneshui_hf.randomness import generator, seeded
 from oneshui_hf.runs import Run, hash_file
 from oneshui_hf.stages import checkpoint
 from oneshui_hf.stages.options import TrainOptions
@@ -85,11 +92,94 @@ def test_the_oracle_trains_on_retain_alone_from_the_same_start(tmp_path: Path, m
     assert (len(rows), len(oracle_rows)) == (split["train"], split["retain"])
     assert len(rows - oracle_rows) == split["forget"]
     forgotten = {faces.people[faces.identities[i]] for i, row in enumerate(faces.rows.tolist()) if row not in oracle_rows}
-    from oneshui_hf.data.split import load_split
-
     assert forgotten == set(load_split(tmp_path / "run" / "split.json").forget)
     assert oracle.record.parent is not None
     assert oracle.record.parent["weights"] == original.weights
+
+
+@pytest.fixture
+def pretrained(tmp_path: Path) -> Path:
+    """A checkpoint of a small ViT with a head of its own."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    with seeded(5, "pretrained"):
+        ViTForImageClassification(ViTConfig(image_size=16, patch_size=8, **sizes)).save_pretrained(tmp_path / "pretrained")
+    return tmp_path / "pretrained"
+
+
+@pytest.fixture
+def folder_and_original(photo_folder: Callable[..., Path], pretrained: Path, tmp_path: Path) -> tuple[Path, Run]:
+    """A folder of photos, and an original model that was fine-tuned on them."""
+    folder = photo_folder(people=12, photos=4)
+    recipe = {"optimizer": "adamw", "lr": 1e-3, "augment": "crop", "batch_size": 8}
+    original = oneshui_hf.train(dataset=str(folder), model=str(pretrained), forget=2, epochs=2, output_dir=str(tmp_path / "run"), **recipe)
+    return folder, original
+
+
+def destroy(folder: Path, people: list[str]) -> None:
+    """Put noise in place of every photo of these people, and turn all their labels round."""
+    lines = (folder / "metadata.csv").read_text().splitlines()
+    for number, line in enumerate(lines):
+        file, person, *labels = line.split(",")
+        if person in people:
+            noise = np.random.default_rng(number).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(folder / file)
+            lines[number] = ",".join([file, person, *(str(1 - int(label)) for label in labels)])
+    (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
+
+
+def test_the_oracle_is_the_same_whatever_the_people_to_forget_look_like(folder_and_original: tuple[Path, Run], tmp_path: Path) -> None:
+    folder, original = folder_and_original
+    forget = load_split(original.path / "split.json").forget
+    oracle = oneshui_hf.retrain(original)
+    destroy(folder, forget)
+    again = oneshui_hf.retrain(original, output_dir=str(tmp_path / "again"))
+    assert again.record.dataset["fingerprint"] != oracle.record.dataset["fingerprint"]  # the change is seen
+    assert again.weights == oracle.weights
+    assert again.record.report == oracle.record.report  # losses and scores of every epoch, too
+    recipe = {
+        name: value for name, value in original.record.options.items() if name not in ("output_dir", "split", "forget", "reserve_supports")
+    }
+    other = oneshui_hf.train(**recipe | {"split": str(original.path / "split.json"), "output_dir": str(tmp_path / "other")})
+    assert other.weights != original.weights  # and matters to who trains on these people
+
+
+def test_the_oracle_is_the_same_whatever_the_weights_of_the_original(folder_and_original: tuple[Path, Run], tmp_path: Path) -> None:
+    _, original = folder_and_original
+    oracle = oneshui_hf.retrain(original)
+    file = original.path / "model.safetensors"
+    noise = {name: torch.randn(tensor.shape, generator=generator(0, name)) for name, tensor in load_file(file).items()}
+    save_file(noise, file, metadata={"format": "pt"})
+    record = json.loads((original.path / "oneshui.json").read_text())
+    assert record["weights"] != weights(original.path)
+    (original.path / "oneshui.json").write_text(json.dumps(record | {"weights": weights(original.path)}))
+    again = oneshui_hf.retrain(original.path, output_dir=str(tmp_path / "again"))
+    assert again.weights == oracle.weights != weights(original.path)
+    assert again.record.report == oracle.record.report
+
+
+def test_the_oracle_starts_from_the_pretrained_backbone(
+    folder_and_original: tuple[Path, Run], pretrained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from oneshui_hf.stages import train as stage
+
+    starts = []
+    fit = stage.fit
+
+    def spy(model: Any, *rest: Any) -> Any:
+        starts.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return fit(model, *rest)
+
+    monkeypatch.setattr(stage, "fit", spy)
+    oneshui_hf.retrain(folder_and_original[1])
+    (start,) = starts
+    from transformers import ViTForImageClassification
+
+    checkpoint = ViTForImageClassification.from_pretrained(pretrained).state_dict()
+    backbone = [name for name in start if not name.startswith("classifier")]
+    assert backbone
+    assert all(torch.equal(start[name], checkpoint[name]) for name in backbone)
 
 
 def test_a_split_file_can_be_passed_on(tmp_path: Path) -> None:

@@ -28,42 +28,12 @@ from oneshui_hf.methods import Context, OneshuiError, parameters
 Weights = dict[str, torch.Tensor]
 Batch = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]  # from positions (m,) to pixels (m, 3, S, S) and labels (m, ...)
 Value = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # from logits (m, K) and labels (m, ...) to one number a photo (m,)
+Gradients = Callable[[Weights, torch.Tensor, torch.Tensor], Weights]  # from theta, pixels and labels to a gradient a photo, (m, ...) each
 
 ROUNDING = 8  # units of the last place of the largest derivative, below which a derivative may be rounding error alone
 
 
-def importances(model: nn.Module, batch: Batch, positions: torch.Tensor, value: Value, power: int, chunk: int, context: Context) -> Weights:
-    """Return the importance of every parameter, by name and in its shape. Processes share the photos.
-
-    Args:
-        model: The classifier; it stays as it is, and dropout does not act.
-        batch: Gives the photos at some positions.
-        positions: Which photos count, (n,).
-        value: What is differentiated, for each photo.
-        power: What its derivatives' sizes are raised to before the mean.
-        chunk: Photos that are differentiated at once.
-        context: For the processes and for progress.
-
-    Raises:
-        OneshuiError: The model cannot be differentiated in chunks, or a gradient is not finite.
-    """
-    accelerator = context.accelerator
-    theta = parameters(model)
-    gradients = _per_photo(copy.deepcopy(model).eval(), value, chunk)
-    sums = {name: torch.zeros_like(parameter) for name, parameter in theta.items()}
-    turns = positions.split(chunk)[accelerator.process_index :: accelerator.num_processes]
-    for some in context.reporter.track(turns, "Measuring importances"):
-        for name, part in gradients(theta, *batch(some)).items():
-            sums[name] += part.abs().pow(power).sum(dim=0)
-    means = {name: accelerator.reduce(part, "sum") / len(positions) for name, part in sums.items()}
-    largest = torch.stack([part.max() for part in means.values()]).max()
-    if not largest.isfinite():
-        raise OneshuiError("A gradient on these photos is not finite, so no importances can be measured; is the model sound?")
-    floor = largest * (ROUNDING * torch.finfo(largest.dtype).eps) ** power
-    return {name: torch.where(part > floor, part, 0.0) for name, part in means.items()}
-
-
-def _per_photo(model: nn.Module, value: Value, chunk: int) -> Callable[[Weights, torch.Tensor, torch.Tensor], Weights]:
+def per_photo(model: nn.Module, value: Value, chunk: int) -> Gradients:
     """Return the function from theta, pixels (m, 3, S, S) and labels to the gradient of each photo's value, (m, ...) a parameter.
 
     One photo at a time needs nothing but automatic differentiation, so a model that cannot be vectorised is served by chunks of 1.
@@ -92,6 +62,47 @@ def _per_photo(model: nn.Module, value: Value, chunk: int) -> Callable[[Weights,
                 ) from error
 
     return of_some
+
+
+def importances(
+    model: nn.Module,
+    batch: Batch,
+    positions: torch.Tensor,
+    value: Value,
+    power: int,
+    chunk: int,
+    context: Context,
+    differentiate: Callable[[nn.Module, Value, int], Gradients] = per_photo,
+) -> Weights:
+    """Return the importance of every parameter, by name and in its shape. Processes share the photos.
+
+    Args:
+        model: The classifier; it stays as it is, and dropout does not act.
+        batch: Gives the photos at some positions.
+        positions: Which photos count, (n,).
+        value: What is differentiated, for each photo.
+        power: What its derivatives' sizes are raised to before the mean.
+        chunk: Photos that are differentiated at once.
+        context: For the processes and for progress.
+        differentiate: From model, value and chunk to the function that gives each photo's gradient.
+
+    Raises:
+        OneshuiError: The model cannot be differentiated in chunks, or a gradient is not finite.
+    """
+    accelerator = context.accelerator
+    theta = parameters(model)
+    gradients = differentiate(copy.deepcopy(model).eval(), value, chunk)
+    sums = {name: torch.zeros_like(parameter) for name, parameter in theta.items()}
+    turns = positions.split(chunk)[accelerator.process_index :: accelerator.num_processes]
+    for some in context.reporter.track(turns, "Measuring importances"):
+        for name, part in gradients(theta, *batch(some)).items():
+            sums[name] += part.abs().pow(power).sum(dim=0)
+    means = {name: accelerator.reduce(part, "sum") / len(positions) for name, part in sums.items()}
+    largest = torch.stack([part.max() for part in means.values()]).max()
+    if not largest.isfinite():
+        raise OneshuiError("A gradient on these photos is not finite, so no importances can be measured; is the model sound?")
+    floor = largest * (ROUNDING * torch.finfo(largest.dtype).eps) ** power
+    return {name: torch.where(part > floor, part, 0.0) for name, part in means.items()}
 
 
 def dampened(

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 from oneshui_hf.methods import Context, DataAccess, Method, Needs, OneshuiError, generator, option
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
     from torch import nn
 
@@ -28,12 +30,13 @@ class JiTOptions:
     """Options of JiT."""
 
     copies: int = option(25, "Noisy copies of each photo.", minimum=1, at="apply")
-    lr: float = option(0.01, "Learning rate of the step that each photo gives.", minimum=0, at="apply")
+    lr: float = option(0.01, "Learning rate of the step that each photo gives.", minimum=0, at="apply", search=(1e-4, 1.0))
     sigma: float = option(
         0.5,
         "Standard deviation of the noise on preprocessed pixels, which span about -2 to 2: 0.5 to 0.8 leaves a face, 30 nothing of it.",
         minimum=1e-3,
         at="apply",
+        search=(0.1, 0.8),
     )
 
 
@@ -60,7 +63,7 @@ class JiT(Method[JiTOptions]):
             draws = generator(context.seed, "noise", number)
             noise = options.sigma * torch.randn(options.copies, *photo.shape, dtype=photo.dtype, generator=draws).to(photo.device)
             value = penalty(new, photo, noise)
-            gradients = torch.autograd.grad(value, weights, allow_unused=True)  # of this photo alone; nothing is accumulated
+            gradients = self.gradients(value, weights)
             with torch.no_grad():
                 for weight, gradient in zip(weights, gradients, strict=True):
                     if gradient is not None:
@@ -70,6 +73,13 @@ class JiT(Method[JiTOptions]):
             raise OneshuiError(f"JiT's steps led to weights that are not finite; take a smaller --lr than {options.lr:g}.")
         context.report |= {"penalty": sum(penalties) / len(penalties)}
         return new.train(model.training)
+
+    @staticmethod
+    def gradients(value: torch.Tensor, weights: Sequence[nn.Parameter]) -> Sequence[torch.Tensor | None]:
+        """Return the gradient of a photo's penalty by every weight: of this photo alone, nothing is accumulated."""
+        import torch
+
+        return torch.autograd.grad(value, weights, allow_unused=True)
 
 
 def penalty(model: nn.Module, photo: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:

@@ -34,12 +34,14 @@ class LFSSDOptions(SSDOptions):
         "Factor (lambda) of the ratio of importances, training set to support, that a selected parameter shrinks to.",
         minimum=0,
         at="apply",
+        search=(0.01, 10.0),
     )
     selection: float = option(
         3.5,
         "How many times as important as for the training set (alpha) a selected parameter is for the support; the paper has 3.5 to 10.",
         minimum=0,
         at="apply",
+        search=(0.5, 100.0),
     )
 
 

@@ -28,9 +28,11 @@ if TYPE_CHECKING:
 class SalUnOptions(SGDOptions):
     """Options of SalUn."""
 
-    epochs: int = option(10, "Passes over the retain set.", minimum=1, at="apply")
+    epochs: int = option(10, "Passes over the retain set.", minimum=1, at="apply", search=(1, 10))
     weight_decay: float = option(5e-4, "Weight decay of SGD, on the weights that move.", minimum=0, at="apply")
-    share: float = option(0.5, "Share of the weights that move: those with the largest gradient.", minimum=0, maximum=1, at="apply")
+    share: float = option(
+        0.5, "Share of the weights that move: those with the largest gradient.", minimum=0, maximum=1, at="apply", search=(0.05, 1.0)
+    )
     alpha: float = option(1.0, "Weight of the retain loss beside the forget loss.", minimum=0, at="apply")
 
 

@@ -29,12 +29,14 @@ if TYPE_CHECKING:
 class SCRUBOptions(SGDOptions):
     """Options of SCRUB."""
 
-    epochs: int = option(10, "Passes over the retain set.", minimum=1, at="apply")
+    epochs: int = option(10, "Passes over the retain set.", minimum=1, at="apply", search=(1, 10))
     final_lr: float | None = option(
         5e-4, "Learning rate in the last epoch, reached by a cosine; the same as in the first where null.", minimum=0, at="apply"
     )
     weight_decay: float = option(5e-4, "Weight decay of SGD.", minimum=0, at="apply")
-    forgetting_epochs: int = option(5, "How many epochs, from the first, begin with a pass over the forget set.", minimum=0, at="apply")
+    forgetting_epochs: int = option(
+        5, "How many epochs, from the first, begin with a pass over the forget set.", minimum=0, at="apply", search=(1, 7)
+    )
     alpha: float = option(0.001, "Weight of obeying the teacher on the retain set.", minimum=0, at="apply")
     gamma: float = option(0.99, "Weight of the task loss on the retain set.", minimum=0, at="apply")
     temperature: float = option(4.0, "Temperature at which student and teacher are compared.", minimum=1e-3, at="apply")

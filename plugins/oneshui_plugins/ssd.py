@@ -31,9 +31,14 @@ class SSDOptions:
         "Factor (lambda) of the ratio of importances, training set to support, that a selected parameter shrinks to.",
         minimum=0,
         at="apply",
+        search=(0.01, 10.0),
     )
     selection: float = option(
-        50.0, "How many times as important as for the training set (alpha) a selected parameter is for the support.", minimum=0, at="apply"
+        50.0,
+        "How many times as important as for the training set (alpha) a selected parameter is for the support.",
+        minimum=0,
+        at="apply",
+        search=(0.5, 500.0),
     )
     photos: int | None = option(None, "Most training photos to measure on, drawn uniformly without replacement; all by default.", minimum=1)
     chunk: int = option(

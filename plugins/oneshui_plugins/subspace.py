@@ -26,6 +26,7 @@ from torch.utils.hooks import RemovableHandle
 from oneshui_hf.methods import Context
 
 Layer = nn.Linear | nn.Conv2d
+Rows = Callable[[Layer, torch.Tensor], torch.Tensor]  # from a layer and its input to what its weight is multiplied with, (g, n, d)
 
 
 @dataclass
@@ -79,7 +80,12 @@ def input_rows(layer: Layer, x: torch.Tensor) -> torch.Tensor:
 
 
 def covariances(
-    model: nn.Module, photos: int, load: Callable[[torch.Tensor], torch.Tensor], chunk: int, context: Context
+    model: nn.Module,
+    photos: int,
+    load: Callable[[torch.Tensor], torch.Tensor],
+    chunk: int,
+    context: Context,
+    rows_of: Rows = input_rows,
 ) -> dict[str, Covariance]:
     """Return the covariance of every weight's input rows over some photos, by the weight's name.
 
@@ -92,6 +98,7 @@ def covariances(
         load: From positions to pixels (b, 3, S, S).
         chunk: Photos a forward pass.
         context: For the device, the processes and the progress.
+        rows_of: What counts as a layer's input rows.
     """
     still, accelerator = copy.deepcopy(model).eval(), context.accelerator
     weights, layers = dict(still.named_parameters()), projectable(still)
@@ -101,7 +108,7 @@ def covariances(
     for name, users in layers.items():
         groups, d = getattr(users[0], "groups", 1), weights[name][0].numel()
         sums[name] = torch.zeros(groups, d, d, dtype=torch.float64, device=context.device)
-        hooks += [_watch(layer, sums[name], rows[name]) for layer in users]
+        hooks += [_watch(layer, rows_of, sums[name], rows[name]) for layer in users]
 
     mine = torch.arange(photos).split(chunk)[accelerator.process_index :: accelerator.num_processes]
     with torch.no_grad():
@@ -118,13 +125,13 @@ def covariances(
     return found
 
 
-def _watch(layer: Layer, total: torch.Tensor, rows: torch.Tensor) -> RemovableHandle:
+def _watch(layer: Layer, rows_of: Rows, total: torch.Tensor, rows: torch.Tensor) -> RemovableHandle:
     """Let a layer add the products of its input rows, and their number, to these tensors whenever it is used."""
 
     def add(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         # A photo's patches take as many times its memory as the kernel has places, so convolutions take one photo at a time.
         for part in inputs[0].split(1) if isinstance(layer, nn.Conv2d) else inputs[:1]:
-            x = input_rows(layer, part)
+            x = rows_of(layer, part)
             x = x.to(torch.promote_types(x.dtype, torch.float32))
             total.add_(x.mT @ x)
             rows.add_(x.shape[1])

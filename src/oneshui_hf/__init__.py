@@ -6,8 +6,8 @@ The stages, as functions; `oneshui --help` shows the same on the command line:
 
     run = oneshui_hf.train(dataset="synthetic", forget=5, epochs=10)
     oracle = oneshui_hf.retrain(run)
-    oneshui_hf.prepare(run, method="metaunlearn")
-    unlearned = oneshui_hf.unlearn(run, images=["face.jpg"], method="metaunlearn")
+    oneshui_hf.prepare(run)
+    unlearned = oneshui_hf.unlearn(run, images=["face.jpg"])
     oneshui_hf.evaluate(unlearned, oracle=oracle)
 """
 
@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import check_data, demo, draw_split, evaluate, prepare, pull, push, push_data, retrain, train, unlearn
+    from .api import check_data, demo, draw_split, evaluate, prepare, pull, push, push_data, retrain, train, tune, unlearn
     from .runs import Run
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "push_data",
     "retrain",
     "train",
+    "tune",
     "unlearn",
 ]
 

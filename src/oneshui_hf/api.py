@@ -24,6 +24,7 @@ from .stages.options import (
     PushOptions,
     RetrainOptions,
     TrainOptions,
+    TuneOptions,
     UnlearnOptions,
 )
 
@@ -59,6 +60,20 @@ def prepare(run: AnyRun = None, *, reporter: Reporter = SILENT, **options: Any) 
     from .stages import prepare as stage
 
     return (stage.foresee if resolved.dry_run else stage.prepare)(original, resolved, methods, reporter=reporter)
+
+
+def tune(run: AnyRun = None, *, reporter: Reporter = SILENT, **options: Any) -> Path:
+    """Look for a method's options on simulated requests; see `TuneOptions`, those of the method's own that are given keep their value.
+
+    Returns:
+        The preset's file, which `preset` of `prepare` and `unlearn` takes.
+    """
+    own, methods = split_options(TuneOptions, options)
+    resolved = resolve(TuneOptions, own, "tune")
+    original = open_run(run, ("original",), reporter)
+    from .stages.tune import tune as stage
+
+    return stage(original, resolved, methods, reporter=reporter)
 
 
 def unlearn(run: AnyRun = None, images: Sequence[str | Path] = (), *, reporter: Reporter = SILENT, **options: Any) -> Run:
@@ -171,8 +186,9 @@ def method(name: str) -> dict[str, Any]:
             "min": option.metadata["min"],
             "max": option.metadata["max"],
             "at": option.metadata["at"],
+            "search": option.metadata["search"],
         }
         for option in fields(found.options).values()
     ]
     about = {"name": name, "from": Plugins(METHODS).origin(name), "summary": found.summary, "paper": found.paper}
-    return about | {"needs": str(found.needs), "options": options, "presets": found.all_presets()}
+    return about | {"needs": str(found.needs), "prepares": found.prepares, "options": options, "presets": found.all_presets()}

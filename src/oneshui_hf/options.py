@@ -28,6 +28,7 @@ def option(
     maximum: float | None = None,
     choices: Sequence[str] = (),
     at: str = "prepare",
+    search: tuple[float, float] | bool | None = None,
 ) -> Any:
     """Define one option.
 
@@ -39,6 +40,8 @@ def option(
         maximum: Largest allowed value, inclusive.
         choices: The allowed words, for text options.
         at: For a method's options, when they act: "prepare" or "apply".
+        search: For a method's options, the range in which `oneshui tune` looks for a value; True for a yes-or-no or a word. Options
+            without one keep their value.
     """
     metadata = {
         "help": help,
@@ -47,6 +50,7 @@ def option(
         "max": maximum,
         "choices": tuple(choices),
         "at": at,
+        "search": search,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -81,7 +85,7 @@ def resolve(options: type[OptionsT], values: Mapping[str, Any], where: str) -> O
     Args:
         options: The dataclass.
         values: Field name (with - or _) to value; text is converted to the field's type.
-        where: What the values belong to, for messages ("method 'metaunlearn'").
+        where: What the values belong to, for messages ("method 'name'").
 
     Raises:
         UsageError: A name is unknown, or a value has the wrong type or is out of range.

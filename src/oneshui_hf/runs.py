@@ -7,6 +7,7 @@ RUN/
   metrics.json       what `evaluate` measured
   predictions/       logits, labels and identity index of each set. Personal: never published
   methods/<name>/    a method's artefact
+  tuned/<name>.json  a preset that `oneshui tune` found
   checkpoint-<n>/    training state after n epochs, while training runs
 """
 
@@ -32,6 +33,7 @@ SPLIT = "split.json"
 METRICS = "metrics.json"
 PREDICTIONS = "predictions"
 METHODS = "methods"
+TUNED = "tuned"
 PREPROCESSOR = "preprocessor_config.json"
 FORMAT = 1
 RUNS = Path("runs")  # where runs are made and looked for, unless named

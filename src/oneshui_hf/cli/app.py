@@ -52,22 +52,27 @@ command(
 command(
     app, "prepare", o.PrepareOptions, api.prepare, show.artefact, as_json=show.artefact_json, with_method=True,
     help="Prepare a method while training data exists. The method's own options follow; `oneshui methods show NAME` lists them.",
-    epilog="Example: oneshui prepare --method metaunlearn --run runs/celeba-seed0 --epochs 3",
+    epilog=f"Example: oneshui prepare --method {o.DEFAULT_METHOD} --run runs/celeba-seed0 --epochs 3",
+)  # fmt: skip
+command(
+    app, "tune", o.TuneOptions, api.tune, show.tuned, as_json=show.tuned_json, with_method=True,
+    help="Look for a method's options on simulated requests and write them as a preset. Those of its own that are given keep their value.",
+    epilog=f"Example: oneshui tune --method {o.DEFAULT_METHOD} --run runs/celeba-seed0 --trials 20 --steps 50",
 )  # fmt: skip
 command(
     app, "unlearn", o.UnlearnOptions, api.unlearn, show.run, as_json=show.run_json, with_method=True,
     help="Forget the person on a photo. Needs the model, the prepared method and the photo; no training data.",
-    epilog="Example: oneshui unlearn --method metaunlearn --image face.jpg",
+    epilog=f"Example: oneshui unlearn --method {o.DEFAULT_METHOD} --image face.jpg",
 )  # fmt: skip
 command(
     app, "evaluate", o.EvaluateOptions, api.evaluate, show.metrics,
     help="Measure a model on retain, forget, val and test, against the oracle and the original.",
-    epilog="Example: oneshui evaluate --run runs/celeba-seed0-metaunlearn --oracle runs/celeba-seed0-oracle",
+    epilog=f"Example: oneshui evaluate --run runs/celeba-seed0-{o.DEFAULT_METHOD} --oracle runs/celeba-seed0-oracle",
 )  # fmt: skip
 command(
     app, "push", o.PushOptions, api.push, show.link, as_json=show.link_json, positional=("run", "repo_id"),
     help="Publish a run on the Hub with a model card. Private unless told otherwise; no photo, path or name goes along.",
-    epilog="Example: oneshui push runs/celeba-seed0-metaunlearn USER/NAME",
+    epilog=f"Example: oneshui push runs/celeba-seed0-{o.DEFAULT_METHOD} USER/NAME",
 )  # fmt: skip
 command(
     app, "pull", o.PullOptions, api.pull, show.run, as_json=show.run_json, positional=("repo_id",),

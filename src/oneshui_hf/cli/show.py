@@ -83,6 +83,31 @@ def artefact_json(folder: Path | dict[str, Any]) -> dict[str, Any]:
     return {"artefact": str(folder), "bytes": size, "options": header["options"], "report": header["report"]}
 
 
+BEST = 5  # settings shown of a search
+
+
+def tuned(file: Path) -> None:
+    """Print the best settings of a search, and how to use them."""
+    from ..options import flag
+
+    found = read_json(file)
+    worked = sorted((trial for trial in found["trials"] if "scores" in trial), key=lambda trial: trial["scores"] != found["scores"])
+    rows = [("do nothing", found["nothing"])]
+    for trial in worked[:1] + sorted(worked[1:], key=lambda trial: -trial["scores"]["tow"])[: BEST - 1]:
+        rows.append((" ".join(f"{flag(name)} {value}" for name, value in trial["values"].items()) or "the defaults", trial["scores"]))
+    cells = [[words, *(f"{scores[name]:.1f}" for name in ("retain", "forget", "val", "tow"))] for words, scores in rows]
+    table(["setting, the one taken first", "retain", "forget", "val", "ToW"], cells, "On simulated requests")
+    if failed := len(found["trials"]) - len(worked):
+        last = next(trial["failed"] for trial in reversed(found["trials"]) if "failed" in trial)
+        _print(f"{failed} of {len(found['trials'])} settings failed; the last: {last}")
+    _print(f"Preset: {file} (use it with --preset {file})")
+
+
+def tuned_json(file: Path) -> dict[str, Any]:
+    """Return a preset as JSON."""
+    return {"file": str(file), **read_json(file)}
+
+
 def metrics(result: dict[str, Any]) -> None:
     """Print the metrics of one model."""
     score = "map" if "map" in result["retain"] else "accuracy"
@@ -236,6 +261,8 @@ def method(about: dict[str, Any]) -> None:
             bounds = [f"from {option['min']:g}"] if option["min"] is not None else []
             bounds += [f"to {option['max']:g}"] if option["max"] is not None else []
             bounds += [f"one of {', '.join(option['choices'])}"] if option["choices"] else []
+            if search := option["search"]:
+                bounds.append("searched" if search is True else f"searched from {search[0]:g} to {search[1]:g}")
             default = "none" if option["default"] is None else option["default"]
             name = option["option"]
             spelling = f"{name}/--no-{name[2:]}" if isinstance(option["default"], bool) else name

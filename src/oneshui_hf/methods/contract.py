@@ -53,7 +53,11 @@ class StepOptions:
     """Options of every method that takes one step of a length chosen on simulated requests (`choose_length`)."""
 
     length: float | None = option(
-        None, "Length of the step as a share of the model's norm; the prepared one by default.", minimum=0, at="apply"
+        None,
+        "Length of the step as a share of the model's norm; the prepared one by default.",
+        minimum=0,
+        at="apply",
+        search=(2e-5, 0.05),
     )
     unseen_support: bool = option(True, "Simulate requests with photos that the model was not trained on.")
     calibration: int = option(3, "Simulated requests on which the length is chosen; 0 leaves it as it is.", minimum=0)
@@ -131,6 +135,8 @@ class Method(ABC, Generic[OptionsT]):
     presets: ClassVar[tuple[str, str] | None] = None  # (package, file) of a JSON file
     draws: ClassVar[bool] = False  # whether `apply` draws at random, so that another seed gives another model
     distils: ClassVar[bool] = False  # whether `apply` learns from a teacher with the original's weights
+    retrains: ClassVar[bool] = False  # whether `apply` trains anew, so that its result may keep nothing of the model handed in
+    baseline: ClassVar[bool] = False  # whether `oneshui demo` shows it beside the default method
 
     def prepare(self, model: nn.Module, data: DataAccess, options: OptionsT, context: Context) -> Artefact:
         """Compute what `apply` will need from training data."""

@@ -14,19 +14,17 @@ import torch
 from torch import nn
 
 from ..errors import OneshuiError
-from ..metrics.functional import tug_of_war
-from ..metrics.summary import score
-from ..models.outputs import predict
 from ..randomness import generator
 from .contract import Context, Cost, DataAccess, StepOptions
-from .requests import Simulated, sample, simulate
+from .rehearsal import Rehearsal, damage, mean
+from .requests import Simulated, simulate
 
 Weights = dict[str, torch.Tensor]
 
 SHORTEST = 2e-5  # share of the model's norm
 DOUBLINGS = 12  # lengths tried, up to 0.04 of the norm; where all are within the bound, the refinements go on to 0.07
 REFINEMENTS = 2  # lengths tried between the last that was within the bound and the first that was not
-CALIBRATION_PHOTOS = 256
+PHOTOS = 256  # most of each kind on which a step is judged
 
 
 def inner(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -94,18 +92,18 @@ def choose_length(
         OneshuiError: A simulated request takes in all training people.
     """
     draws = generator(context.seed, "calibration")
-    cases = _cases(data, context, draws, options)
-    trials = [_Trial(model, data, direction, context, case, draws) for case in cases]
+    trials = [Rehearsal(model, data.train, data.val, case, context, draws, PHOTOS) for case in _cases(data, context, draws, options)]
+    directions = [direction(trial.request) for trial in trials]
     scale = norm(parameters(model)).item()
     rows: list[dict[str, Any]] = []
 
     def attempt(share: float) -> bool:
         """Try a length; return whether its cost is within the bound."""
-        results = [trial.run(share * scale) for trial in trials]
-        rows.append({"length": share} | {name: sum(r[name] for r in results) / len(results) for name in results[0]})
-        return bool(rows[0]["retain"] - rows[-1]["retain"] <= options.max_damage)
+        results = [trial.judge(moved(model, step, share * scale)) for trial, step in zip(trials, directions, strict=True)]
+        rows.append({"length": share} | mean(results))
+        return damage(rows[-1], rows[0]) <= options.max_damage
 
-    attempt(0.0)
+    rows.append({"length": 0.0} | mean([trial.nothing() for trial in trials]))
     share, within = SHORTEST, 0.0
     for _ in context.reporter.track(range(DOUBLINGS), "Choosing the step length"):
         if not attempt(share):
@@ -116,10 +114,10 @@ def choose_length(
         within, share = (middle, share) if attempt(middle) else (within, middle)
 
     nothing, shortest = rows[:2]
-    fit = [row for row in rows[1:] if nothing["retain"] - row["retain"] <= options.max_damage]
+    fit = [row for row in rows[1:] if damage(row, nothing) <= options.max_damage]
     if not fit:
         context.reporter.warn(
-            f"On simulated requests even the shortest step cost the others {nothing['retain'] - shortest['retain']:.1f} points of score, "
+            f"On simulated requests even the shortest step cost the others {damage(shortest, nothing):.1f} points of score, "
             f"more than the {options.max_damage:g} allowed; it is taken all the same, so look at retain and test before using its results."
         )
     best = max(fit or [shortest], key=lambda row: row["tow"])
@@ -132,7 +130,7 @@ def choose_length(
 
 def length_cost(data: DataAccess, options: StepOptions, context: Context) -> Cost:
     """Return what `choose_length` takes at most, but for the directions."""
-    photos = sum(min(CALIBRATION_PHOTOS, len(faces)) for faces in (data.train, data.train, data.val))
+    photos = sum(min(PHOTOS, len(faces)) for faces in (data.train, data.train, data.val))
     attempts = 1 + DOUBLINGS + REFINEMENTS
     return Cost(forward=options.calibration * attempts * photos, backward=options.calibration * max(1, context.request_size))
 
@@ -144,44 +142,3 @@ def _cases(data: DataAccess, context: Context, draws: torch.Generator, options: 
     while len(cases) < options.calibration:
         cases += simulate(data.train, (size, size), draws, unseen=options.unseen_support)
     return cases[: options.calibration]
-
-
-class _Trial:
-    """One simulated request: the unit direction of its step, and the photos on which it is judged."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        data: DataAccess,
-        direction: Callable[[Simulated], Weights],
-        context: Context,
-        request: Simulated,
-        draws: torch.Generator,
-    ) -> None:
-        train, val = data.train, data.val
-        others = torch.isin(train.identities, torch.tensor(request.people), invert=True).nonzero().squeeze(1)
-        if len(others) == 0:
-            raise OneshuiError(
-                f"A simulated request of {len(request.people)} takes in all training people, so nobody is left to judge the step by; "
-                "train with fewer people to forget, or on more people."
-            )
-        self.sets = {
-            "forget": train.subset(sample(request.forget, CALIBRATION_PHOTOS, draws)),
-            "retain": train.subset(sample(others, CALIBRATION_PHOTOS, draws)),
-            "val": val.subset(sample(len(val), CALIBRATION_PHOTOS, draws)),
-        }
-        self.model, self.context, self.unit = model, context, direction(request)
-        self.before = self.measure(model)
-
-    def measure(self, candidate: nn.Module) -> dict[str, float]:
-        """Return the score of a model on each set."""
-        return {
-            name: score(predict(candidate, faces, self.context.accelerator), faces.labels, self.context.task)
-            for name, faces in self.sets.items()
-        }
-
-    def run(self, length: float) -> dict[str, float]:
-        """Return the scores after a step of this length, and their ToW."""
-        now = self.measure(moved(self.model, self.unit, length)) if length else self.before
-        ideal = self.before | {"forget": self.before["val"]}
-        return now | {"tow": tug_of_war(now, ideal)}

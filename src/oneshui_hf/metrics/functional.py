@@ -55,7 +55,7 @@ def accuracy(scores: torch.Tensor, labels: torch.Tensor) -> float:
 def tug_of_war(scores: Mapping[str, float], oracle: Mapping[str, float]) -> float:
     """Return ToW, in percent: 100 times the product, over sets, of (1 - |score - oracle's score| / 100).
 
-    100 is the oracle's own value. Doing nothing can already score high, so read it beside the do-nothing row
+    100 is the oracle's own value. Doing nothing can already score high, so read it beside the row of the original
     (Zhao et al. 2024; De Min et al. 2025).
 
     Args:

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
+from ..plugins import METHODS, Plugins
 from ..reporting import SILENT, Reporter
 from ..runs import RECORD, Run, claim
 from .evaluate import evaluate
-from .options import DemoOptions, EvaluateOptions, PrepareOptions, RetrainOptions, TrainOptions, UnlearnOptions
+from .options import DEFAULT_METHOD, DemoOptions, EvaluateOptions, PrepareOptions, RetrainOptions, TrainOptions, UnlearnOptions
 from .prepare import prepare
 from .train import retrain, train
 from .unlearn import unlearn
 
 FORGET = 4
-METHODS = ("do-nothing", "gradient-ascent", "metaunlearn")
 
 
 def demo(options: DemoOptions, reporter: Reporter = SILENT) -> dict[str, Any]:
@@ -49,16 +49,22 @@ def demo(options: DemoOptions, reporter: Reporter = SILENT) -> dict[str, Any]:
     original = train(recipe, reporter=reporter)
     oracle = retrain(original, RetrainOptions(overwrite=options.overwrite), reporter=reporter)
     rows = [_row("original", original, oracle, reporter), _row("oracle", oracle, oracle, reporter)]
-    for name in METHODS:
-        if name != "do-nothing":
+    for name in (*_baselines(), DEFAULT_METHOD):
+        if Plugins(METHODS).load(name).prepares != "never":
             prepare(original, PrepareOptions(method=name, seed=options.seed), reporter=reporter)
         request = UnlearnOptions(method=name, from_split=True, seed=options.seed, overwrite=options.overwrite)
         rows.append(_row(name, unlearn(original, request, reporter=reporter), oracle, reporter))
     return {
         "folder": str(folder),
         "rows": rows,
-        "next": f"oneshui unlearn --run {original.path} --method metaunlearn --image PHOTO",
+        "next": f"oneshui unlearn --run {original.path} --method {DEFAULT_METHOD} --image PHOTO",
     }
+
+
+def _baselines() -> list[str]:
+    """Return the methods that want to stand beside the default one; those that cannot be loaded harm nobody here."""
+    sound = [row["name"] for row in Plugins(METHODS).rows() if "error" not in row]
+    return [name for name in sound if Plugins(METHODS).load(name).baseline]
 
 
 def _row(name: str, run: Run, oracle: Run, reporter: Reporter) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 from ..options import option
 
 MAX_SEED = 2**63 - 1
+DEFAULT_METHOD = "metaunlearn"  # the one method that the core knows by name
 DEFAULT_MODEL = "google/vit-base-patch16-224-in21k"
 
 
@@ -123,9 +124,9 @@ class RetrainOptions:
 class PrepareOptions:
     """What to prepare, for which model. The method's own options follow it on the command line."""
 
-    method: str = option("metaunlearn", "An installed method; see `oneshui methods`.")
+    method: str = option(DEFAULT_METHOD, "An installed method; see `oneshui methods`.")
     run: str | None = option(None, "The original model's run; the newest by default.")
-    preset: str | None = option(None, "Named values of the method's options, such as 'paper'.")
+    preset: str | None = option(None, "Values of the method's options: a name such as 'paper', or a file that `oneshui tune` wrote.")
     data_dir: str | None = option(None, "Where the data set lies now, where it has moved since training.")
     seed: int = option(0, "Seed of all draws.", minimum=0, maximum=MAX_SEED)
     dry_run: bool = option(False, "Tell what preparing would take, and prepare nothing.")
@@ -133,12 +134,31 @@ class PrepareOptions:
 
 
 @dataclass(frozen=True)
+class TuneOptions:
+    """How to look for a method's options. Those of its own that are given keep their value; the others are searched."""
+
+    method: str = option(DEFAULT_METHOD, "An installed method; see `oneshui methods`.")
+    run: str | None = option(None, "The original model's run; the newest by default.")
+    trials: int = option(20, "How many settings are tried, the defaults first.", minimum=1)
+    requests: int = option(3, "Most simulated requests on which each is judged.", minimum=1)
+    sample: int = option(256, "Most photos of each kind on which each is judged.", minimum=2)
+    damage: float = option(5.0, "Most points of score that forgetting may cost the others; beyond it a setting is not taken.", minimum=0)
+    data_dir: str | None = option(None, "Where the data set lies now, where it has moved since training.")
+    seed: int = option(0, "Seed of all draws.", minimum=0, maximum=MAX_SEED)
+    output: str | None = option(None, "The preset's file; RUN/tuned/METHOD.json by default.")
+    resume: bool = option(False, "Go on with an interrupted search, or with more trials.")
+    overwrite: bool = option(False, "Replace a file that is there.")
+
+
+@dataclass(frozen=True)
 class UnlearnOptions:
     """One request. The method's own options follow it on the command line."""
 
-    method: str = option("metaunlearn", "An installed method; see `oneshui methods`.")
+    method: str = option(DEFAULT_METHOD, "An installed method; see `oneshui methods`.")
     run: str | None = option(None, "The model's run; the newest original by default.")
-    preset: str | None = option(None, "Named values of the options that act at the request, such as 'paper'; the prepared ones by default.")
+    preset: str | None = option(
+        None, "Values of the options that act at the request, by name or file as for `prepare`; the prepared ones by default."
+    )
     images: tuple[str, ...] = option((), "A photo of the person; once a photo.", flags=("--image",))
     from_split: bool = option(False, "Take the support images of the split's own request, from the data set.")
     identity: tuple[str, ...] = option((), "Who is on the photo, where the training data knew them; once, or once a photo.")

@@ -1,6 +1,6 @@
 """Preparation: what a method computes while training data is still there, saved beside the model.
 
-oneshui prepare --method metaunlearn --run RUN
+oneshui prepare --method NAME --run RUN
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ..plugins import METHODS, Plugins
 from ..reporting import SILENT, Reporter
 from ..runs import Run
 from .options import PrepareOptions
+from .presets import preset_values
 from .processes import make_accelerator, on_main
 from .sets import open_data
 
@@ -60,7 +61,7 @@ class Preparation:
         if folder.exists() and not (options.overwrite or options.dry_run):
             raise UsageError(f"{folder} exists; prepare anew with --overwrite.")
         size = run.record.report["split"]["forget_identities"]
-        preset = method_class.preset(options.preset, run.record.dataset["name"], size) if options.preset else {}
+        preset = preset_values(run, name, method_class, options.preset)
         resolved = method_class.prepare_options(name, preset, given)
         accelerator = accelerator or make_accelerator()
         sets = open_data(run, accelerator, options.data_dir, reporter).sets

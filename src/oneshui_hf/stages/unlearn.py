@@ -1,7 +1,7 @@
 """Unlearning: model, artefact and photos in, new model out. No training data in sight.
 
-oneshui unlearn --method metaunlearn --image face.jpg
-oneshui unlearn --method metaunlearn --from-split --run RUN
+oneshui unlearn --method NAME --image face.jpg
+oneshui unlearn --method NAME --from-split --run RUN
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from ..methods.contract import Context, DataAccess, Method
 from ..methods.requests import Request
 from ..models.load import load_model, save_model
 from ..models.outputs import guess
-from ..options import fields
 from ..plugins import METHODS, Plugins
 from ..reporting import SILENT, Reporter
 from ..runs import SPLIT, Record, Run, claim, hash_weights, new_folder, write_bytes, write_record
 from .options import UnlearnOptions
+from .presets import preset_values
 from .processes import make_accelerator, on_main
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ def unlearn(
     path = Path(options.output_dir or f"{run.path}-{name}")
     claim(path, overwrite=options.overwrite, source=run.require_complete().path)
     artefact = _artefact(run, method_class, options)
-    prepared = (artefact.options if artefact else {}) | _preset(run, method_class, options)
+    preset = preset_values(run, name, method_class, options.preset, at="apply")
+    prepared = (artefact.options if artefact else {}) | preset
     resolved = method_class.apply_options(name, prepared, method_options or {})
 
     accelerator = accelerator or make_accelerator()
@@ -90,15 +91,6 @@ def unlearn(
     )
     on_main(accelerator, lambda: _write(path, run, unlearned, preprocess, record, options.overwrite))
     return Run.open(path)
-
-
-def _preset(run: Run, method_class: type[Method[Any]], options: UnlearnOptions) -> dict[str, Any]:
-    """Return the values of a preset that act at the request; what it says of preparing has been done, or was not."""
-    if options.preset is None:
-        return {}
-    values = method_class.preset(options.preset, run.record.dataset["name"], run.record.report["split"]["forget_identities"])
-    known = fields(method_class.options)
-    return {name: value for name, value in values.items() if known[name].metadata["at"] == "apply"}
 
 
 def _check(options: UnlearnOptions, method_class: type[Method[Any]]) -> None:

@@ -22,6 +22,7 @@ from oneshui_hf.errors import OneshuiError, UsageError
 from oneshui_hf.methods.artefact import Artefact
 from oneshui_hf.methods.contract import VOCABULARY, Method
 from oneshui_hf.options import fields
+from oneshui_hf.randomness import generator
 from oneshui_hf.testing.checked import Checked, Spied, weights
 from oneshui_hf.testing.world import SEED, World, world
 
@@ -141,6 +142,18 @@ def test_the_teacher_is_not_the_student(checked: Checked, here: World, artefact:
     moved = next((place for place, (learns, as_original) in enumerate(passes) if learns and not as_original), len(passes))
     assert moved < len(passes), "no student learned"
     assert any(as_original for _, as_original in passes[moved:]), "once the student had moved, nobody spoke with the original's weights"
+
+
+def test_a_retrained_model_keeps_nothing_of_the_one_handed_in(checked: Checked, here: World, result: torch.nn.Module) -> None:
+    if not checked.method.retrains:
+        pytest.skip("does not train anew")
+    other = copy.deepcopy(here.model)  # the same architecture, and not one number of the original
+    with torch.no_grad():
+        for number, tensor in enumerate([*other.parameters(), *other.buffers()]):
+            if tensor.is_floating_point():
+                tensor.copy_(torch.rand(tensor.shape, generator=generator(SEED, "another model", number)))
+    again = checked.apply(here, checked.prepare(here, model=other), model=other)
+    assert same(weights(again), weights(result)), "the result depends on the weights of the model handed in"
 
 
 def test_nothing_global_is_changed(checked: Checked, here: World, artefact: Artefact | None) -> None:

@@ -60,7 +60,7 @@ class Folder(FaceBuilder):
         folder, table = Path(self.config.data_dir), self._table
         keys, place, there = table.cells[self._image].tolist(), str(folder), names_in(folder)
         files = [posixpath.normpath(key) for key in keys]
-        outside = (row for row, file in enumerate(files) if posixpath.isabs(file) or file.startswith(".."))
+        outside = (row for row, file in enumerate(files) if posixpath.isabs(file) or file.split("/")[0] == "..")
         if (row := next(outside, None)) is not None:  # what lies elsewhere could change, or be published, without notice
             raise OneshuiError(f"{table.where(row)} names {keys[row]}, which lies outside {folder}; move the photo there.")
         photos = {name for name in there if name.lower().endswith(SUFFIXES)}
