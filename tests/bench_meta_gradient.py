@@ -26,7 +26,8 @@ def one_step(kind: str, forget: int) -> None:
     from oneshui_hf.data.preprocess import Preprocess
     from oneshui_hf.data.schema import Task
     from oneshui_hf.methods import losses, norm, seeded
-    from oneshui_plugins.meta_loss import Alignment, MetaLoss, Photos, meta_gradient, movable, said, weight
+    from oneshui_plugins.meta_loss import MetaLoss, Photos, meta_gradient, movable, said
+    from oneshui_plugins.meta_objective import Alignment, weight
 
     task = Task("multi_label", tuple(f"label{k}" for k in range(LABELS)))
     with seeded(0, "bench"):
@@ -47,7 +48,7 @@ def one_step(kind: str, forget: int) -> None:
 
     started = time.perf_counter()
     if kind == "ours":
-        objective = Alignment(faces, positions, faces, strangers, 0.5, task)
+        objective = Alignment({"forget": faces.subset(positions), "val": faces.subset(strangers)}, {"val": 0.5}, task)
         _, parts, _ = meta_gradient(model, theta, h, photos, objective, task.kind, length=0.05, normalised=True, seed=0)
     else:
         leaves = {name: p.requires_grad_() for name, p in theta.items()}

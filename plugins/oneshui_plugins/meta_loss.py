@@ -1,4 +1,4 @@
-"""The mathematics of MetaUnlearn: the small loss network, its step on the photos, and the exact gradient of the meta-objective.
+"""The mathematics of MetaUnlearn: the small loss network, its steps on the photos, and the exact gradient of the meta-objective.
 
 u(theta) (n, d) is what the model says about the n photos handed in: the probabilities and the input of its head. A network h_phi maps
 [u, target, identity embedding] to a scalar; M(phi, theta) is its mean over the photos. Unlearning is one step down its gradient,
@@ -11,35 +11,28 @@ and phi is learned so that an objective A(theta_u) falls. With v = grad A at the
     dA/dphi = -eta * d/dphi <grad_theta M, v> = -eta * d/dphi sum_i <du_i, udot_i>
 
 where du_i = dM/du_i goes through h_phi alone and udot = J_u(theta) v is one forward-mode product on the photos. This is exact, and the
-model is never differentiated twice. For the normalised step v becomes (v - ghat <ghat, v>) / ||g|| and eta becomes r, and the length
-itself has dA/dr = -<ghat, v>.
+model is never differentiated twice on the forget images. For the normalised step v becomes (v - ghat <ghat, v>) / ||g|| and eta becomes r,
+and the length itself has dA/dr = -<ghat, v>.
+
+Of T steps each is of eta, or of r / T. Their parts add up, from the last step to the first, with v taken back over a step by
+
+    v_t = v_(t+1) - eta * H_t v_(t+1)
+
+(v on the right projected as above), H_t the Hessian of M at theta_t. As grad_theta M = J_u^T du, its product with v is the derivative of
+J_u(theta)^T c along (v, d/du <du, udot>) at c = du: forward over reverse, on the photos handed in alone. One step needs none of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from oneshui_hf.methods import (
-    FaceSet,
-    OneshuiError,
-    Task,
-    TaskKind,
-    inner,
-    logits_and_features,
-    losses,
-    norm,
-    parameters,
-    probabilities,
-    score,
-    seeded,
-    unit,
-)
+from oneshui_hf.methods import OneshuiError, TaskKind, inner, logits_and_features, norm, parameters, probabilities, seeded, unit
 
 Weights = dict[str, torch.Tensor]
 
@@ -49,6 +42,18 @@ UNKNOWN = 0  # the embedding's row for people without one of their own
 TOKENS = ("cls_token", "position_embeddings", "distillation_token", "mask_token")
 
 
+@dataclass(frozen=True)
+class Sees:
+    """What h sees of a photo, beside the model's probabilities: the input of its head, the person's embedding, the labels."""
+
+    features: bool = True
+    identity: bool = True
+    targets: bool = True
+
+
+ALL = Sees()
+
+
 class MetaLoss(nn.Module):
     """h_phi: from what the model says about a photo to a scalar (De Min et al. 2025, section 4 and appendix).
 
@@ -56,13 +61,16 @@ class MetaLoss(nn.Module):
         outputs: d, the size of u.
         labels: The size of a target vector.
         people: How many people have an embedding of their own; row 0 is for all others.
+        sees: What it is given; what it does not see has no place in its input.
     """
 
-    def __init__(self, outputs: int, labels: int, people: int) -> None:
+    def __init__(self, outputs: int, labels: int, people: int, sees: Sees = ALL) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(people + 1, EMBEDDING)
+        self.sees = sees
+        if sees.identity:
+            self.embedding = nn.Embedding(people + 1, EMBEDDING)
         self.network = nn.Sequential(
-            nn.Linear(outputs + labels + EMBEDDING, HIDDEN),
+            nn.Linear(outputs + labels * sees.targets + EMBEDDING * sees.identity, HIDDEN),
             nn.LayerNorm(HIDDEN),
             nn.Linear(HIDDEN, HIDDEN),
             nn.GELU(),
@@ -72,24 +80,30 @@ class MetaLoss(nn.Module):
             nn.Softplus(),
         )
 
-    def forward(self, u: torch.Tensor, target: torch.Tensor, person: torch.Tensor) -> torch.Tensor:
-        """Return the loss of each photo (n,) from u (n, d), target (n, K) and the person's row (n,)."""
-        return self.network(torch.cat([u, target, self.embedding(person)], dim=1)).squeeze(1)
+    def forward(self, u: torch.Tensor, target: torch.Tensor, person: torch.Tensor | None) -> torch.Tensor:
+        """Return the loss of each photo (n,) from u (n, d), target (n, K) and the person's row (n,), as far as it sees them."""
+        seen = [u]
+        if self.sees.targets:
+            seen.append(target)
+        if self.sees.identity:
+            seen.append(self.embedding(person))
+        return self.network(torch.cat(seen, dim=1)).squeeze(1)
 
 
 @dataclass
 class Photos:
-    """The photos handed in, as the loss network needs them: pixels (n, 3, S, S), target vectors (n, K), embedding rows (n,)."""
+    """The photos handed in, as h needs them: pixels (n, 3, S, S), target vectors (n, K), embedding rows (n,) where it sees identities."""
 
     pixels: torch.Tensor
     target: torch.Tensor
-    person: torch.Tensor
+    person: torch.Tensor | None = None
 
 
-def said(model: nn.Module, theta: Weights, pixels: torch.Tensor, kind: TaskKind) -> torch.Tensor:
-    """Return u (n, d): probabilities and features."""
-    logits, features = logits_and_features(model, pixels, theta)
-    return torch.cat([probabilities(logits, kind), features], dim=1)
+def said(model: nn.Module, theta: Weights, pixels: torch.Tensor, kind: TaskKind, features: bool = True) -> torch.Tensor:
+    """Return u (n, d): probabilities, and features unless h does not see them."""
+    logits, before_head = logits_and_features(model, pixels, theta)
+    shares = probabilities(logits, kind)
+    return torch.cat([shares, before_head], dim=1) if features else shares
 
 
 def movable(model: nn.Module, tokens: bool) -> Weights:
@@ -97,15 +111,59 @@ def movable(model: nn.Module, tokens: bool) -> Weights:
     return {name: p for name, p in parameters(model).items() if tokens or name.rpartition(".")[2] not in TOKENS}
 
 
-def gradient(model: nn.Module, theta: Weights, h: MetaLoss, photos: Photos, kind: TaskKind) -> tuple[Weights, torch.Tensor]:
-    """Return g = grad_theta M, and du = dM/du (n, d), whose graph to phi is kept."""
-    leaves = {name: p.detach().requires_grad_() for name, p in theta.items()}
-    u = said(model, leaves, photos.pixels, kind)
-    cut = u.detach().requires_grad_()
-    (du,) = torch.autograd.grad(h(cut, photos.target, photos.person).mean(), cut, create_graph=True)
-    parts = torch.autograd.grad(u, list(leaves.values()), grad_outputs=du.detach(), allow_unused=True)
-    g = {name: torch.zeros_like(p) if part is None else part for (name, p), part in zip(theta.items(), parts, strict=True)}
-    return g, du
+@dataclass(frozen=True)
+class Step:
+    """One step: from `theta` to theta - by_g * g.
+
+    Attributes:
+        theta: Where it starts.
+        g: grad_theta M there.
+        by_g: eta, or its length by that of g.
+        u: What the model says there (n, d), cut from the model.
+        du: dM/du (n, d); its graph to phi and u is kept, and with it h's dropout mask.
+    """
+
+    theta: Weights
+    g: Weights
+    by_g: float
+    u: torch.Tensor
+    du: torch.Tensor
+
+    @cached_property
+    def end(self) -> Weights:
+        """Where it ends."""
+        return {name: p - self.by_g * self.g[name] for name, p in self.theta.items()}
+
+
+def walk(
+    model: nn.Module, theta: Weights, h: MetaLoss, photos: Photos, kind: TaskKind, *, length: float, normalised: bool, steps: int = 1
+) -> list[Step]:
+    """Return the steps of unlearning, from theta on.
+
+    Args:
+        model: The classifier; its own parameters are not read where `theta` names them.
+        theta: The parameters that take the steps.
+        h: The loss network.
+        photos: The photos handed in.
+        kind: The task's kind.
+        length: eta, or r, the length of the whole path.
+        normalised: Which of the two.
+        steps: T.
+
+    Raises:
+        OneshuiError: A gradient vanishes or is not finite, so it has no direction.
+    """
+    path: list[Step] = []
+    for _ in range(steps):
+        start = path[-1].end if path else theta
+        leaves = {name: p.detach().requires_grad_() for name, p in start.items()}
+        u = said(model, leaves, photos.pixels, kind, h.sees.features)
+        cut = u.detach().requires_grad_()
+        (du,) = torch.autograd.grad(h(cut, photos.target, photos.person).mean(), cut, create_graph=True)
+        parts = torch.autograd.grad(u, list(leaves.values()), grad_outputs=du.detach(), allow_unused=True)
+        g = {name: torch.zeros_like(p) if part is None else part for (name, p), part in zip(start.items(), parts, strict=True)}
+        path.append(Step(start, g, factor(g, length / steps if normalised else length, normalised), cut, du))
+    return path
 
 
 def factor(g: Weights, length: float, normalised: bool) -> float:
@@ -120,63 +178,13 @@ def factor(g: Weights, length: float, normalised: bool) -> float:
     return length / size if normalised else length
 
 
-@dataclass(frozen=True)
-class Alignment:
-    """The meta-objective A: the loss on the forget images should be that on strangers' images (val), under theta_u and under theta.
-
-    A = s(f - v(theta_u)) + s(f - v(theta)), s smooth-L1, where f and v are the mean loss on forget and val images times (1 - score), the
-    batch's score (mAP or accuracy, 0 to 1) taken as a constant. Images pass in chunks, so memory does not grow with their number.
-
-    Attributes:
-        before: v(theta), computed once.
-        chunk: Images a forward-backward pass.
-    """
-
-    train: FaceSet
-    forget: torch.Tensor
-    val: FaceSet
-    strangers: torch.Tensor
-    before: float
-    task: Task
-    chunk: int = 32
-
-    def __call__(self, model: nn.Module, theta_u: Weights) -> tuple[float, Weights]:
-        """Return A and v = grad A at theta_u."""
-        loss_f, weight_f, v_f = mean_gradient(model, theta_u, self.train, self.forget, self.task, self.chunk)
-        loss_v, weight_v, v_v = mean_gradient(model, theta_u, self.val, self.strangers, self.task, self.chunk)
-        after = loss_f * weight_f - loss_v * weight_v
-        origin = loss_f * weight_f - self.before
-        slope_after, slope_origin = (
-            max(-1.0, min(1.0, after)),
-            max(-1.0, min(1.0, origin)),
-        )  # the derivative of smooth-L1
-        by_f, by_v = (slope_after + slope_origin) * weight_f, -slope_after * weight_v
-        value = F.smooth_l1_loss(torch.tensor([after, origin]), torch.zeros(2), reduction="sum").item()
-        return value, {name: by_f * v_f[name] + by_v * v_v[name] for name in theta_u}
-
-
-def mean_gradient(
-    model: nn.Module, theta: Weights, faces: FaceSet, positions: torch.Tensor, task: Task, chunk: int
-) -> tuple[float, float, Weights]:
-    """Return the mean loss on some images, 1 - their score, and the gradient of the mean loss."""
-    total, parts, seen = 0.0, {name: torch.zeros_like(p) for name, p in theta.items()}, []
-    device = next(iter(theta.values())).device
-    leaves = {name: p.detach().requires_grad_() for name, p in theta.items()}
-    for some in positions.split(chunk):
-        pixels, labels = faces.batch(some, device)
-        logits = logits_and_features(model, pixels, leaves)[0]
-        loss = losses(logits, labels, task.kind).sum() / len(positions)
-        for name, part in zip(leaves, torch.autograd.grad(loss, list(leaves.values()), allow_unused=True), strict=True):
-            if part is not None:
-                parts[name] += part
-        total += loss.item()
-        seen.append(logits.detach())
-    return total, weight(torch.cat(seen).cpu(), faces.labels[positions], task), parts
-
-
-def weight(logits: torch.Tensor, labels: torch.Tensor, task: Task) -> float:
-    """Return 1 - score, the score in 0..1."""
-    return 1 - score(logits, labels, task) / 100
+def uphill(path: list[Step]) -> Weights:
+    """Return U such that the path leads from theta to theta - by_g * U, by_g that of the last step; of a single step U is g itself."""
+    last = path[-1]
+    total = last.g
+    for step in path[:-1]:
+        total = {name: part + step.by_g / last.by_g * step.g[name] for name, part in total.items()}
+    return total
 
 
 def meta_gradient(
@@ -190,38 +198,62 @@ def meta_gradient(
     length: float,
     normalised: bool,
     seed: int,
+    steps: int = 1,
 ) -> tuple[float, list[torch.Tensor], float]:
-    """Return A(theta_u), dA/dphi (in the order of `h.parameters()`), and dA/dr (0 for a raw step).
+    """Return A(theta_u), dA/dphi (in the order of `h.parameters()`), and dA/dr (0 for raw steps).
 
     Args:
         model: The classifier; its own parameters are not read where `theta` names them.
-        theta: The parameters that take the step.
+        theta: The parameters that take the steps.
         h: The loss network, in training mode if its dropout is to act.
         photos: The photos handed in.
         objective: From (model, theta_u) to A and its gradient.
         kind: The task's kind.
         length: eta, or r.
         normalised: Which of the two.
-        seed: Of the dropout mask, which both uses of du share.
+        seed: Of the dropout masks, one a step, which all uses of its du share.
+        steps: T.
     """
     with seeded(seed, "mask"):
-        g, du = gradient(model, theta, h, photos, kind)
-    by_g = factor(g, length, normalised)
-    value, v = objective(model, {name: p - by_g * g[name] for name, p in theta.items()})
-    by_length = 0.0
-    if normalised:
-        ghat = unit(g)
-        along = inner(ghat, v)
-        by_length = -along.item()
-        v = {name: v[name] - along * ghat[name] for name in v}
-    # Fused attention has no forward mode; only this product needs the plain one.
-    with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        udot = torch.func.jvp(lambda p: said(model, p, photos.pixels, kind), (theta,), (v,))[1]
-    pairing = -by_g * (du * udot.detach()).sum()
+        path = walk(model, theta, h, photos, kind, length=length, normalised=normalised, steps=steps)
+    value, v = objective(model, path[-1].end)
     phi = list(h.parameters())
-    parts = torch.autograd.grad(pairing, phi, allow_unused=True)
-    return (
-        value,
-        [torch.zeros_like(p) if part is None else part for p, part in zip(phi, parts, strict=True)],
-        by_length,
-    )
+    by_phi, by_length = [torch.zeros_like(p) for p in phi], 0.0
+    for step in reversed(path):
+        along_g = v
+        if normalised:
+            ghat = unit(step.g)
+            along = inner(ghat, v)
+            by_length -= along.item() / steps
+            along_g = {name: v[name] - along * ghat[name] for name in v}
+        parts, by_u = _pairing(model, step, h, photos, kind, along_g)
+        by_phi = [total if part is None else total + part for total, part in zip(by_phi, parts, strict=True)]
+        if step is not path[0]:
+            turn = _hessian_product(model, step, h, photos, kind, along_g, by_u)
+            v = {name: v[name] + turn[name] for name in v}
+    return value, by_phi, by_length
+
+
+def _pairing(
+    model: nn.Module, step: Step, h: MetaLoss, photos: Photos, kind: TaskKind, v: Weights
+) -> tuple[tuple[torch.Tensor | None, ...], torch.Tensor]:
+    """Return the derivatives of -by_g * <g, v> by phi, and by u where g depends on it through h."""
+    # Fused attention has no forward mode; only this product and the Hessian's need the plain one.
+    with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        udot = torch.func.jvp(lambda p: said(model, p, photos.pixels, kind, h.sees.features), (step.theta,), (v,))[1]
+    pairing = -step.by_g * (step.du * udot.detach()).sum()
+    *parts, by_u = torch.autograd.grad(pairing, [*h.parameters(), step.u], allow_unused=True)
+    assert by_u is not None  # du depends on u: h is not linear
+    return tuple(parts), by_u
+
+
+def _hessian_product(model: nn.Module, step: Step, h: MetaLoss, photos: Photos, kind: TaskKind, v: Weights, by_u: torch.Tensor) -> Weights:
+    """Return -by_g * H v, H the Hessian of M at the step's start."""
+
+    def pulled_back(theta: Weights, c: torch.Tensor) -> Weights:
+        """Return J_u(theta)^T c."""
+        return torch.func.vjp(lambda p: said(model, p, photos.pixels, kind, h.sees.features), theta)[1](c)[0]
+
+    scaled = {name: -step.by_g * part for name, part in v.items()}
+    with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        return torch.func.jvp(pulled_back, (step.theta, step.du.detach()), (scaled, by_u))[1]

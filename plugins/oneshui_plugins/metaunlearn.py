@@ -1,6 +1,7 @@
 """MetaUnlearn: learn, while training data exists, a loss whose one gradient step on a photo forgets the person on it.
 
-De Min, Mancini, Lathuiliere, Roy, Ricci: "Unlearning Personal Data from a Single Image", TMLR 2025. The mathematics is in `meta_loss`.
+De Min, Mancini, Lathuiliere, Roy, Ricci: "Unlearning Personal Data from a Single Image", TMLR 2025. The mathematics is in `meta_loss`,
+and what is learned for in `meta_objective`.
 The preset `paper` is the original recipe. The defaults differ where that is known to be wrong or unsafe: the step has a given length,
 learned and then chosen on simulated requests; all parameters take it; requests of varied size are simulated; a person without an
 embedding is served by an 'unknown' row; and the simulated photo is one that the model was not trained on.
@@ -9,9 +10,23 @@ embedding is served by an 'unknown' row; and the simulated photo is one that the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from oneshui_hf.methods import Context, Cost, DataAccess, Method, Needs, OneshuiError, StepOptions, derive, generator, option, seeded
+from oneshui_hf.methods import (
+    Context,
+    Cost,
+    DataAccess,
+    Method,
+    Needs,
+    OneshuiError,
+    StepOptions,
+    UsageError,
+    derive,
+    generator,
+    option,
+    seeded,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +34,8 @@ if TYPE_CHECKING:
 
     from oneshui_hf.methods import Artefact, Request, Simulated
 
-    from .meta_loss import Alignment, MetaLoss, Photos, Weights
+    from .meta_loss import MetaLoss, Photos, Weights
+    from .meta_objective import Alignment, Disobedience
 
 LENGTH_RATE = 0.05  # of the logarithm of the step length, for Adam
 START_LENGTH = 2e-4  # share of the model's norm at which the length starts to be learned
@@ -31,14 +47,40 @@ class MetaUnlearnOptions(StepOptions):
 
     steps: int = option(100, "Meta-steps, each on its own simulated requests.", minimum=1)
     epochs: int = option(0, "Passes over the people who can ask, in place of a number of steps; 0 leaves it to --steps.", minimum=0)
-    lr: float = option(1e-3, "Peak learning rate of the loss network (AdamW with amsgrad, cosine to 0).", minimum=0)
+    lr: float = option(1e-3, "Peak learning rate of the loss network (AdamW with amsgrad, cosine to 0).", minimum=0, search=(1e-4, 1e-2))
     step: str = option("normalised", "A step of learned length, or eta times the gradient as it is.", choices=("normalised", "raw"))
     eta: float = option(0.1, "Factor of the raw step.", minimum=0)
-    vary_size: bool = option(True, "Simulate requests of 1 to twice as many people as the run's own, not of that size only.")
+    unlearning_steps: int = option(
+        1, "Gradient steps of one unlearning, each of the whole eta or of an equal share of the learned length.", minimum=1
+    )
+    see_features: bool = option(
+        True, "Let the loss network see the input of the model's head, beside the probabilities that it always sees."
+    )
+    see_targets: bool = option(True, "Let the loss network see the photo's labels.")
+    see_identity: bool = option(
+        True, "Let the loss network see an embedding of the person; without it nobody has a row and --identity-dropout means nothing."
+    )
     identity_dropout: float = option(0.5, "How often a simulated person is treated as unknown.", minimum=0, maximum=1)
     move_tokens: bool = option(True, "Let class token and position embedding take the step too.")
+    objective: str = option(
+        "both",
+        "Bring the forget images' loss after the step to that of strangers before it (original), after it (unlearned), or both; retain and "
+        "val also hold the loss on retain or val images where it was; scrub, as SCRUB does, keeps the model's answers on retain images and "
+        "leaves them on forget images.",
+        choices=("both", "original", "unlearned", "retain", "val", "scrub"),
+    )
+    distance: str = option(
+        "smooth-l1",
+        "How two losses are compared; l2 is the squared difference, and the objective scrub compares none.",
+        choices=("smooth-l1", "l1", "l2"),
+    )
+    weigh_by_score: bool = option(
+        True, "Compare losses times (1 - score), the batch's score from 0 to 1; the objective scrub weighs nothing."
+    )
+    simulated_size: int | None = option(None, "People of a simulated request; as many as the run's own has where null.", minimum=1)
+    vary_size: bool = option(True, "Simulate requests of 1 to twice as many people, not of that size only.")
     requests_per_step: int = option(1, "Simulated requests a meta-step, which processes share.", minimum=1)
-    photos: int = option(128, "Most forget images, and most val images, of a meta-step.", minimum=2)
+    photos: int = option(128, "Most images of a kind (forget, val, retain) of a meta-step.", minimum=2)
     chunk: int = option(32, "Images a forward-backward pass; memory grows with it, the result does not change.", minimum=1)
 
 
@@ -58,6 +100,7 @@ class MetaUnlearn(Method[MetaUnlearnOptions]):
 
         from oneshui_hf.methods import Artefact, choose_length
 
+        _check_length(options)
         plan = _plan(data, options, context)
         learning = Learning(model, data, plan, options, context)
         h, scale, normalised = learning.h, learning.scale, options.step == "normalised"
@@ -79,36 +122,56 @@ class MetaUnlearn(Method[MetaUnlearnOptions]):
             history.append({"objective": value} | ({"length": length / scale} if normalised else {}))
 
         h.eval()
-        length = log_length.exp().item()
+        learned = length = log_length.exp().item()
         calibration: list[dict[str, Any]] = []
         if normalised and options.calibration:
-            length, calibration = choose_length(model, data, learning.direction, options, context)
-        state = h.state_dict()
-        table = state.pop("embedding.weight")
-        rows = {data.train.people[person]: row for person, row in learning.rows.items()}
-        return Artefact(
-            tensors=state | {"unknown": table[:1]},
-            values={"length": length / scale},
-            private_tensors={"known": table[1:]},
-            private_values={"rows": rows, "simulated": sorted(learning.rows[person] for person in learning.simulated)},
-            report={"meta_steps": len(plan), "history": history, "calibration": calibration},
+            length, calibration = choose_length(model, data, partial(learning.direction, length=learned), options, context)
+        values: dict[str, float | None] = {"length": length / scale}
+        if normalised and options.unlearning_steps > 1:  # where several steps lead depends on their length; one has one direction
+            values = {"length": length / scale if options.calibration else None, "walked": learned / scale}
+        artefact = Artefact(
+            tensors=h.state_dict(), values=values, report={"meta_steps": len(plan), "history": history, "calibration": calibration}
         )
+        if options.see_identity:
+            table = artefact.tensors.pop("embedding.weight")
+            artefact.tensors["unknown"] = table[:1]
+            artefact.private_tensors = {"known": table[1:]}
+            artefact.private_values = {
+                "rows": {data.train.people[person]: row for person, row in learning.rows.items()},
+                "simulated": sorted(learning.rows[person] for person in learning.simulated),
+            }
+        return artefact
 
     def cost(self, model: nn.Module, data: DataAccess, options: MetaUnlearnOptions, context: Context) -> Cost:
-        """Return the photos of all meta-steps (the Jacobian-vector product counts as a gradient) and the choice of the length."""
+        """Return the photos of all meta-steps, and the choice of the length.
+
+        A Jacobian-vector product counts as one gradient, a Hessian product (there is one a step but the first) as two.
+        """
         import dataclasses
 
         from oneshui_hf.methods import length_cost
 
-        requests = [request for group in _plan(data, options, context) for request in group]
-        forget = sum(min(options.photos, len(request.forget)) for request in requests)
-        handed_in = sum(len(request.support) for request in requests)
+        from .meta_objective import read_after, read_before
+
+        photos = {"forget": 0, "val": 0, "retain": 0}
+        handed_in = 0
+        for request in (request for group in _plan(data, options, context) for request in group):
+            forget = min(options.photos, len(request.forget))
+            others = len(data.train) - sum(len(data.train.positions_of[person]) for person in request.people)
+            photos["forget"] += forget
+            photos["val"] += min(forget, len(data.val))
+            photos["retain"] += min(forget, others)
+            handed_in += len(request.support)
+        before = photos | {"val": len(data.val)}  # strangers' logits are computed once for all
         chosen = length_cost(data, options, context) if options.step == "normalised" else Cost()
-        network = _network(model, context, len(data.train.positions_of))
+        steps = options.unlearning_steps
+        network = _network(model, context, len(data.train.positions_of), options)
         return dataclasses.replace(
             chosen,
-            forward=chosen.forward + len(data.val),
-            backward=chosen.backward + 2 * forget + 2 * handed_in,  # forget images and as many strangers; the photos twice
+            forward=chosen.forward + sum(before[name] for name in read_before(options.objective)),
+            backward=steps * chosen.backward
+            + sum(photos[name] for name in read_after(options.objective))
+            + (2 * steps + 2 * (steps - 1)) * handed_in,
             bytes=4 * sum(part.numel() for part in network.parameters()),
         )
 
@@ -120,46 +183,77 @@ class MetaUnlearn(Method[MetaUnlearnOptions]):
         options: MetaUnlearnOptions,
         context: Context,
     ) -> nn.Module:
-        """Return the model after one step of the learned loss on the photos."""
+        """Return the model after the step, or steps, of the learned loss on the photos."""
         import torch
 
         from oneshui_hf.methods import moved, norm, parameters, targets
 
-        from .meta_loss import Photos, factor, gradient, movable
+        from .meta_loss import UNKNOWN, Photos, factor, movable, uphill, walk
 
         assert artefact is not None  # the core refuses to apply what was not prepared
-        request = data.support
-        table = torch.cat([artefact.tensors["unknown"], artefact.private_tensors.get("known", artefact.tensors["unknown"][:0])])
-        h = _network(model, context, len(table) - 1)
-        h.load_state_dict({k: v for k, v in artefact.tensors.items() if k != "unknown"} | {"embedding.weight": table})
-        person = _rows(request, artefact, options)
-        photos = Photos(request.pixels, targets(request.labels, context.task), person.to(context.device))
-        theta = movable(model, options.move_tokens)
-        g, _ = gradient(model, theta, h.to(context.device).eval(), photos, context.task.kind)
+        _check_length(options)
+        request, state = data.support, dict(artefact.tensors)
+        photos = Photos(request.pixels, targets(request.labels, context.task))
+        people = 0
+        if options.see_identity:
+            unknown = state.pop("unknown")
+            state["embedding.weight"] = torch.cat([unknown, artefact.private_tensors.get("known", unknown[:0])])
+            people = len(state["embedding.weight"]) - 1
+            photos.person = _rows(request, artefact, options).to(context.device)
+        h = _network(model, context, people, options)
+        h.load_state_dict(state)
+
         scale = norm(parameters(model)).item()
         share = artefact.values["length"] if options.length is None else options.length
+        walked = artefact.values.get("walked", share)
         normalised = options.step == "normalised"
-        by_g = factor(g, share * scale if normalised else options.eta, normalised)
-        context.report |= {"step_length": by_g * norm(g).item(), "unknown_people": int((person == 0).sum())}
-        return moved(model, g, -by_g)
+        path = walk(
+            model,
+            movable(model, options.move_tokens),
+            h.to(context.device).eval(),
+            photos,
+            context.task.kind,
+            length=walked * scale if normalised else options.eta,
+            normalised=normalised,
+            steps=options.unlearning_steps,
+        )
+        up = uphill(path)
+        # The path itself, or, where a length was chosen or given, the way to its end at that length.
+        by_up = factor(up, share * scale, True) if normalised and share is not None else path[-1].by_g
+        context.report["step_length"] = by_up * norm(up).item()
+        if photos.person is not None:
+            context.report["unknown_people"] = int((photos.person == UNKNOWN).sum())
+        return moved(model, up, -by_up)
 
 
-def _network(model: nn.Module, context: Context, people: int) -> MetaLoss:
+def _network(model: nn.Module, context: Context, people: int, options: MetaUnlearnOptions) -> MetaLoss:
     """Return a loss network of the model's size, its weights drawn from the seed."""
     from oneshui_hf.methods import head_inputs
 
-    from .meta_loss import MetaLoss
+    from .meta_loss import MetaLoss, Sees
 
     labels = len(context.task.label_names)
+    sees = Sees(features=options.see_features, identity=options.see_identity, targets=options.see_targets)
     with seeded(context.seed, "phi"):
-        return MetaLoss(labels + head_inputs(model), labels, people)
+        return MetaLoss(labels + head_inputs(model) * sees.features, labels, people, sees)
+
+
+def _check_length(options: MetaUnlearnOptions) -> None:
+    if options.step == "raw" and options.length is not None:
+        raise UsageError("--length sets a normalised step; a raw one is --eta times the gradient, whatever its length.")
 
 
 def _plan(data: DataAccess, options: MetaUnlearnOptions, context: Context) -> list[list[Simulated]]:
-    """Return the requests of every meta-step, the same on every process."""
+    """Return the requests of every meta-step, the same on every process.
+
+    Raises:
+        UsageError: Fewer people can ask than a request is to have, or a request leaves nobody whom the objective could retain.
+    """
     from oneshui_hf.methods import simulate
 
-    size = max(1, context.request_size)
+    from .meta_objective import read_after
+
+    size = options.simulated_size or max(1, context.request_size)
     sizes = (1, 2 * size) if options.vary_size else (size, size)
     group = options.requests_per_step
     if context.accelerator.num_processes > group:
@@ -172,7 +266,15 @@ def _plan(data: DataAccess, options: MetaUnlearnOptions, context: Context) -> li
         draws = generator(context.seed, "requests", epoch)
         requests += simulate(data.train, sizes, draws, unseen=options.unseen_support)
         epoch += 1
+        if epoch == 1 and options.simulated_size and (able := sum(len(request.people) for request in requests)) < size:
+            raise UsageError(f"--simulated-size {size} is more than the {able} people who can ask in a simulation.")
     kept = requests if options.epochs else requests[:wanted]
+    everybody = len(data.train.positions_of)
+    if "retain" in read_after(options.objective) and any(len(request.people) == everybody for request in kept):
+        raise UsageError(
+            f"A simulated request takes in all {everybody} training people, so --objective {options.objective} finds nobody to retain; "
+            "simulate smaller ones with --simulated-size, or --no-vary-size."
+        )
     return [kept[i : i + group] for i in range(0, len(kept), group)]
 
 
@@ -181,7 +283,7 @@ class Learning:
 
     Attributes:
         h: The loss network, in training mode.
-        theta: The parameters that take the step.
+        theta: The parameters that take the steps.
         rows: Embedding row of each training person.
         simulated: Those of them who ask in a simulated request, so that their row is learned.
         scale: The model's norm, of which lengths are shares.
@@ -193,14 +295,16 @@ class Learning:
         from oneshui_hf.methods import norm, parameters, predict
 
         from .meta_loss import movable
+        from .meta_objective import read_before
 
         self.model, self.data, self.options, self.context = model, data, options, context
         self.rows = {person: row for row, person in enumerate(sorted(data.train.positions_of), start=1)}
         self.simulated = {person for requests in plan for request in requests for person in request.people}
         self.theta = movable(model, options.move_tokens)
         self.scale = norm(parameters(model)).item()
-        self.h = _network(model, context, len(self.rows)).to(context.device).train()
-        self.strangers = predict(model, data.val, context.accelerator)  # theta's logits on val
+        self.h = _network(model, context, len(self.rows), options).to(context.device).train()
+        if "val" in read_before(options.objective):
+            self.strangers = predict(model, data.val, context.accelerator)  # theta's logits on val
 
     def gradient(self, requests: list[Simulated], number: int, length: float) -> tuple[float, list[torch.Tensor], float]:
         """Return A, dA/dphi and dA/dr, means over the requests of meta-step `number`; processes share the requests."""
@@ -223,6 +327,7 @@ class Learning:
                 length=length,
                 normalised=self.options.step == "normalised",
                 seed=derive(self.context.seed, "dropout", *words),
+                steps=self.options.unlearning_steps,
             )
             totals += torch.tensor([value, by_length])
             sums = [a + b for a, b in zip(sums, parts, strict=True)]
@@ -238,38 +343,53 @@ class Learning:
         from .meta_loss import UNKNOWN, Photos
 
         pixels, labels = request.support_set.batch(request.support, self.context.device)
-        person = torch.tensor([self.rows[p] for p in request.people])
-        share = self.options.identity_dropout if dropout is None else dropout
-        dropped = torch.rand(len(person), generator=generator(self.context.seed, "identity", *words)) < share
-        person = torch.where(dropped, UNKNOWN, person)
-        return Photos(pixels, targets(labels, self.context.task), person.to(self.context.device))
+        photos = Photos(pixels, targets(labels, self.context.task))
+        if self.options.see_identity:
+            person = torch.tensor([self.rows[p] for p in request.people])
+            share = self.options.identity_dropout if dropout is None else dropout
+            dropped = torch.rand(len(person), generator=generator(self.context.seed, "identity", *words)) < share
+            photos.person = torch.where(dropped, UNKNOWN, person).to(self.context.device)
+        return photos
 
-    def objective(self, request: Simulated, words: tuple[Any, ...]) -> Alignment:
-        """Return the meta-objective of a request: as many strangers as forget images, drawn for this request."""
-        from oneshui_hf.methods import losses, sample
+    def objective(self, request: Simulated, words: tuple[Any, ...]) -> Alignment | Disobedience:
+        """Return the meta-objective of a request: as many strangers, and others who stay, as forget images, drawn for this request."""
+        import torch
 
-        from .meta_loss import Alignment, weight
+        from oneshui_hf.methods import sample
 
-        task, val = self.context.task, self.data.val
+        from .meta_objective import SCRUB, Alignment, Disobedience, answers, level, read_after, read_before
+
+        options, task, train, val = self.options, self.context.task, self.data.train, self.data.val
         draws = generator(self.context.seed, "objective", *words)
-        forget = sample(request.forget, self.options.photos, draws)
-        chosen = sample(len(val), len(forget), draws)
-        logits, labels = self.strangers[chosen], val.labels[chosen]
-        before = losses(logits, labels, task.kind).mean().item() * weight(logits, labels, task)
-        return Alignment(self.data.train, forget, val, chosen, before, task, self.options.chunk)
+        forget = sample(request.forget, options.photos, draws)
+        strangers = sample(len(val), len(forget), draws)
+        sets = {"forget": train.subset(forget), "val": val.subset(strangers)}
+        if "retain" in read_after(options.objective):
+            others = torch.isin(train.identities, torch.tensor(request.people), invert=True).nonzero().squeeze(1)
+            sets["retain"] = train.subset(sample(others, len(forget), draws))
 
-    def direction(self, request: Simulated) -> Weights:
-        """Return the unit direction of the step that unlearns.
+        before = {
+            name: self.strangers[strangers] if name == "val" else answers(self.model, sets[name], self.context.device, options.chunk)
+            for name in read_before(options.objective)
+        }
+        if options.objective == SCRUB:
+            return Disobedience(sets, before, task, options.chunk)
+        levels = {name: level(logits, sets[name].labels, task, options.weigh_by_score) for name, logits in before.items()}
+        return Alignment(sets, levels, task, options.chunk, options.objective, options.distance, options.weigh_by_score)
+
+    def direction(self, request: Simulated, length: float) -> Weights:
+        """Return the unit direction in which the steps of unlearning lead, of a path of this length.
 
         People are served as real ones will be: by the unknown row, unless only their own rows were trained.
         """
         from oneshui_hf.methods import unit
 
-        from .meta_loss import gradient
+        from .meta_loss import uphill, walk
 
         photos = self.photos(request, ("calibration",), dropout=1.0 if self.options.identity_dropout else 0.0)
-        g, _ = gradient(self.model, self.theta, self.h, photos, self.context.task.kind)
-        return unit({name: -part for name, part in g.items()})
+        steps, kind = self.options.unlearning_steps, self.context.task.kind
+        path = walk(self.model, self.theta, self.h, photos, kind, length=length, normalised=True, steps=steps)
+        return unit({name: -part for name, part in uphill(path).items()})
 
 
 def _rows(request: Request, artefact: Artefact, options: MetaUnlearnOptions) -> torch.Tensor:
