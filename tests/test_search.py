@@ -68,8 +68,9 @@ def test_every_other_trial_is_near_the_best() -> None:
         tried = [propose(space, number, 0, best) for number in numbers]
         return statistics.stdev(math.log10(values["lr"]) for values in tried), statistics.mean(values["tokens"] for values in tried)
 
-    near, anywhere = spread(range(ANYWHERE + 2, 400, 2)), spread(range(ANYWHERE + 1, 400, 2))
-    assert near[0] == pytest.approx(4 / 6, rel=0.2)  # a sixth of four decades
+    near, anywhere = spread(range(ANYWHERE + 2, 4000, 2)), spread(range(ANYWHERE + 1, 4000, 2))
+    # Four decades, and widths from a sixth to a sixtieth of them, log-uniform: the mean square is (b^2 - a^2) / (2 log(b / a)).
+    assert near[0] == pytest.approx(4 * math.sqrt((1 / 36 - 1 / 3600) / (2 * math.log(10))), rel=0.1)
     assert anywhere[0] == pytest.approx(4 / math.sqrt(12), rel=0.2)  # uniform over them
     assert near[1] > 0.8 > 0.6 > anywhere[1]
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class BadTeacherOptions(SGDOptions):
     """Options of Bad Teacher."""
 
-    lr: float = option(1e-3, "Learning rate of SGD, in the first epoch.", minimum=0, at="apply", search=(1e-4, 0.3))
+    lr: float = option(1e-3, "Learning rate of SGD, in the first epoch.", minimum=0, at="apply", search=(1e-4, 0.1))
     final_lr: float | None = option(
         1e-5, "Learning rate in the last epoch, reached by a cosine; the same as in the first where null.", minimum=0, at="apply"
     )

@@ -35,7 +35,7 @@ class SGDOptions:
     """Options of every method that trains by the loop of this module."""
 
     epochs: int = option(5, "Passes over the training data.", minimum=1, at="apply", search=(1, 10))
-    lr: float = option(0.01, "Learning rate of SGD, in the first epoch.", minimum=0, at="apply", search=(1e-3, 0.3))
+    lr: float = option(0.01, "Learning rate of SGD, in the first epoch.", minimum=0, at="apply", search=(1e-4, 0.1))
     final_lr: float | None = option(
         None, "Learning rate in the last epoch, reached by a cosine; the same as in the first by default.", minimum=0, at="apply"
     )

@@ -23,7 +23,7 @@ class NegGradPlusOptions(SGDOptions):
     """Options of NegGrad+."""
 
     alpha: float = option(
-        0.95, "Weight of the retain loss; the forget loss is taken away with the rest.", minimum=0, maximum=1, at="apply", search=(0.5, 1.0)
+        0.95, "Weight of the retain loss; the forget loss is taken away with the rest.", minimum=0, maximum=1, at="apply", search=(0.8, 1.0)
     )
 
 

@@ -36,7 +36,7 @@ class PGUOptions:
     gamma: float = option(
         0.9, "Share of the energy of a layer's inputs that steps keep out of.", minimum=0, maximum=1, at="apply", search=(0.5, 0.999)
     )
-    lr: float = option(0.1, "Factor of the projected gradient.", minimum=0, at="apply", search=(0.01, 10.0))
+    lr: float = option(0.1, "Factor of the projected gradient.", minimum=0, at="apply", search=(1e-5, 1.0))
     epochs: int = option(5, "Passes over the photos handed in.", minimum=1, at="apply", search=(1, 20))
     batch_size: int = option(32, "Photos of a step; more that are handed in take their turns, in order.", minimum=1, at="apply")
     subtract: bool = option(False, "Take the photos handed in out of the covariances, as the paper does with training photos.", at="apply")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 class SCRUBOptions(SGDOptions):
     """Options of SCRUB."""
 
+    lr: float = option(0.01, "Learning rate of SGD, in the first epoch.", minimum=0, at="apply", search=(5e-4, 0.1))
     epochs: int = option(10, "Passes over the retain set.", minimum=1, at="apply", search=(1, 10))
     final_lr: float | None = option(
         5e-4, "Learning rate in the last epoch, reached by a cosine; the same as in the first where null.", minimum=0, at="apply"

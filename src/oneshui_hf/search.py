@@ -17,7 +17,7 @@ from .options import fields, types_of
 from .randomness import derive
 
 ANYWHERE = 4  # trials after the first before any is drawn near the best
-NEAR = 1 / 6  # standard deviation of a value near the best, as a share of its range
+NEAR = (1 / 60, 1 / 6)  # standard deviation of a value near the best, as a share of its range: drawn between these, by factors
 OTHER = 1 / 4  # how often a word or a yes-or-no is drawn again near the best
 
 
@@ -52,7 +52,11 @@ class Axis:
 
     def near(self, value: Any, draws: random.Random) -> Any:
         """Return a value near another one; anywhere where that is not a number of the range."""
-        anywhere, step = draws.random(), draws.gauss(0, NEAR)  # drawn in any case, so that axes do not shift each other's draws
+        anywhere, fine, step = (
+            draws.random(),
+            draws.random(),
+            draws.gauss(0, 1),
+        )  # drawn in any case, so that axes do not shift each other's draws
         if self.words:
             return self.at(anywhere / OTHER) if anywhere < OTHER else value
         if not isinstance(value, int | float) or not self.low <= value <= self.high or self.low == self.high:
@@ -61,7 +65,8 @@ class Axis:
             place = math.log(value / self.low) / math.log(self.high / self.low)
         else:
             place = (value - self.low) / (self.high - self.low)
-        return self.at(min(max(place + step, 0.0), 1.0))
+        width = NEAR[1] * (NEAR[0] / NEAR[1]) ** fine
+        return self.at(min(max(place + width * step, 0.0), 1.0))
 
 
 def axes(options: type[Any]) -> dict[str, Axis]:
