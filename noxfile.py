@@ -67,4 +67,5 @@ def bench(session: nox.Session) -> None:
     install(session)
     session.run("python", "tests/bench_loading.py")
     session.run("python", "tests/bench_full_size.py")
+    session.run("python", "tests/bench_unlearn.py")
     session.run("python", "tests/bench_meta_gradient.py", *session.posargs)
