@@ -108,4 +108,4 @@ def test_parameters_are_dampened_by_the_ratio_and_the_loss_on_the_people_rises(h
 
 def test_the_defaults_are_those_of_its_own_paper() -> None:
     assert (LFSSDOptions().selection, LFSSDOptions().dampening) == (3.5, 1.0)
-    assert LFSSD.all_presets() == {}
+    assert LFSSD.preset("paper", "celeba", 5) == {"selection": 3.5}

@@ -188,6 +188,25 @@ def test_the_paper_preset_follows_data_set_and_number_of_people() -> None:
     ]
 
 
+def test_every_method_with_options_of_its_own_has_its_papers_values() -> None:
+    """The values that De Min et al. compare with, which a later change of a default must not move."""
+    expected = {
+        "bad-teacher": {"epochs": 5, "lr": 1e-3, "final_lr": 1e-5, "momentum": 0.9},
+        "fine-tuning": {"epochs": 5, "lr": 0.01},
+        "jit": {"copies": 25, "lr": 0.01, "sigma": 0.5},
+        "lfssd": {"selection": 3.5},
+        "neggrad-plus": {"alpha": 0.95, "epochs": 5, "lr": 0.01},
+        "pgu": {"gamma": 0.9, "lr": 0.1, "epochs": 5},
+        "salun": {"share": 0.5},
+        "scrub": {"alpha": 0.001, "gamma": 0.99, "temperature": 4, "epochs": 10, "lr": 0.01, "final_lr": 5e-4, "clip": 1},
+        "ssd": {"dampening": 2.0, "selection": 50},
+    }
+    for name, values in expected.items():
+        assert Plugins(METHODS).load(name).preset("paper", "celeba", 5).items() >= values.items(), name
+    without = set(Plugins(METHODS).names) - {*expected, "metaunlearn"}
+    assert without == {"do-nothing", "gradient-ascent", "random-labels"}  # which have no paper's values
+
+
 def test_given_options_win_over_the_preset_and_that_over_the_defaults() -> None:
     method = Plugins(METHODS).load("metaunlearn")
     options = method.prepare_options("metaunlearn", method.preset("paper", "mufac", 5), {"epochs": "2"})

@@ -41,6 +41,7 @@ class BadTeacher(Method[BadTeacherOptions]):
     paper = "Chundawat et al., Can Bad Teaching Induce Forgetting?, AAAI 2023"
     needs = Needs(apply=frozenset({"retain", "forget"}))
     options = BadTeacherOptions
+    presets = ("oneshui_plugins.presets", "bad_teacher.json")
     draws = True
     distils = True
 

@@ -24,6 +24,7 @@ class FineTuning(Method[SGDOptions]):
     paper = "Golatkar et al., Eternal Sunshine of the Spotless Net, CVPR 2020"
     needs = Needs(apply=frozenset({"retain"}))
     options = SGDOptions
+    presets = ("oneshui_plugins.presets", "fine_tuning.json")
     draws = True
 
     def apply(self, model: nn.Module, data: DataAccess, artefact: Artefact | None, options: SGDOptions, context: Context) -> nn.Module:

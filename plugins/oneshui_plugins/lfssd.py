@@ -51,7 +51,7 @@ class LFSSD(SSD):
     summary = "ssd without labels: importance is the sensitivity of the output's length, not of the loss"
     paper = "Foster et al., Loss-Free Machine Unlearning, arXiv 2402.19308"
     options = LFSSDOptions
-    presets = None
+    presets = ("oneshui_plugins.presets", "lfssd.json")
 
     power = 1
 

@@ -34,6 +34,7 @@ class NegGradPlus(Method[NegGradPlusOptions]):
     paper = "Kurmanji et al., Towards Unbounded Machine Unlearning, NeurIPS 2023"
     needs = Needs(apply=frozenset({"retain", "forget"}))
     options = NegGradPlusOptions
+    presets = ("oneshui_plugins.presets", "neggrad_plus.json")
     draws = True
 
     def apply(

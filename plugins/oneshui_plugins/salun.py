@@ -43,6 +43,7 @@ class SalUn(Method[SalUnOptions]):
     paper = "Fan et al., SalUn: Empowering Machine Unlearning via Gradient-based Weight Saliency, ICLR 2024"
     needs = Needs(apply=frozenset({"retain", "forget"}))
     options = SalUnOptions
+    presets = ("oneshui_plugins.presets", "salun.json")
     draws = True
 
     def apply(self, model: nn.Module, data: DataAccess, artefact: Artefact | None, options: SalUnOptions, context: Context) -> nn.Module:

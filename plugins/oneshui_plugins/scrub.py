@@ -51,6 +51,7 @@ class SCRUB(Method[SCRUBOptions]):
     paper = "Kurmanji et al., Towards Unbounded Machine Unlearning, NeurIPS 2023"
     needs = Needs(apply=frozenset({"retain", "forget"}))
     options = SCRUBOptions
+    presets = ("oneshui_plugins.presets", "scrub.json")
     draws = True
     distils = True
 
