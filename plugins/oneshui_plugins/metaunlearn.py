@@ -353,8 +353,6 @@ class Learning:
 
     def objective(self, request: Simulated, words: tuple[Any, ...]) -> Alignment | Disobedience:
         """Return the meta-objective of a request: as many strangers, and others who stay, as forget images, drawn for this request."""
-        import torch
-
         from oneshui_hf.methods import sample
 
         from .meta_objective import SCRUB, Alignment, Disobedience, answers, level, read_after, read_before
@@ -365,8 +363,7 @@ class Learning:
         strangers = sample(len(val), len(forget), draws)
         sets = {"forget": train.subset(forget), "val": val.subset(strangers)}
         if "retain" in read_after(options.objective):
-            others = torch.isin(train.identities, torch.tensor(request.people), invert=True).nonzero().squeeze(1)
-            sets["retain"] = train.subset(sample(others, len(forget), draws))
+            sets["retain"] = train.subset(sample(train.without(request.people), len(forget), draws))
 
         before = {
             name: self.strangers[strangers] if name == "val" else answers(self.model, sets[name], self.context.device, options.chunk)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
@@ -135,6 +136,10 @@ class FaceSet:
         """Return the set of the photos at these positions."""
         rows = self.rows[positions.numpy()]
         return FaceSet(self.store, rows, self.labels[positions], self.identities[positions], self.preprocess, self.people)
+
+    def without(self, people: Collection[int]) -> torch.Tensor:
+        """Return the positions of everybody else's photos."""
+        return torch.isin(self.identities, torch.tensor(list(people)), invert=True).nonzero().squeeze(1)
 
     @cached_property
     def positions_of(self) -> dict[int, torch.Tensor]:

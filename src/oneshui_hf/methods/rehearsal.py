@@ -33,7 +33,7 @@ class Rehearsal:
         Raises:
             OneshuiError: The request takes in all training people.
         """
-        others = torch.isin(train.identities, torch.tensor(request.people), invert=True).nonzero().squeeze(1)
+        others = train.without(request.people)
         if len(others) == 0:
             raise OneshuiError(
                 f"A simulated request of {len(request.people)} takes in all training people, so nobody is left to judge the step by; "

@@ -194,13 +194,12 @@ class _Stage:
     def _apply(self, request: Simulated, artefact: Artefact | None, resolved: Any) -> torch.nn.Module:
         """Return the model that has forgotten a simulated request."""
         train = self.sets["train"]
-        others = torch.isin(train.identities, torch.tensor(request.people), invert=True).nonzero().squeeze(1)
         pixels, labels = request.support_set.batch(request.support, self.context.device)
         names = tuple(train.people[person] for person in request.people)
         granted = self.sets | {
             "support": Request(pixels, names, labels, labels_given=True),
             "forget": train.subset(request.forget),
-            "retain": train.subset(others),
+            "retain": train.subset(train.without(request.people)),
         }
         return self.method_class().apply(
             self.model, DataAccess(granted, self.method_class.needs.apply), artefact, resolved, self._context()
