@@ -107,7 +107,7 @@ def test_global_random_state_neither_matters_nor_changes() -> None:
 def test_where_nobody_can_ask_the_sentence_says_why() -> None:
     with pytest.raises(UsageError, match="No request can be simulated: no training person has two photos"):
         next(simulate(training_set([1, 1]), (1, 1), generator(0), unseen=False))
-    message = "no photo is reserved in the split; train with --reserve-supports, or prepare with --no-unseen-support"
+    message = "nobody who may ask has a photo reserved in the split; train with a larger --reserve-supports, or use --no-unseen-support"
     for reserved in (None, [], [99]):
         with pytest.raises(UsageError, match=message):
             next(simulate(training_set([2, 2], reserved), (1, 1), generator(0), unseen=True))

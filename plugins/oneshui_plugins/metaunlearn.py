@@ -49,7 +49,7 @@ class MetaUnlearnOptions(StepOptions):
     epochs: int = option(0, "Passes over the people who can ask, in place of a number of steps; 0 leaves it to --steps.", minimum=0)
     lr: float = option(1e-3, "Peak learning rate of the loss network (AdamW with amsgrad, cosine to 0).", minimum=0, search=(1e-4, 1e-2))
     step: str = option("normalised", "A step of learned length, or eta times the gradient as it is.", choices=("normalised", "raw"))
-    eta: float = option(0.1, "Factor of the raw step.", minimum=0)
+    eta: float = option(0.1, "Factor of the raw step.", minimum=0, search=(1e-4, 1.0))
     unlearning_steps: int = option(
         1, "Gradient steps of one unlearning, each of the whole eta or of an equal share of the learned length.", minimum=1
     )
@@ -93,6 +93,11 @@ class MetaUnlearn(Method[MetaUnlearnOptions]):
     options = MetaUnlearnOptions
     prepares = "required"
     presets = ("oneshui_plugins.presets", "metaunlearn.json")
+
+    @classmethod
+    def idle(cls, options: MetaUnlearnOptions) -> frozenset[str]:
+        """A raw step has no length of its own, a normalised one no eta."""
+        return frozenset({"length" if options.step == "raw" else "eta"})
 
     def prepare(self, model: nn.Module, data: DataAccess, options: MetaUnlearnOptions, context: Context) -> Artefact:
         """Learn phi, and the length of the step, on simulated requests."""
@@ -153,6 +158,7 @@ class MetaUnlearn(Method[MetaUnlearnOptions]):
 
         from .meta_objective import read_after, read_before
 
+        _check_length(options)
         photos = {"forget": 0, "val": 0, "retain": 0}
         handed_in = 0
         for request in (request for group in _plan(data, options, context) for request in group):
@@ -239,6 +245,7 @@ def _network(model: nn.Module, context: Context, people: int, options: MetaUnlea
 
 
 def _check_length(options: MetaUnlearnOptions) -> None:
+    """Refuse a length for a step that has none of its own."""
     if options.step == "raw" and options.length is not None:
         raise UsageError("--length sets a normalised step; a raw one is --eta times the gradient, whatever its length.")
 
@@ -273,7 +280,7 @@ def _plan(data: DataAccess, options: MetaUnlearnOptions, context: Context) -> li
     if "retain" in read_after(options.objective) and any(len(request.people) == everybody for request in kept):
         raise UsageError(
             f"A simulated request takes in all {everybody} training people, so --objective {options.objective} finds nobody to retain; "
-            "simulate smaller ones with --simulated-size, or --no-vary-size."
+            "simulate requests of fewer, with a smaller --simulated-size or --no-vary-size."
         )
     return [kept[i : i + group] for i in range(0, len(kept), group)]
 

@@ -151,7 +151,7 @@ def open_run(run: AnyRun, kinds: tuple[Kind, ...], reporter: Reporter) -> Run:
     if isinstance(run, Run):
         return run
     if run is not None:
-        return Run.open(run)
+        return Run.open(str(run))
     found = newest(RUNS, kinds)
     reporter.note(f"Using the newest run, {found.path}.")
     return found

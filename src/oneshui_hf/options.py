@@ -8,7 +8,6 @@ and refuses what is unknown or out of range with one sentence.
 from __future__ import annotations
 
 import dataclasses
-import math
 import typing
 from collections.abc import Mapping, Sequence
 from types import UnionType
@@ -17,6 +16,8 @@ from typing import Any, TypeVar, cast
 from .errors import UsageError, did_you_mean, nearest
 
 OptionsT = TypeVar("OptionsT")
+
+LARGEST = 3.4e38  # what a number of single precision holds, as models do
 
 
 def option(
@@ -125,13 +126,13 @@ def _convert(value: Any, wanted: Any, field: dataclasses.Field[Any], where: str)
     try:
         if wanted is bool:
             value = _boolean(value)
-        elif wanted is int and (isinstance(value, bool) or (isinstance(value, float) and not value.is_integer())):
+        elif wanted in (int, float) and (isinstance(value, bool) or (wanted is int and isinstance(value, float) and value % 1)):
             raise ValueError
         else:
             value = wanted(value)
-        if isinstance(value, float) and not math.isfinite(value):  # NaN would pass every range
+        if isinstance(value, float) and not abs(value) <= LARGEST:  # NaN would pass every range
             raise ValueError
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UsageError(f"{label} takes {_TYPE_WORDS.get(wanted, 'text')}, not '{value}'.") from None
     _check_range(value, field.metadata, label)
     return value

@@ -97,6 +97,19 @@ class Run:
         """The SHA-256 of the weights as they lay on disk when first asked for: hashing a large model takes a while."""
         return hash_weights(self.path)
 
+    @property
+    def request_size(self) -> int:
+        """How many people of its split ask to be forgotten.
+
+        Raises:
+            OneshuiError: Its record does not tell.
+        """
+        split = self.record.report.get("split")
+        size = split.get("forget_identities") if isinstance(split, dict) else None
+        if not isinstance(size, int):
+            raise OneshuiError(f"{self.path / RECORD} is damaged: it does not tell how many people ask to be forgotten.")
+        return size
+
     def artefact(self, method: str) -> Path:
         """Where a method's artefact lies, whether or not it has been prepared."""
         return self.path / METHODS / method
@@ -162,7 +175,7 @@ def read_json(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise OneshuiError(f"{file} is missing.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise OneshuiError(f"{file} is not JSON ({error}).") from None
 
 

@@ -66,11 +66,7 @@ def command(
         try:
             result = call(reporter=ConsoleReporter(), **given)
         except KeyboardInterrupt:
-            kept = (
-                "what training has finished is kept, and --resume goes on from there"
-                if "resume" in fields(options)
-                else "nothing was written"
-            )
+            kept = "what was finished is kept, and --resume goes on from there" if "resume" in fields(options) else "nothing was written"
             raise StoppedError(f"Stopped; {kept}.") from None
         if not is_main_process():
             return

@@ -91,15 +91,16 @@ def tuned(file: Path) -> None:
     from ..options import flag
 
     found = read_json(file)
-    worked = sorted((trial for trial in found["trials"] if "scores" in trial), key=lambda trial: trial["scores"] != found["scores"])
+    worked = [trial for trial in found["trials"] if trial["scores"] is not None]
+    taken = next(trial for trial in worked if trial["scores"] == found["scores"])
+    others = sorted((trial for trial in worked if trial is not taken), key=lambda trial: -trial["scores"]["tow"])
     rows = [("do nothing", found["nothing"])]
-    for trial in worked[:1] + sorted(worked[1:], key=lambda trial: -trial["scores"]["tow"])[: BEST - 1]:
+    for trial in [taken, *others[: BEST - 1]]:
         rows.append((" ".join(f"{flag(name)} {value}" for name, value in trial["values"].items()) or "the defaults", trial["scores"]))
     cells = [[words, *(f"{scores[name]:.1f}" for name in ("retain", "forget", "val", "tow"))] for words, scores in rows]
     table(["setting, the one taken first", "retain", "forget", "val", "ToW"], cells, "On simulated requests")
     if failed := len(found["trials"]) - len(worked):
-        last = next(trial["failed"] for trial in reversed(found["trials"]) if "failed" in trial)
-        _print(f"{failed} of {len(found['trials'])} settings failed; the last: {last}")
+        _print(f"{failed} of {len(found['trials'])} settings failed.")
     _print(f"Preset: {file} (use it with --preset {file})")
 
 

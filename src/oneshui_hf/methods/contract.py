@@ -151,6 +151,11 @@ class Method(ABC, Generic[OptionsT]):
         """Return a new model that has forgotten the people of the request."""
 
     @classmethod
+    def idle(cls, options: OptionsT) -> frozenset[str]:
+        """Return which options mean nothing beside the values of the others, so that `oneshui tune` leaves them alone."""
+        return frozenset()
+
+    @classmethod
     def preset(cls, name: str, dataset: str, forget: int) -> dict[str, Any]:
         """Return a preset's values for a data set and a number of people.
 

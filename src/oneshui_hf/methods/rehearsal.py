@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -26,14 +26,22 @@ class Rehearsal:
     """
 
     def __init__(
-        self, model: nn.Module, train: FaceSet, val: FaceSet, request: Simulated, context: Context, draws: torch.Generator, photos: int
+        self,
+        model: nn.Module,
+        train: FaceSet,
+        val: FaceSet,
+        request: Simulated,
+        context: Context,
+        draws: torch.Generator,
+        photos: int,
+        besides: Collection[int] = (),
     ) -> None:
-        """Draw at most `photos` photos of each kind and measure the original model on them.
+        """Draw at most `photos` photos of each kind, of others than `besides`, and measure the original model on them.
 
         Raises:
             OneshuiError: The request takes in all training people.
         """
-        others = train.without(request.people)
+        others = train.without({*request.people, *besides})
         if len(others) == 0:
             raise OneshuiError(
                 f"A simulated request of {len(request.people)} takes in all training people, so nobody is left to judge the step by; "

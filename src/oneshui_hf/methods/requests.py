@@ -67,7 +67,7 @@ def simulate(train: FaceSet, sizes: tuple[int, int], generator: torch.Generator,
         source = train.reserved
         reserved = source.positions_of if source is not None else {}
         able = sorted(p for p in reserved if p in forgettable and p not in train.spared)
-        missing = "no photo is reserved in the split; train with --reserve-supports, or prepare with --no-unseen-support"
+        missing = "nobody who may ask has a photo reserved in the split; train with a larger --reserve-supports, or use --no-unseen-support"
     else:
         source = train
         able = sorted(p for p, photos in forgettable.items() if len(photos) >= 2 and p not in train.spared)

@@ -60,8 +60,8 @@ class Preparation:
         folder = run.require_complete().artefact(name)
         if folder.exists() and not (options.overwrite or options.dry_run):
             raise UsageError(f"{folder} exists; prepare anew with --overwrite.")
-        size = run.record.report["split"]["forget_identities"]
-        preset = preset_values(run, name, method_class, options.preset)
+        size = run.request_size
+        preset = preset_values(run, name, method_class, options.preset, reporter)
         resolved = method_class.prepare_options(name, preset, given)
         accelerator = accelerator or make_accelerator()
         sets = open_data(run, accelerator, options.data_dir, reporter).sets

@@ -115,6 +115,11 @@ def _harmless(name: str, value: Any, declared: type[Any] | None) -> bool:
     return value in choices or (number and (declared is None or name in known))
 
 
+def dataset_name(record: Record) -> str:
+    """Return a data set's name as others may know it."""
+    return _builtin(record.options.get("dataset")) or LOCAL_DATASET
+
+
 def _builtin(dataset: Any) -> str | None:
     """Return the name of an installed data set; a path or a folder's name is none."""
     return dataset if isinstance(dataset, str) and dataset in Plugins(DATASETS).names and dataset != "folder" else None
@@ -136,7 +141,7 @@ def _public_dataset(record: Record, config: Mapping[str, Any]) -> dict[str, Any]
     """Return what is told of the data. Label names are in the model's config already."""
     own, names = record.dataset, config.get("id2label", {})
     return {
-        "name": _builtin(record.options.get("dataset")) or LOCAL_DATASET,
+        "name": dataset_name(record),
         "fingerprint": own.get("fingerprint") if _is(HASH, own.get("fingerprint")) else None,
         "task": own.get("task") if own.get("task") in ("multi_label", "single_label") else None,
         "labels": [names[number] for number in sorted(names, key=int)],

@@ -3,9 +3,11 @@
 oneshui tune --method NAME --run RUN --trials 20
 oneshui prepare --method NAME --run RUN --preset RUN/tuned/NAME.json
 
-Whoever asks in a simulated request is a training person who has not asked, and whom the method's own preparation then leaves alone; neither
-the run's real request nor its test set is ever looked at. The best setting is the one with the highest ToW among those that cost the
-others no more than a bound. Every trial is written at once, so a search that was stopped goes on from there, to the same bytes.
+Whoever asks in a simulated request is a training person who does not ask in the run's own, and whom the method's own preparation then
+leaves alone. Those who do ask are training people like others to the method, but no setting is judged by their photos, and the photos
+that they hand in and the test set are never looked at. (Strangers are those of val, which some methods learn from, too.) The best
+setting is the one with the highest ToW among those that cost the others no more than a bound. Every trial is written at once, so a search
+that was stopped goes on from there, to the same bytes.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import dataclasses
 import functools
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,21 +31,22 @@ from ..methods.contract import Context, DataAccess, Method
 from ..methods.rehearsal import Rehearsal, damage, mean
 from ..methods.requests import Request, Simulated, simulate
 from ..models.load import load_model
-from ..options import fields
+from ..options import fields, names
 from ..plugins import METHODS, Plugins
 from ..randomness import generator
 from ..reporting import SILENT, Reporter
-from ..runs import TUNED, Run, write_json
+from ..runs import TUNED, Run, hash_file, read_object, write_json
 from ..search import axes, propose
 from .options import TuneOptions
 from .presets import FORMAT, read_preset
 from .processes import make_accelerator, on_main
+from .public import dataset_name
 from .sets import open_data
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Trial = dict[str, Any]  # values, and either scores or the sentence with which the method failed
+Trial = dict[str, Any]  # values, and scores, or none where the method failed: its words might tell of people or places
 
 
 def tune(
@@ -59,35 +63,41 @@ def tune(
         OneshuiError: The data is missing or has changed, no request can be simulated, or no setting worked.
     """
     name, method_class, method_options = options.method, Plugins(METHODS).load(options.method), method_options or {}
-    words = {key.lstrip("-").replace("-", "_") for key in method_options}
-    defaults = dataclasses.asdict(method_class.prepare_options(name, {}, method_options))
-    given = {key: value for key, value in defaults.items() if key in words}
-    space = {key: axis for key, axis in axes(method_class.options).items() if key not in given}
+    spellings = names(method_class.options)
+    resolved = method_class.prepare_options(name, {}, method_options)
+    defaults = dataclasses.asdict(resolved)
+    given = {field: defaults[field] for field in (spellings[key.lstrip("-").replace("-", "_")] for key in method_options)}
+    idle = method_class.idle(resolved)
+    space = {key: axis for key, axis in axes(method_class.options).items() if key not in given and key not in idle}
     if not space:
-        raise UsageError(f"Method '{name}' has no option left to search; `oneshui methods show {name}` lists the ranges.")
-    file = _claim(Path(options.output or run.path / TUNED / f"{name}.json"), options)
-    accelerator = accelerator or make_accelerator()
-    stage = _Stage.open(run.require_complete(), options, method_class, accelerator, reporter)
+        raise UsageError(f"Method '{name}' has no option to search here; `oneshui methods show {name}` lists those that have a range.")
+    file = Path(options.output or run.path / TUNED / f"{name}.json")
+    _claim(file, options)
+    if run.require_complete().record.kind == "oracle":
+        raise UsageError(f"{run.path} is an oracle, which knows nobody to forget; tune on the original model.")
     about = {
         "format": FORMAT,
         "method": name,
-        "dataset": run.record.dataset["name"],
+        "method_from": Plugins(METHODS).origin(name),
+        "dataset": dataset_name(run.record),
         "weights": run.weights,
-        "searched": sorted(space),
         "given": given,
-        "judged_on": stage.told(),
+        "searched": {key: list(axis.words or (axis.low, axis.high)) for key, axis in space.items()},
+        "judged_by": {key: getattr(options, key) for key in ("seed", "requests", "sample", "damage")},
     }
-    trials = _earlier(file, name, about) if options.resume and file.exists() else []
-    best = best_of(trials, stage.nothing, options.damage)
+    trials = _earlier(file, name, method_class, about) if options.resume and file.exists() else []
+    accelerator = accelerator or make_accelerator()
+    stage = _Stage.open(run, options, method_class, accelerator, reporter)
+    best, written = best_of(trials, stage.nothing, options.damage), hash_file(file) if file.exists() else None
     for number in reporter.track(range(len(trials), options.trials), f"Tuning {name}"):
         values = propose(space, number, options.seed, defaults | best["values"] if best else None)
-        trials.append(stage.attempt(given | values))
+        trials.append(stage.attempt(given | values, number))
         best = best_of(trials, stage.nothing, options.damage)
         found = {"values": best["values"], "scores": best["scores"]} if best else {"values": given, "scores": None}
-        told = about | found | {"nothing": stage.nothing, "trials": trials}
-        on_main(accelerator, functools.partial(write_json, file, told))
+        told = about | found | {"people": stage.people, "unseen_photos": stage.unseen, "nothing": stage.nothing, "trials": trials}
+        written = on_main(accelerator, functools.partial(_write, file, told, written))
     if best is None:
-        raise OneshuiError(f"None of {len(trials)} settings of method '{name}' worked; the last: {trials[-1]['failed']}")
+        raise OneshuiError(f"None of {len(trials)} settings of method '{name}' worked; what each failed with was told as it happened.")
     if damage(best["scores"], stage.nothing) > options.damage:
         reporter.warn(f"Every setting cost the others more than {options.damage:g} points of score; the one that cost least is taken.")
     elif not best["scores"]["tow"] > stage.nothing["tow"]:
@@ -95,34 +105,65 @@ def tune(
     return file
 
 
-def _claim(file: Path, options: TuneOptions) -> Path:
-    """Check that the preset may be written.
+def _claim(file: Path, options: TuneOptions) -> None:
+    """Check that the preset may be written, before anything takes long.
 
     Raises:
-        UsageError: A file is there and is neither to be gone on with nor to be replaced.
+        UsageError: It may not: its name or its place is wrong, or a file is there that is neither to be gone on with nor to be replaced.
     """
     if options.resume and options.overwrite:
         raise UsageError("--resume goes on with a search and --overwrite replaces it; give one of them.")
-    if file.exists() and not (options.resume or options.overwrite):
+    if file.suffix != ".json":
+        raise UsageError(f"--output {file} must end in .json, by which --preset knows a file.")
+    place = next(folder for folder in (file.parent, *file.absolute().parents) if folder.exists())
+    if file.is_dir() or not place.is_dir() or not os.access(place, os.W_OK):
+        raise UsageError(f"--output {file} cannot be written there; name another file.")
+    if not file.exists():
+        return
+    if not (options.resume or options.overwrite):
         raise UsageError(f"{file} exists; go on with --resume, search anew with --overwrite, or name another --output.")
-    return file
+    if options.overwrite and "trials" not in read_object(file):
+        raise UsageError(f"{file} is no preset, so --overwrite leaves it alone; name another --output.")
 
 
-def _earlier(file: Path, name: str, about: dict[str, Any]) -> list[Trial]:
+CHANGED = {
+    "method_from": "version of the method",
+    "dataset": "data set",
+    "weights": "model",
+    "given": "option of the method",
+    "searched": "range of the method's options, or other options given",
+    "judged_by": "--seed, --requests, --sample or --damage",
+}
+
+
+def _earlier(file: Path, name: str, method_class: type[Method[Any]], about: dict[str, Any]) -> list[Trial]:
     """Return the trials of an interrupted search.
 
     Raises:
         UsageError: It was made with other settings.
     """
-    earlier = read_preset(file, name)
-    if changed := [key for key, value in about.items() if earlier.get(key) != json.loads(json.dumps(value))]:
-        raise UsageError(f"{file} was made with another {' and '.join(changed)}; search anew with --overwrite, or name another --output.")
+    earlier = read_preset(file, name, method_class)
+    for key, words in CHANGED.items():
+        if earlier.get(key) != json.loads(json.dumps(about[key])):
+            raise UsageError(f"{file} was made with another {words}; search anew with --overwrite, or name another --output.")
     return list(earlier["trials"])
+
+
+def _write(file: Path, told: dict[str, Any], written: str | None) -> str:
+    """Write what is known so far over what this search wrote last, and return its hash.
+
+    Raises:
+        OneshuiError: Somebody else wrote meanwhile.
+    """
+    if (hash_file(file) if file.exists() else None) != written:
+        raise OneshuiError(f"{file} was written by somebody else meanwhile; name another --output for one of two searches.")
+    write_json(file, told)
+    return hash_file(file)
 
 
 def best_of(trials: list[Trial], nothing: Mapping[str, float], bound: float) -> Trial | None:
     """Return the trial with the highest ToW among those within the bound, else the one that did least damage; the earlier of equals."""
-    worked = [trial for trial in trials if "scores" in trial]
+    worked = [trial for trial in trials if trial["scores"] is not None]
     within = [trial for trial in worked if damage(trial["scores"], nothing) <= bound]
     if within:
         return max(within, key=lambda trial: trial["scores"]["tow"])
@@ -141,9 +182,10 @@ class _Stage:
         options: TuneOptions,
         method_class: type[Method[Any]],
         context: Context,
+        reporter: Reporter,
     ) -> None:
         self.model, self.sets, self.rehearsals, self.options = model, sets, rehearsals, options
-        self.unseen, self.method_class, self.context = unseen, method_class, context
+        self.unseen, self.method_class, self.context, self.reporter = unseen, method_class, context, reporter
         self.nothing = mean([rehearsal.nothing() for rehearsal in rehearsals])
         self.prepared: tuple[dict[str, Any], Artefact] | None = None  # the last one, with the options that it was made with
 
@@ -153,33 +195,42 @@ class _Stage:
         data = open_data(run, accelerator, options.data_dir, reporter)
         model, _, task = load_model(run.path, accelerator.device)
         sets = dict(data.sets)
-        requests, unseen = _requests(sets, run.record.report["split"]["forget_identities"], options, reporter)
+        real = set(sets["forget"].identities.tolist())
+        requests, unseen = _requests(sets["train"], real, run.request_size, options, reporter)
         asked = {person for request in requests for person in request.people}
         # A method that simulates requests of its own, to learn from, must not learn from those that it is judged on.
         sets["train"] = dataclasses.replace(sets["train"], spared=sets["train"].spared | asked)
         context = Context(task, options.seed, accelerator, SILENT, request_size=len(requests[0].people))
         draws = generator(options.seed, "judging")
-        rehearsals = [Rehearsal(model, sets["train"], sets["val"], request, context, draws, options.sample) for request in requests]
-        return cls(model, sets, rehearsals, unseen, options, method_class, context)
+        train, val = sets["train"], sets["val"]
+        rehearsals = [Rehearsal(model, train, val, request, context, draws, options.sample, besides=real) for request in requests]
+        return cls(model, sets, rehearsals, unseen, options, method_class, context, reporter)
 
-    def told(self) -> dict[str, Any]:
-        """Return what is known of the judging, without a word of who."""
-        people = [len(rehearsal.request.people) for rehearsal in self.rehearsals]
-        asked = {name: getattr(self.options, name) for name in ("seed", "sample", "damage")}
-        return asked | {"people": people, "unseen_photos": self.unseen}
+    @property
+    def people(self) -> list[int]:
+        """How many people ask in each request."""
+        return [len(rehearsal.request.people) for rehearsal in self.rehearsals]
 
-    def attempt(self, values: dict[str, Any]) -> Trial:
-        """Prepare and apply with these values, and return the mean scores over the requests, or why the method failed."""
+    def attempt(self, values: dict[str, Any], number: int) -> Trial:
+        """Prepare and apply with these values, and return the mean scores over the requests.
+
+        Raises:
+            UsageError: The first setting, of what was given and the defaults, cannot be used at all.
+        """
         name = self.options.method
         try:
             resolved = self.method_class.prepare_options(name, {}, values)
             artefact = self._prepare(resolved)
             scores = mean([rehearsal.judge(self._apply(rehearsal.request, artefact, resolved)) for rehearsal in self.rehearsals])
-        except OneshuiError as error:  # a setting may be out of bounds for this model, which is no reason to stop
-            return {"values": values, "failed": str(error)}
-        if not all(map(math.isfinite, scores.values())):
-            return {"values": values, "failed": "The scores are not finite."}
-        return {"values": values, "scores": scores}
+            if all(map(math.isfinite, scores.values())):
+                return {"values": values, "scores": scores}
+            reason: object = "the scores are not finite."
+        except (OneshuiError, RuntimeError) as error:  # torch's errors are such; a setting may be out of bounds for this model
+            if number == 0 and isinstance(error, UsageError):
+                raise
+            reason = error
+        self.reporter.note(f"Setting {number + 1} failed: {reason}")
+        return {"values": values, "scores": None}
 
     def _prepare(self, resolved: Any) -> Artefact | None:
         if self.method_class.prepares == "never":
@@ -210,21 +261,24 @@ class _Stage:
         return dataclasses.replace(self.context, report={})
 
 
-def _requests(sets: dict[str, FaceSet], size: int, options: TuneOptions, reporter: Reporter) -> tuple[list[Simulated], bool]:
+def _requests(train: FaceSet, real: set[int], size: int, options: TuneOptions, reporter: Reporter) -> tuple[list[Simulated], bool]:
     """Return requests like the run's own, and whether their photos are unseen.
 
     Each is of as many people, and of different ones, none of whom asks in the real request.
     Half of those who can ask are left to methods that learn from simulated requests.
     """
-    train, real = sets["train"], set(sets["forget"].identities.tolist())
     train = dataclasses.replace(train, spared=train.spared | real)
-    reserved = train.reserved
-    unseen = reserved is not None and any(person not in train.spared for person in reserved.positions_of)
+    unseen = train.reserved is not None and any(person not in train.spared for person in train.reserved.positions_of)
     if not unseen:
         reporter.warn("No photo is reserved in the split, so photos that the model was trained on are handed in; results will flatter.")
     people = sum(len(request.people) for request in simulate(train, (1, 1), generator(options.seed, "people"), unseen=unseen))
-    size = max(1, min(size, people // 2))
-    drawn = simulate(train, (size, size), generator(options.seed, "people"), unseen=unseen)
-    requests = [request for request in drawn if len(request.people) == size][: min(options.requests, max(1, people // 2 // size))]
-    reporter.note(f"Judging on {len(requests)} simulated request{'s' if len(requests) > 1 else ''} of {size}, out of {people} people.")
+    most = max(1, people // 2)
+    fit = min(size, most)
+    drawn = simulate(train, (fit, fit), generator(options.seed, "people"), unseen=unseen)
+    requests = [request for request in drawn if len(request.people) == fit][: min(options.requests, most // fit)]
+    judged = f"Judging on {len(requests)} simulated request{'s' if len(requests) > 1 else ''} of {fit}, out of {people} people who can ask."
+    if fit < size:
+        reporter.warn(f"{judged} The run's own has {size}; train with a larger --reserve-supports to simulate such.")
+    else:
+        reporter.note(judged)
     return requests, unseen

@@ -25,11 +25,12 @@ from ..methods.contract import Context, DataAccess, Method
 from ..methods.requests import Request
 from ..models.load import load_model, save_model
 from ..models.outputs import guess
+from ..options import flag
 from ..plugins import METHODS, Plugins
 from ..reporting import SILENT, Reporter
 from ..runs import SPLIT, Record, Run, claim, hash_weights, new_folder, write_bytes, write_record
 from .options import UnlearnOptions
-from .presets import preset_values
+from .presets import acting, preset_values
 from .processes import make_accelerator, on_main
 
 if TYPE_CHECKING:
@@ -55,8 +56,7 @@ def unlearn(
     path = Path(options.output_dir or f"{run.path}-{name}")
     claim(path, overwrite=options.overwrite, source=run.require_complete().path)
     artefact = _artefact(run, method_class, options)
-    preset = preset_values(run, name, method_class, options.preset, at="apply")
-    prepared = (artefact.options if artefact else {}) | preset
+    prepared = (artefact.options if artefact else {}) | _preset(run, method_class, options, artefact, reporter)
     resolved = method_class.apply_options(name, prepared, method_options or {})
 
     accelerator = accelerator or make_accelerator()
@@ -91,6 +91,22 @@ def unlearn(
     )
     on_main(accelerator, lambda: _write(path, run, unlearned, preprocess, record, options.overwrite))
     return Run.open(path)
+
+
+def _preset(
+    run: Run, method_class: type[Method[Any]], options: UnlearnOptions, artefact: Artefact | None, reporter: Reporter
+) -> dict[str, Any]:
+    """Return the values of a preset that act at the request, and tell of those that act when preparing and were not prepared with."""
+    values = preset_values(run, options.method, method_class, options.preset, reporter)
+    ours = acting(method_class, values, "apply")
+    prepared = artefact.options if artefact else {}
+    if other := [flag(key) for key, value in values.items() if key not in ours and (artefact is None or prepared.get(key) != value)]:
+        found = "was prepared with other values" if artefact else "is not prepared"
+        reporter.warn(
+            f"Method '{options.method}' {found}, and {', '.join(other)} of the preset act when preparing; "
+            f"they are left out (`oneshui prepare --preset {options.preset}` takes them)."
+        )
+    return ours
 
 
 def _check(options: UnlearnOptions, method_class: type[Method[Any]]) -> None:
