@@ -72,23 +72,36 @@ def original_of(run: Path) -> str:
     return str(parent["run"]) if parent else str(run)
 
 
+KEYS = {"retain": 1, "forget": 1, "test": 1, "tow": 1, "gap_closure": 2}  # digits
+COSTS = {"prepare_s": 0, "prepare_mb": 0, "artefact_mb": 1, "apply_s": 1, "apply_mb": 0}
+HEAD = "| method | reads | retain | forget | test | ToW | gap closure | prepare s | MB | kept MB | apply s | MB |"
+WRONG = "unrepaired-"  # what tests/unrepaired offers
+
+
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """Return a table a set and size: means over the seeds, with their standard deviation where there are several."""
+    """Return two tables a set and size, means over seeds with their standard deviation: all methods; the repaired beside the wrong."""
     groups: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for found in rows:
         groups.setdefault(found["run"].rsplit("-", 1)[0], {}).setdefault(found["method"], []).append(found)
-    head = ["method", "reads", "retain", "forget", "test", "ToW", "gap closure", "prepare s", "MB", "kept MB", "apply s", "MB"]
-    keys = {"retain": 1, "forget": 1, "test": 1, "tow": 1, "gap_closure": 2, "prepare_s": 0, "prepare_mb": 0, "artefact_mb": 1}
-    keys |= {"apply_s": 1, "apply_mb": 0}
     told = []
     for group, methods in groups.items():
         runs = len({found["run"] for some in methods.values() for found in some})
-        told += [f"### {group}, {runs} seed{'s' if runs > 1 else ''}", "", f"| {' | '.join(head)} |", f"|---|---|{'---:|' * len(keys)}"]
-        for method, some in sorted(methods.items(), key=order):
-            cells = [method, some[0]["reads"], *(spread(some, key, digits) for key, digits in keys.items())]
-            told.append(f"| {' | '.join(cells)} |")
-        told.append("")
+        right = {name: some for name, some in methods.items() if not name.startswith(WRONG)}
+        told += table(f"{group}, {runs} seed{'s' if runs > 1 else ''}", sorted(right.items(), key=order))
+        pairs = [name for name in methods if WRONG + name in methods]
+        told += table(f"{group}: what the repairs are worth", [(n, methods[n]) for name in pairs for n in (name, WRONG + name)])
     return "\n".join(told)
+
+
+def table(title: str, methods: list[tuple[str, list[dict[str, Any]]]]) -> list[str]:
+    if not methods:
+        return []
+    digits = KEYS | COSTS
+    told = [f"### {title}", "", HEAD, f"|---|---|{'---:|' * len(digits)}"]
+    for method, some in methods:
+        cells = [method, some[0]["reads"], *(spread(some, key, places) for key, places in digits.items())]
+        told.append(f"| {' | '.join(cells)} |")
+    return [*told, ""]
 
 
 def order(item: tuple[str, list[dict[str, Any]]]) -> tuple[int, float]:
@@ -104,7 +117,7 @@ def spread(rows: list[dict[str, Any]], key: str, digits: int) -> str:
     if not values:
         return "-"
     mean = f"{statistics.mean(values):.{digits}f}"
-    several = len(values) > 1 and key in (*SETS, "tow", "gap_closure")
+    several = len(values) > 1 and key in KEYS
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if several else mean
 
 
