@@ -9,10 +9,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score
+from scipy.spatial.distance import jensenshannon
+from sklearn.metrics import average_precision_score, balanced_accuracy_score
 
-from oneshui_hf.data.schema import Task
-from oneshui_hf.metrics.functional import accuracy, average_precision, gap_closure, mean_average_precision, tug_of_war
+from oneshui_hf.data.schema import Task, TaskKind
+from oneshui_hf.metrics.functional import (
+    accuracy,
+    average_precision,
+    balanced_accuracy,
+    gap_closure,
+    identity_loss_gap,
+    identity_losses,
+    jensen_shannon,
+    mean_average_precision,
+    tug_of_war,
+)
 from oneshui_hf.metrics.summary import score, summarise
 
 
@@ -146,6 +157,117 @@ def test_without_a_gap_there_is_nothing_to_close() -> None:
     assert math.isnan(gap_closure(70.0, 60.0, 70.0))
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 40), st.integers(1, 6), st.floats(0.02, 0.98))
+def test_balanced_accuracy_of_attributes_is_that_of_scikit_learn(seed: int, count: int, labels: int, share: float) -> None:
+    scores, truth = draw(seed, count, labels, share=share)
+    logits = scores - 0.5
+    both = [k for k in range(labels) if 0 < truth[:, k].sum() < count]
+    value, left_out = balanced_accuracy(logits, truth, "multi_label")
+    assert left_out == labels - len(both)
+    if both:
+        theirs = [balanced_accuracy_score(truth[:, k].numpy(), (logits[:, k] > 0).numpy()) for k in both]
+        assert value == pytest.approx(100 * np.mean(theirs), abs=1e-9)
+    else:
+        assert math.isnan(value)
+    assert balanced_accuracy(logits, truth.int(), "multi_label") == (pytest.approx(value, nan_ok=True), left_out)
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true", "ignore:A single label was found")
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 40), st.integers(2, 6))
+def test_balanced_accuracy_of_classes_is_that_of_scikit_learn(seed: int, count: int, classes: int) -> None:
+    logits, _ = draw(seed, count, classes)
+    truth = torch.randint(classes, (count,), generator=torch.Generator().manual_seed(seed))
+    value, left_out = balanced_accuracy(logits, truth, "single_label")
+    assert value == pytest.approx(100 * balanced_accuracy_score(truth.numpy(), logits.argmax(1).numpy()), abs=1e-9)
+    assert left_out == classes - len(truth.unique())
+
+
+def test_always_saying_the_commonest_is_chance_in_balanced_accuracy() -> None:
+    truth = torch.tensor([[1.0], [1.0], [1.0], [0.0]])
+    assert balanced_accuracy(torch.ones(4, 1), truth, "multi_label") == (50, 0)
+    assert balanced_accuracy(torch.tensor([[1.0, 0.0]] * 4), torch.tensor([0, 0, 0, 1]), "single_label") == (50, 0)
+
+
+@pytest.mark.parametrize("kind", ["multi_label", "single_label"])
+def test_balanced_accuracy_that_is_not_known_has_no_number(kind: TaskKind) -> None:
+    scores, truth = draw(0, 40, 3)
+    labels = truth if kind == "multi_label" else truth.argmax(1)
+    assert math.isnan(balanced_accuracy(scores[:0], labels[:0], kind)[0])
+    assert balanced_accuracy(scores[:0], labels[:0], kind)[1] == 3
+    scores[7, 1] = math.nan
+    assert math.isnan(balanced_accuracy(scores, labels, kind)[0])
+
+
+def logits_of_two_models(seed: int, count: int, labels: int, size: float) -> tuple[torch.Tensor, torch.Tensor]:
+    draws = torch.Generator().manual_seed(seed)
+    return size * torch.randn(count, labels, generator=draws), size * torch.randn(count, labels, generator=draws)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 10), st.integers(1, 6), st.floats(0.01, 10))
+def test_jensen_shannon_is_that_of_scipy_and_of_torch_distributions(seed: int, count: int, labels: int, size: float) -> None:
+    first, second = logits_of_two_models(seed, count, labels, size)
+    p, q = (x.double().softmax(1).numpy() for x in (first, second))
+    single = jensen_shannon(first, second, "single_label")
+    assert single == pytest.approx(np.nan_to_num(jensenshannon(p, q, axis=1) ** 2).mean(), abs=1e-9)
+    own = [torch.distributions.Bernoulli(probs=x.double().sigmoid()) for x in (first, second)]
+    middle = torch.distributions.Bernoulli(probs=(own[0].probs + own[1].probs) / 2)
+    theirs = sum(torch.distributions.kl_divergence(d, middle) for d in own) / 2
+    several = jensen_shannon(first, second, "multi_label")
+    assert several == pytest.approx(theirs.mean().item(), abs=1e-7)
+    for value, kind in ((single, "single_label"), (several, "multi_label")):
+        assert 0 <= value <= math.log(2)
+        assert jensen_shannon(second, first, kind) == pytest.approx(value, abs=1e-15)
+        assert jensen_shannon(first, first, kind) < 1e-15
+
+
+def test_models_that_contradict_each_other_are_log_2_apart() -> None:
+    sure = torch.tensor([[800.0, -800.0]])
+    assert jensen_shannon(sure, -sure, "multi_label") == pytest.approx(math.log(2), abs=1e-15)
+    assert jensen_shannon(sure, -sure, "single_label") == pytest.approx(math.log(2), abs=1e-15)
+
+
+def test_models_that_nearly_agree_have_a_small_divergence_not_rounding() -> None:
+    """For probabilities d apart the divergence is d squared / (8 p (1 - p)): 1e-12 here, which float32 could not tell from 0."""
+    shift = 8e-6
+    found = jensen_shannon(torch.zeros(5, 1, dtype=torch.float64), torch.full((5, 1), shift, dtype=torch.float64), "multi_label")
+    assert found == pytest.approx((shift / 4) ** 2 / 2, rel=1e-3)
+
+
+def test_divergence_that_is_not_known_has_no_number() -> None:
+    assert math.isnan(jensen_shannon(torch.zeros(0, 3), torch.zeros(0, 3), "multi_label"))
+    assert math.isnan(jensen_shannon(torch.zeros(2, 3), torch.full((2, 3), math.nan), "single_label"))
+
+
+def test_losses_are_averaged_person_by_person() -> None:
+    identities = torch.tensor([9, 4, 9, 9, 4, 7])
+    people, means = identity_losses(torch.tensor([1.0, 2.0, 3.0, 5.0, 4.0, 8.0]), identities)
+    assert people.tolist() == [4, 7, 9]
+    assert means.tolist() == [3, 8, 3]
+    assert means.dtype == torch.float64
+
+
+def test_one_person_forgotten_badly_is_not_made_good_by_the_others() -> None:
+    identities = torch.tensor([0, 0, 0, 0, 1, 2])
+    oracle = torch.tensor([1.0, 1.0, 1.0, 1.0, 2.0, 3.0])
+    gap = identity_loss_gap(oracle + torch.tensor([0.5, 1.5, 1.0, 1.0, -2.5, 1.5]), oracle, identities)
+    assert gap.people.tolist() == [0, 1, 2]
+    assert gap.gaps.tolist() == [1, -2.5, 1.5]
+    assert gap.mean == 0  # of people, not of photos
+    assert gap.largest == 2.5
+
+
+def test_the_oracle_has_no_gap_to_itself_and_no_photos_have_none_at_all() -> None:
+    losses = torch.rand(10)
+    assert identity_loss_gap(losses, losses, torch.arange(10) // 2).largest == 0
+    empty = identity_loss_gap(losses[:0], losses[:0], torch.arange(0))
+    assert math.isnan(empty.mean)
+    assert math.isnan(empty.largest)
+    assert math.isnan(identity_loss_gap(losses * math.nan, losses, torch.arange(10) // 2).largest)
+
+
 def test_summaries_hold_the_score_of_the_task() -> None:
     scores, truth = draw(0, 40, 3)
     several = summarise(scores, truth, Task("multi_label", ("a", "b", "c")))
@@ -188,3 +310,32 @@ def test_evaluate_gives_the_same_tug_of_war_and_gap_closure() -> None:
     assert tow == {"tow": pytest.approx(100 * 0.9 * 0.8 * 0.95)}
     closure = GapClosure().compute(predictions=[70.0, 60.0], references=[60.0, 60.0], original=[80.0, 80.0])
     assert closure == {"gap_closure": pytest.approx(0.75)}
+
+
+def test_evaluate_gives_the_same_balanced_accuracy_of_both_kinds() -> None:
+    from oneshui_hf.metrics.hf import BalancedAccuracy
+
+    scores, truth = draw(0, 40, 4)
+    logits = scores - 0.5
+    truth[:, 2] = 0
+    for labels, kind in ((truth.int(), "multi_label"), (truth.argmax(1), "single_label")):
+        value, left_out = balanced_accuracy(logits, labels, kind)
+        found = BalancedAccuracy().compute(predictions=logits.tolist(), references=labels.tolist())
+        assert found == {"balanced_accuracy": pytest.approx(value, abs=1e-9), "labels_left_out": left_out}
+
+
+def test_evaluate_gives_the_same_divergence() -> None:
+    from oneshui_hf.metrics.hf import JensenShannon
+
+    first, second = logits_of_two_models(0, 10, 4, 2.0)
+    for kind, settings_ in (("multi_label", {}), ("single_label", {"kind": "single_label"})):
+        found = JensenShannon().compute(predictions=first.tolist(), references=second.tolist(), **settings_)
+        assert found == {"jensen_shannon": pytest.approx(jensen_shannon(first, second, kind), abs=1e-9)}
+
+
+def test_evaluate_gives_the_same_identity_gap_and_auc() -> None:
+    from oneshui_hf.metrics.hf import AttackAUC, IdentityLossGap
+
+    found = IdentityLossGap().compute(predictions=[1.0, 2.0, 6.0], references=[1.0, 1.0, 8.0], identities=[5, 5, 3])
+    assert found == {"mean_gap": -0.75, "largest_gap": 2.0}
+    assert AttackAUC().compute(predictions=[0.3, 0.1, 0.2, 0.3], references=[1, 0, 0, 0]) == {"auc": pytest.approx(2.5 / 3)}

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
+
+from ..data.schema import TaskKind
 
 
 def average_precision(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -50,6 +54,97 @@ def accuracy(scores: torch.Tensor, labels: torch.Tensor) -> float:
     if len(labels) == 0 or scores.isnan().any():
         return math.nan
     return 100 * (scores.argmax(dim=1) == labels).double().mean().item()
+
+
+def balanced_accuracy(logits: torch.Tensor, labels: torch.Tensor, kind: TaskKind) -> tuple[float, int]:
+    """Return the balanced accuracy in percent, chance being 50 per attribute or 100 / K, and how many labels were left out.
+
+    Multi-label: per attribute the mean of the share of right ones and the share of right zeros, then the mean over the attributes that
+    have both values here. Single-label: the mean, over the classes that have a photo here, of the share of its photos that are right.
+    NaN where no label is left, or where any logit is NaN.
+
+    Args:
+        logits: (n, K); an attribute is predicted where its logit is above 0.
+        labels: (n, K) of 0/1, or classes (n,).
+        kind: Which of the two.
+    """
+    if kind == "multi_label":
+        truth, right = labels != 0, ((logits > 0) == (labels != 0)).double()
+        sizes = torch.stack([truth.sum(0), (~truth).sum(0)])  # (2, K)
+        hits = torch.stack([(right * truth).sum(0), (right * ~truth).sum(0)])
+    else:
+        guessed = logits.argmax(dim=1) if len(labels) else labels
+        sizes = torch.bincount(labels, minlength=logits.shape[1]).unsqueeze(0)  # (1, K)
+        hits = torch.bincount(labels[guessed == labels], minlength=logits.shape[1]).double().unsqueeze(0)
+    kept = (sizes > 0).all(dim=0)
+    known = bool(kept.any()) and not logits.isnan().any()
+    value = 100 * (hits / sizes).mean(dim=0)[kept].mean().item() if known else math.nan
+    return value, int((~kept).sum())
+
+
+def jensen_shannon(logits: torch.Tensor, others: torch.Tensor, kind: TaskKind) -> float:
+    """Return how far two models' predictions on the same photos are apart: the mean Jensen-Shannon divergence, in nats.
+
+    0 where they say the same, log 2 = 0.69 where they contradict each other with certainty; lower is nearer. Multi-label: the divergence of
+    two Bernoulli distributions per attribute, averaged over attributes and photos. NaN without photos or where any logit is NaN.
+
+    Args:
+        logits: (n, K) of one model.
+        others: (n, K) of the other.
+        kind: Whether the logits are of a sigmoid (multi-label) or of a softmax.
+    """
+    first, second = (_log_distribution(x.double(), kind) for x in (logits, others))
+    middle = torch.logaddexp(first, second) - math.log(2)
+    divergences = (first.exp() * (first - middle) + second.exp() * (second - middle)).sum(-1) / 2
+    return divergences.mean().clamp(min=0).item()  # the sum of rounding errors may be -1e-17
+
+
+def _log_distribution(logits: torch.Tensor, kind: TaskKind) -> torch.Tensor:
+    """Return log-probabilities, the last dimension summing to 1: (n, K, 2) of yes and no, or (n, K)."""
+    if kind == "multi_label":
+        return torch.stack([F.logsigmoid(logits), F.logsigmoid(-logits)], dim=-1)
+    return logits.log_softmax(dim=-1)
+
+
+@dataclass(frozen=True, eq=False)
+class IdentityGap:
+    """How an unlearned model's loss differs from the oracle's, person by person.
+
+    Attributes:
+        people: The identities, sorted, (P,).
+        gaps: Mean loss of each person less the oracle's, float64 (P,): above 0 is forgotten too much, below 0 too little.
+        mean: Mean over people.
+        largest: The largest absolute value: one person forgotten badly is not made good by the others.
+    """
+
+    people: torch.Tensor
+    gaps: torch.Tensor
+    mean: float
+    largest: float
+
+
+def identity_losses(losses: torch.Tensor, identities: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the identities, sorted (P,), and the mean loss over each one's photos, float64 (P,).
+
+    Args:
+        losses: Loss of each photo, (n,).
+        identities: Person of each photo, integers (n,).
+    """
+    people, owner = identities.unique(return_inverse=True)
+    sums = torch.zeros(len(people), dtype=torch.float64).index_add_(0, owner, losses.double())
+    return people, sums / torch.bincount(owner, minlength=len(people))
+
+
+def identity_loss_gap(losses: torch.Tensor, oracle: torch.Tensor, identities: torch.Tensor) -> IdentityGap:
+    """Return each person's mean loss less the oracle's on the same photos; 0 is ideal, NaN without photos.
+
+    Args:
+        losses: Loss of each photo under the unlearned model, (n,).
+        oracle: The same under the oracle.
+        identities: Person of each photo, integers (n,).
+    """
+    people, gaps = identity_losses(losses.double() - oracle.double(), identities)
+    return IdentityGap(people, gaps, gaps.mean().item(), gaps.abs().max().item() if len(gaps) else math.nan)
 
 
 def tug_of_war(scores: Mapping[str, float], oracle: Mapping[str, float]) -> float:

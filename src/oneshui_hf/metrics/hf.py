@@ -6,13 +6,15 @@ MeanAveragePrecision().compute(predictions=scores, references=labels)
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import evaluate
 import torch
 
-from .functional import gap_closure, mean_average_precision, tug_of_war
+from ..data.schema import TaskKind
+from .attacks import auc
+from .functional import balanced_accuracy, gap_closure, identity_loss_gap, jensen_shannon, mean_average_precision, tug_of_war
 
 CITATION = "De Min et al., Unlearning Personal Data from a Single Image, TMLR 2025"
 
@@ -21,7 +23,7 @@ class _Offline(evaluate.Metric):  # type: ignore[misc]
     """A metric that keeps its inputs in memory: no cache folder, no download."""
 
     about: str
-    features: datasets.Features
+    features: ClassVar[datasets.Features | list[datasets.Features]]
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"keep_in_memory": True, **settings})
@@ -69,3 +71,54 @@ class GapClosure(_Offline):
     def _compute(self, predictions: list[float], references: list[float], original: list[float]) -> dict[str, float]:
         closures = [gap_closure(o, u, r) for o, u, r in zip(original, predictions, references, strict=True)]
         return {"gap_closure": sum(closures) / len(closures)}
+
+
+_LOGITS = datasets.Sequence(datasets.Value("float32"))
+
+
+class BalancedAccuracy(_Offline):
+    """Balanced accuracy of logits, in percent; references are 0/1 per attribute, or classes."""
+
+    about = "Balanced accuracy in percent of logits, over the labels that occur; classes as references make it a single-label task."
+    features: ClassVar[list[datasets.Features]] = [
+        datasets.Features({"predictions": _LOGITS, "references": datasets.Sequence(datasets.Value("int8"))}),
+        datasets.Features({"predictions": _LOGITS, "references": datasets.Value("int64")}),
+    ]
+
+    def _compute(self, predictions: list[list[float]], references: list[list[int]] | list[int]) -> dict[str, float]:
+        labels = torch.tensor(references)
+        value, left_out = balanced_accuracy(torch.tensor(predictions), labels, "multi_label" if labels.dim() == 2 else "single_label")
+        return {"balanced_accuracy": value, "labels_left_out": left_out}
+
+
+class JensenShannon(_Offline):
+    """Jensen-Shannon divergence between two models' logits on the same photos, in nats."""
+
+    about = "Mean Jensen-Shannon divergence in nats between the logits of two models; give kind='single_label' for a softmax."
+    features = datasets.Features({"predictions": _LOGITS, "references": _LOGITS})
+
+    def _compute(self, predictions: list[list[float]], references: list[list[float]], kind: TaskKind = "multi_label") -> dict[str, float]:
+        return {"jensen_shannon": jensen_shannon(torch.tensor(predictions), torch.tensor(references), kind)}
+
+
+class IdentityLossGap(_Offline):
+    """Loss per person less the oracle's: predictions are the unlearned model's losses, references the oracle's, one a photo."""
+
+    about = "Mean and largest absolute gap, over people, between losses of two models; give identities=[...], integers, one a photo."
+    features = _SCORES
+
+    def _compute(self, predictions: list[float], references: list[float], identities: list[int]) -> dict[str, float]:
+        losses, oracle = (torch.tensor(x, dtype=torch.float64) for x in (predictions, references))
+        gap = identity_loss_gap(losses, oracle, torch.tensor(identities))
+        return {"mean_gap": gap.mean, "largest_gap": gap.largest}
+
+
+class AttackAUC(_Offline):
+    """AUC of a membership attack: predictions are scores, references 1 for members and 0 for non-members."""
+
+    about = "Probability that a member scores above a non-member, ties counting half; 0.5 is ideal."
+    features = datasets.Features({"predictions": datasets.Value("float64"), "references": datasets.Value("int8")})
+
+    def _compute(self, predictions: list[float], references: list[int]) -> dict[str, float]:
+        scores, members = torch.tensor(predictions, dtype=torch.float64), torch.tensor(references) != 0
+        return {"auc": auc(scores[members], scores[~members])}
