@@ -20,7 +20,7 @@ from oneshui_hf.methods import Artefact, Context, DataAccess, Method, Needs, opt
 from oneshui_hf.reporting import Reporter
 from oneshui_hf.runs import Run, read_json
 from oneshui_hf.stages import tune as stage
-from oneshui_hf.stages.presets import preset_values
+from oneshui_hf.stages.presets import preset_values, read_preset
 from oneshui_hf.stages.tune import best_of
 
 
@@ -406,3 +406,21 @@ def test_wrong_words(oneshui: Oneshui, trained: Run, words: tuple[str, ...], tol
     assert told in sentence(err)
     assert not out
     assert not (trained.path / "tuned").exists()
+
+
+TUNED = sorted((Path(__file__).parent.parent / "docs" / "results" / "presets").glob("*.json"))
+
+
+@pytest.mark.parametrize("file", TUNED, ids=lambda file: file.stem)
+def test_the_presets_in_the_documentation_can_be_used(file: Path) -> None:
+    from oneshui_hf.plugins import METHODS, Plugins
+
+    name = read_json(file)["method"]
+    if name.startswith("unrepaired-"):
+        import unrepaired
+
+        method: Any = getattr(unrepaired, {"pgu": "UnrepairedPGU", "ssd": "UnrepairedSSD", "jit": "UnrepairedJiT"}[name.partition("-")[2]])
+    else:
+        method = Plugins(METHODS).load(name)
+    assert file.stem.endswith(name)
+    assert read_preset(file, name, method)["scores"] is not None
