@@ -52,11 +52,8 @@ class Axis:
 
     def near(self, value: Any, draws: random.Random) -> Any:
         """Return a value near another one; anywhere where that is not a number of the range."""
-        anywhere, fine, step = (
-            draws.random(),
-            draws.random(),
-            draws.gauss(0, 1),
-        )  # drawn in any case, so that axes do not shift each other's draws
+        # Drawn in any case, so that axes do not shift each other's draws.
+        anywhere, fine, step = draws.random(), draws.random(), draws.gauss(0, 1)
         if self.words:
             return self.at(anywhere / OTHER) if anywhere < OTHER else value
         if not isinstance(value, int | float) or not self.low <= value <= self.high or self.low == self.high:

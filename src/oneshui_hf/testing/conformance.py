@@ -147,7 +147,7 @@ def test_the_teacher_is_not_the_student(checked: Checked, here: World, artefact:
 def test_a_retrained_model_keeps_nothing_of_the_one_handed_in(checked: Checked, here: World, result: torch.nn.Module) -> None:
     if not checked.method.retrains:
         pytest.skip("does not train anew")
-    other = copy.deepcopy(here.model)  # the same architecture, and not one number of the original
+    other = copy.deepcopy(here.model)  # the same architecture; what was learned is replaced
     with torch.no_grad():
         for number, tensor in enumerate([*other.parameters(), *other.buffers()]):
             if tensor.is_floating_point():
