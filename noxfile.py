@@ -1,4 +1,4 @@
-"""The commands of every machine: `nox -s tests`, `slow`, `lint`, `demo`, `bench`.
+"""The commands of every machine: `nox -s tests`, `slow`, `lint`, `demo`, `benchmark`, `bench`.
 
 Each session builds the wheel and installs that, as users do. Set ONESHUI_TEST_ASSETS to a folder of real faces and weights for the tests
 that need them; they skip, with a reason, without it.
@@ -44,7 +44,8 @@ def lint(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The default suite: CPU, no network, minutes."""
     install(session, "[dev]")
-    session.run("pytest", "-m", "not slow", *session.posargs)
+    # Two workers of one thread each: small tensors gain nothing from a second thread.
+    session.run("pytest", "-m", "not slow", "-n", "2", "--dist", "loadfile", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session
@@ -62,10 +63,19 @@ def demo(session: nox.Session) -> None:
 
 
 @nox.session
+def benchmark(session: nox.Session) -> None:
+    """All methods on generated faces: two sizes of request, two seeds, the tables and the report. Stopped, it goes on where it was."""
+    install(session, "[plots]")
+    session.run("oneshui", "benchmark", "demo", *session.posargs)
+    session.run("oneshui", "report", "benchmarks/demo", "--overwrite")
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Speed and memory, as ratios within one run."""
     install(session)
     session.run("python", "tests/bench_loading.py")
     session.run("python", "tests/bench_full_size.py")
     session.run("python", "tests/bench_unlearn.py")
+    session.run("python", "tests/bench_evaluate.py")
     session.run("python", "tests/bench_meta_gradient.py", *session.posargs)

@@ -13,30 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import roc_auc_score, roc_curve
 
 from oneshui_hf.data.schema import TaskKind
 from oneshui_hf.errors import UsageError
-from oneshui_hf.metrics.attacks import (
-    Attack,
-    Signals,
-    auc,
-    best_threshold,
-    confidence_features,
-    dominance,
-    fit_logistic,
-    judge,
-    label_log_probabilities,
-    likelihood_ratios,
-    logistic_attack,
-    loss_attack,
-    rmia,
-    scaled_logits,
-    strongest,
-    tpr_at_fpr,
-    u_lira,
-)
+from oneshui_hf.metrics.attacks import dominance, fit_logistic, likelihood_ratios, logistic_attack, loss_attack, rmia, u_lira
 from oneshui_hf.metrics.intervals import auc_interval
+from oneshui_hf.metrics.judging import Attack, auc, best_threshold, judge, roc, strongest, tpr_at_fpr
+from oneshui_hf.metrics.signals import Signals, confidence_features, label_log_probabilities, scaled_logits
 from oneshui_hf.models.outputs import losses
 
 KINDS: tuple[TaskKind, ...] = ("multi_label", "single_label")
@@ -80,6 +64,24 @@ def test_auc_that_is_not_known_has_no_number() -> None:
     some = torch.tensor([1.0, 2.0])
     for members, nonmembers in ((some[:0], some), (some, some[:0]), (some, some * math.nan), (some * math.nan, some)):
         assert math.isnan(auc(members, nonmembers))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 2, 5, 10**6]))
+def test_roc_is_that_of_scikit_learn_and_its_area_the_auc(seed: int, n: int, m: int, levels: int) -> None:
+    scores = torch.randint(levels, (n + m,), generator=draws(seed)).double()
+    fpr, tpr = roc(scores[:n], scores[n:])
+    theirs = roc_curve([1] * n + [0] * m, scores.numpy(), drop_intermediate=False)
+    assert (fpr.dtype, tpr.dtype) == (torch.float64, torch.float64)
+    np.testing.assert_allclose(fpr.numpy(), theirs[0], rtol=0, atol=1e-15)
+    np.testing.assert_allclose(tpr.numpy(), theirs[1], rtol=0, atol=1e-15)
+    assert torch.trapezoid(tpr, fpr).item() == pytest.approx(auc(scores[:n], scores[n:]), abs=1e-12)
+
+
+def test_roc_that_is_not_known_has_no_points() -> None:
+    some = torch.tensor([1.0, 2.0])
+    for members, nonmembers in ((some[:0], some), (some, some[:0]), (some, some * math.nan), (some * math.nan, some)):
+        assert [len(side) for side in roc(members, nonmembers)] == [0, 0]
 
 
 def tpr_by_loop(members: torch.Tensor, nonmembers: torch.Tensor, fpr: float) -> float:
@@ -185,7 +187,7 @@ def test_photos_of_one_person_are_never_split_between_choosing_and_scoring(monke
         seen.append((set(members.tolist()), set(nonmembers.tolist())))
         return 0.0, 1
 
-    monkeypatch.setattr("oneshui_hf.metrics.attacks.best_threshold", note)
+    monkeypatch.setattr("oneshui_hf.metrics.judging.best_threshold", note)
     judge("x", torch.arange(15.0), torch.arange(100.0, 121.0), ids, draws(0))
     assert len(seen) == 40
     for members, nonmembers in seen:

@@ -115,9 +115,14 @@ def test_predictions_are_kept_and_made_again_when_damaged(oneshui: Oneshui, trai
     file = trained / "predictions" / "test.safetensors"
     whole = file.read_bytes()
     file.write_bytes(whole[:100])
+    assert oneshui("evaluate", "--run", trained, "--json")[1] == first  # the metrics are there, so nobody asks for predictions
+    assert file.read_bytes() == whole[:100]
+    (trained / "metrics.json").unlink()
     assert oneshui("evaluate", "--run", trained, "--json")[1] == first
     assert file.read_bytes() == whole
-    monkeypatch.setattr("oneshui_hf.stages.evaluate.predict", None)  # a metric from stored predictions runs without the model
+    (trained / "metrics.json").unlink()
+    for name in ("predict", "predict_with_features"):  # a metric from stored predictions runs without the model
+        monkeypatch.setattr(f"oneshui_hf.stages.predictions.{name}", None)
     assert oneshui("evaluate", "--run", trained, "--json")[1] == first
 
 

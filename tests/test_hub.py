@@ -135,11 +135,25 @@ def build_run(path: Path) -> Any:
     write_record(path, record)
     person, photo = f"person_{TOKEN}", f"{TOKEN}/0001.jpg"
     Split(0, {"train": [person], "val": [], "test": []}, [person], {person: photo}, {}, "all").save(path / SPLIT)
-    measured = {name: {"images": 10, "loss": 0.25, "map": 81.5} for name in ("retain", "forget", "val", "test")}
-    write_json(path / METRICS, measured | {"tow": 93.25, "gap_closure": None})
+    write_json(path / METRICS, metrics_by_hand())
     run = Run(path, record)
     prepare_by_hand(run, model)
     return run
+
+
+def metrics_by_hand() -> dict[str, Any]:
+    """Return metrics as `evaluate` writes them."""
+    sets = ("retain", "forget", "val", "test")
+    attack = {"auc": 0.375, "interval": [0.25, 0.5625], "auc_either_way": 0.625, "balanced_accuracy": 0.59, "smallest_fpr": 0.1}
+    floor = {"retain": 1.25, "forget": 2.5, "val": 1.0, "test": 0.75, "tow": 95.5, "oracles": 1}
+    return {
+        **{name: {"images": 10, "people": 5, "loss": 0.25, "map": 81.5, "balanced_accuracy": 77.5} for name in sets},
+        **{"tow": 93.25, "gap_closure": None, "noise_floor": floor, "relearning": {"steps": 7, "at_most": 20}},
+        "intervals": {"level": 0.95, "resamples": 100, "tow": [90.5, 96.0], "forget": {"map": [75.5, 86.5], "loss": [0.125, 0.375]}},
+        "attacks": {"loss": attack, "rmia_two_sided": attack | {"auc": 0.5, "auc_either_way": 0.5}, "strongest": "loss"},
+        "probe": {"accuracy": 50.0},
+        "cannot_tell": ["An attack that fails is no proof."],
+    }
 
 
 def prepare_by_hand(run: Any, model: Any) -> None:
@@ -220,10 +234,22 @@ def test_the_card_is_written_for_people_and_for_the_hub(hub: Hub, client: Client
     assert index["name"] == "card"
     found = {(r["dataset"].get("split"), m["type"]): m["value"] for r in index["results"] for m in r["metrics"]}
     assert found["forget", "map"] == 81.5 and found["test", "loss"] == 0.25 and found[None, "tow"] == 93.25
+    assert "| forget | " in text and "| 10 | 5 | 81.50 [75.5, 86.5] | 0.2500 [0.125, 0.375] |" in text
+    assert "| 10 | 5 | 81.50 | 0.2500 |" in text  # a set without intervals
+    assert "| loss (strongest) | 0.375 [0.250, 0.562] | 0.625 |" in text and "| rmia-two-sided | 0.500 [0.250, 0.562] | 0.500 |" in text
+    assert "changes 1.2 points on retain, 2.5 on forget and 0.8 on test; its ToW is 95.5" in text
     assert "# card\n" in text and "No proof and no certificate" in text and 'model="owner/card"' in text
     assert "Nobody has been forgotten here" in text and "gap closure |" not in text
     assert "Prepared for these very weights, under `methods/`: gradient-ascent, metaunlearn." in text
     assert "{{" not in text and "{%" not in text and "None" not in text.replace("top_k=None", "") and "\n\n\n" not in text
+
+
+def test_the_metrics_that_are_published_are_those_that_were_measured(hub: Hub, client: Client, make_run: Any) -> None:
+    client("push", run=make_run().path, repo_id="owner/measured")
+    sent, measured = json.loads(hub.files("owner/measured")["metrics.json"]), metrics_by_hand()
+    for name in ("retain", "forget", "val", "test", "tow", "gap_closure", "noise_floor", "relearning", "intervals", "attacks"):
+        assert sent[name] == measured[name], name
+    assert sent["compared_with"] == {"original": None, "oracle": None}
 
 
 def test_nothing_personal_leaves(hub: Hub, client: Client, make_run: Any) -> None:
@@ -267,14 +293,23 @@ def plant(path: Path) -> None:
     edit(path / "config.json", lambda v: v.update({"_name_or_path": FOLDER, TOKEN: 1, "hidden_act_note": FOLDER}))
     edit(path / "preprocessor_config.json", lambda v: v.update({TOKEN: 1, "image_mean": [0.5] * 3, "note": FOLDER}))
     edit(path / "metrics.json", lambda v: v.update({TOKEN: 1, "compared_with": {"original": FOLDER}}))
+    edit(path / "metrics.json", lambda v: v.update({"cannot_tell": [f"Not about {person}."], "key": TOKEN}))
+    parts = ("intervals", "attacks", "noise_floor", "relearning", "probe")
+    edit(path / "metrics.json", lambda v: [v[part].update(extra | {"people": [TOKEN]}) for part in parts])
+    edit(path / "metrics.json", lambda v: v["intervals"]["forget"].update({TOKEN: [1, 2], person: TOKEN, "loss": [TOKEN, 1.0]}))
+    edit(path / "metrics.json", lambda v: v["attacks"]["loss"].update({"direction": TOKEN, person: 1, "auc": TOKEN, "interval": [TOKEN]}))
+    edit(path / "metrics.json", lambda v: v["attacks"].update({"strongest": person}))
     edit(path / "metrics.json", lambda v: v["forget"].update({"each": {person: 0.1}, "loss_of": TOKEN}))
-    strays = (
+    strays: tuple[str, ...] = (
         "photo.jpg",
         "README.md",
         "pytorch_model.bin",
         f"{TOKEN}.json",
         ".gitattributes",
         "predictions/forget.safetensors",
+        "predictions/forget-view1.safetensors",
+        "curves.json",
+        "report.html",
     )
     strays += ("checkpoint-1/model.safetensors", f"methods/{METAUNLEARN}/photo.jpg", f"methods/{TOKEN}/private.json")
     strays += (f"methods/{METAUNLEARN}/private.safetensors",)

@@ -13,8 +13,16 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from oneshui_hf.errors import UsageError
-from oneshui_hf.metrics.attacks import auc
-from oneshui_hf.metrics.intervals import Interval, auc_interval, beyond_noise, bootstrap, student_quantile, t_interval
+from oneshui_hf.metrics.intervals import (
+    Interval,
+    auc_interval,
+    beyond_noise,
+    bootstrap,
+    percentile_interval,
+    student_quantile,
+    t_interval,
+)
+from oneshui_hf.metrics.judging import auc
 
 SIMULATIONS = 500
 
@@ -236,6 +244,27 @@ def test_resamples_without_a_value_are_left_out() -> None:
     identities = torch.arange(4).repeat_interleave(3)
     found = bootstrap(lambda p: 2.0 if (identities[p] == 0).any() else math.nan, identities, 100, draws(0))
     assert (found.value, found.low, found.high) == (2.0, 2.0, 2.0)
+
+
+def test_percentiles_are_moved_out_for_few_people() -> None:
+    values = torch.randn(5000, generator=draws(0), dtype=torch.float64)
+    tail = stats.norm.cdf(-math.sqrt(7 / 6) * stats.t.ppf(0.975, 6))
+    assert tail < 0.01
+    found = percentile_interval(0.5, values, 7)
+    low, high = np.quantile(values.numpy(), [tail, 1 - tail])
+    assert found == Interval(0.5, pytest.approx(low), pytest.approx(high), 0.95, 7)
+    some = torch.cat([values, torch.tensor([math.nan])]).float()  # left out
+    assert percentile_interval(0.5, some, 7).high == pytest.approx(high, abs=1e-6)
+    for nothing in (
+        percentile_interval(0.5, values, 1),
+        percentile_interval(math.nan, values, 7),
+        percentile_interval(0.5, some[-1:], 7),
+        percentile_interval(0.5, values[:0], 7),
+    ):
+        assert math.isnan(nothing.low)
+        assert math.isnan(nothing.high)
+    with pytest.raises(UsageError, match="between 0 and 1"):
+        percentile_interval(0.5, values, 7, 1.0)
 
 
 def test_wrong_calls_say_so() -> None:

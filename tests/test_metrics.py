@@ -24,7 +24,7 @@ from oneshui_hf.metrics.functional import (
     mean_average_precision,
     tug_of_war,
 )
-from oneshui_hf.metrics.summary import score, summarise
+from oneshui_hf.metrics.summary import score
 
 
 def draw(seed: int, count: int, labels: int, levels: int = 10**6, share: float = 0.3) -> tuple[torch.Tensor, torch.Tensor]:
@@ -268,19 +268,11 @@ def test_the_oracle_has_no_gap_to_itself_and_no_photos_have_none_at_all() -> Non
     assert math.isnan(identity_loss_gap(losses * math.nan, losses, torch.arange(10) // 2).largest)
 
 
-def test_summaries_hold_the_score_of_the_task() -> None:
+def test_the_score_of_a_task_is_map_or_accuracy() -> None:
     scores, truth = draw(0, 40, 3)
-    several = summarise(scores, truth, Task("multi_label", ("a", "b", "c")))
-    assert several["map"] == score(scores, truth, Task("multi_label", ("a", "b", "c")))
-    assert several["images"] == 40
-    assert several["labels_left_out"] == 0
-    binary = torch.nn.functional.binary_cross_entropy_with_logits(scores, truth).item()
-    assert several["loss"] == pytest.approx(binary, rel=1e-6)
+    assert score(scores, truth, Task("multi_label", ("a", "b", "c"))) == mean_average_precision(scores, truth)[0]
     classes = truth.argmax(dim=1)
-    single = summarise(scores, classes, Task("single_label", ("a", "b", "c")))
-    assert single["accuracy"] == score(scores, classes, Task("single_label", ("a", "b", "c")))
-    assert single["loss"] == pytest.approx(torch.nn.functional.cross_entropy(scores, classes).item(), rel=1e-6)
-    assert "map" not in single
+    assert score(scores, classes, Task("single_label", ("a", "b", "c"))) == accuracy(scores, classes)
 
 
 def test_evaluate_gives_the_same_map_offline() -> None:
@@ -339,3 +331,36 @@ def test_evaluate_gives_the_same_identity_gap_and_auc() -> None:
     found = IdentityLossGap().compute(predictions=[1.0, 2.0, 6.0], references=[1.0, 1.0, 8.0], identities=[5, 5, 3])
     assert found == {"mean_gap": -0.75, "largest_gap": 2.0}
     assert AttackAUC().compute(predictions=[0.3, 0.1, 0.2, 0.3], references=[1, 0, 0, 0]) == {"auc": pytest.approx(2.5 / 3)}
+
+
+def test_evaluate_gives_the_same_accuracy_and_loss() -> None:
+    from oneshui_hf.metrics.hf import Accuracy, Loss
+
+    scores, truth = draw(0, 40, 4)
+    classes = truth.argmax(1)
+    assert Accuracy().compute(predictions=scores.tolist(), references=classes.tolist()) == {"accuracy": accuracy(scores, classes)}
+    binary = torch.nn.functional.binary_cross_entropy_with_logits(scores, truth).item()
+    assert Loss().compute(predictions=scores.tolist(), references=truth.int().tolist())["loss"] == pytest.approx(binary, rel=1e-5)
+    entropy = torch.nn.functional.cross_entropy(scores, classes).item()
+    assert Loss().compute(predictions=scores.tolist(), references=classes.tolist())["loss"] == pytest.approx(entropy, rel=1e-5)
+
+
+def test_evaluate_gives_the_same_rmia() -> None:
+    from oneshui_hf.metrics.attacks import rmia
+    from oneshui_hf.metrics.hf import RMIA
+    from oneshui_hf.metrics.signals import Signals, label_log_probabilities
+    from oneshui_hf.randomness import generator
+
+    scores, truth = draw(0, 60, 4)
+    target, other = 4 * (scores - 0.5), 4 * (draw(1, 60, 4)[0] - 0.5)
+    roles = ["member"] * 20 + ["nonmember"] * 25 + ["population"] * 15
+    people = torch.arange(60) // 4
+    found = RMIA().compute(
+        predictions=target.tolist(), references=truth.int().tolist(), roles=roles, identities=people.tolist(), others=[other.tolist()]
+    )
+    say = [label_log_probabilities(logits, truth, "multi_label") for logits in (target, other)]
+    groups = [Signals(say[0][part], say[1][part].unsqueeze(0)) for part in torch.arange(60).split([20, 25, 15])]
+    direct = rmia(*groups, (people[:20], people[20:45]), generator(0, "attack", "rmia"))
+    assert found["auc"] == pytest.approx(direct.auc, abs=1e-9)
+    assert found["auc_either_way"] == pytest.approx(direct.auc_either_way, abs=1e-9)
+    assert found["smallest_fpr"] == 1 / 25

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -42,13 +43,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_evaluation_is_the_same_to_the_bit(trained: Path) -> None:
     results = []
     for processes in (1, 2):
-        for file in (*(trained / "predictions").glob("*"), trained / "metrics.json"):
+        for file in (*(trained / "predictions").glob("*"), trained / "metrics.json", trained / "curves.json"):
             file.unlink(missing_ok=True)
         done = launch(processes, "-m", "oneshui_hf", "evaluate", "--run", trained, "--json")
-        assert done.stdout.count('"forget"') == 1  # one process speaks
+        assert json.loads(done.stdout) == read_json(trained / "metrics.json")  # one process speaks
         results.append([(file.name, file.read_bytes()) for file in sorted((trained / "predictions").glob("*"))])
-        results[-1].append(("metrics", (trained / "metrics.json").read_bytes()))
-    assert len(results[0]) == 5
+        results[-1] += [(name, (trained / name).read_bytes()) for name in ("metrics.json", "curves.json")]
+    sets = ("forget-view1", "forget", "retain", "support", "test-view1", "test", "val")
+    assert [name for name, _ in results[0]] == [*(f"{name}.safetensors" for name in sets), "metrics.json", "curves.json"]
     assert results[0] == results[1]
 
 

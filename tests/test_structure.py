@@ -17,12 +17,12 @@ SRC, PLUGINS = ROOT / "src" / "oneshui_hf", ROOT / "plugins" / "oneshui_plugins"
 
 # A room imports from those before it and from itself, never from those behind.
 FLOORS = [
-    {"errors", "hub", "options", "plugins", "randomness", "reporting", "runs", "search"},
+    {"cache", "errors", "hub", "memory", "options", "plugins", "randomness", "reporting", "runs", "search"},
     {"data"},
     {"models"},
     {"metrics"},
     {"methods"},
-    {"card", "stages"},
+    {"card", "figures", "stages"},
     {"api", "testing"},
     {"cli"},
 ]

@@ -225,3 +225,13 @@ def test_ctrl_c_in_a_real_process(tmp_path: Path) -> None:
     resumed = subprocess.run(command("cut", "--resume"), capture_output=True, text=True)
     assert resumed.returncode == 0, resumed.stderr
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+
+
+def test_half_precision_is_for_training_alone_and_never_on_a_cpu() -> None:
+    from oneshui_hf.stages.processes import half_precision, make_accelerator
+
+    assert make_accelerator().mixed_precision == "no"
+    layer = torch.nn.Linear(2, 2)
+    for wanted in (True, False):
+        with half_precision(torch.device("cpu"), wanted):
+            assert layer(torch.ones(1, 2)).dtype == torch.float32

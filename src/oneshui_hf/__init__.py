@@ -17,11 +17,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import check_data, demo, draw_split, evaluate, prepare, pull, push, push_data, retrain, train, tune, unlearn
+    from .api import (
+        benchmark,
+        check_data,
+        demo,
+        draw_split,
+        evaluate,
+        prepare,
+        pull,
+        push,
+        push_data,
+        report,
+        retrain,
+        train,
+        tune,
+        unlearn,
+    )
     from .runs import Run
 
 __all__ = [
     "Run",
+    "benchmark",
     "check_data",
     "demo",
     "draw_split",
@@ -30,6 +46,7 @@ __all__ = [
     "pull",
     "push",
     "push_data",
+    "report",
     "retrain",
     "train",
     "tune",

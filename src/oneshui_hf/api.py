@@ -14,7 +14,10 @@ from .options import names, resolve
 from .reporting import SILENT, Reporter
 from .runs import RUNS, Kind, Run, newest
 from .stages.options import (
+    BenchmarkOptions,
+    CacheListOptions,
     CheckOptions,
+    ClearOptions,
     DataPushOptions,
     DemoOptions,
     DrawOptions,
@@ -22,6 +25,7 @@ from .stages.options import (
     PrepareOptions,
     PullOptions,
     PushOptions,
+    ReportOptions,
     RetrainOptions,
     TrainOptions,
     TuneOptions,
@@ -97,6 +101,34 @@ def evaluate(run: AnyRun = None, oracle: AnyRun = None, *, reporter: Reporter = 
     return stage(evaluated, resolved, reporter=reporter)
 
 
+def benchmark(grid: str | Path, *, reporter: Reporter = SILENT, **options: Any) -> dict[str, Any]:
+    """Do what is left of a grid, and write its tables; see `BenchmarkOptions`.
+
+    Returns:
+        What there is; with `dry_run` what is to be done and would take.
+    """
+    resolved = resolve(BenchmarkOptions, {**options, "grid": str(grid)}, "benchmark")
+    if resolved.dry_run:
+        from .stages.foresee import foresee
+
+        return foresee(resolved, reporter=reporter)
+    from .stages.benchmark import benchmark as stage
+
+    return stage(resolved, reporter=reporter)
+
+
+def report(source: Run | str | Path, *, reporter: Reporter = SILENT, **options: Any) -> dict[str, Any]:
+    """Write the report of an evaluated run, or of a benchmark; see `ReportOptions`.
+
+    Returns:
+        `report`, the HTML file, and `figures`, the SVG files.
+    """
+    resolved = resolve(ReportOptions, {**options, "source": str(source.path if isinstance(source, Run) else source)}, "report")
+    from .stages.report import report as stage
+
+    return stage(resolved, reporter)
+
+
 def push(run: AnyRun, repo_id: str, *, reporter: Reporter = SILENT, **options: Any) -> str:
     """Publish a run on the Hub, in a private repository unless told otherwise; see `PushOptions`."""
     resolved = resolve(PushOptions, {**options, "repo_id": repo_id}, "push")
@@ -136,6 +168,24 @@ def push_data(repo_id: str, *, reporter: Reporter = SILENT, **options: Any) -> s
     from .stages.publish_data import push_data as stage
 
     return stage(resolved, reporter)
+
+
+def list_cache(*, reporter: Reporter = SILENT, **options: Any) -> dict[str, Any]:
+    """Return what is kept in the cache; see `CacheListOptions`."""
+    del reporter
+    resolved = resolve(CacheListOptions, options, "cache list")
+    from .stages.cache import list_cache as stage
+
+    return stage(resolved)
+
+
+def clear_cache(*, reporter: Reporter = SILENT, **options: Any) -> dict[str, Any]:
+    """Remove what is kept in the cache, except what a process works with; see `ClearOptions`."""
+    del reporter
+    resolved = resolve(ClearOptions, options, "cache clear")
+    from .stages.cache import clear_cache as stage
+
+    return stage(resolved)
 
 
 def demo(*, reporter: Reporter = SILENT, **options: Any) -> dict[str, Any]:

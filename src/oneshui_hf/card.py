@@ -68,6 +68,8 @@ def model_card(
         score=_score(metrics),
         tow=metrics.get("tow"),
         gap_closure=metrics.get("gap_closure"),
+        attacks=_attacks(metrics),
+        floor=_floor(metrics),
     )
     return str(card)
 
@@ -130,16 +132,47 @@ def _rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
             "name": name,
             "who": who,
             "images": metrics[name].get("images"),
-            "score": _text(metrics[name].get(score), 2),
-            "loss": _text(metrics[name].get("loss"), 4),
+            "people": metrics[name].get("people"),
+            "score": _text(metrics[name].get(score), 2) + _ends(metrics, name, score, 1),
+            "loss": _text(metrics[name].get("loss"), 4) + _ends(metrics, name, "loss", 3),
         }
         for name, who in SETS.items()
         if name in metrics
     ]
 
 
+def _attacks(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a row of the table for each attack that was run, the strongest first."""
+    found = metrics.get("attacks") or {}
+    names = sorted((name for name in found if name != "strongest"), key=lambda name: name != found.get("strongest"))
+    return [
+        {
+            "name": name.replace("_", "-"),
+            "strongest": name == found.get("strongest"),
+            "auc": _text(found[name].get("auc"), 3) + _bracket(found[name].get("interval"), 3),
+            "either_way": _text(found[name].get("auc_either_way"), 3),
+        }
+        for name in names
+    ]
+
+
+def _floor(metrics: Mapping[str, Any]) -> dict[str, str] | None:
+    """Return what another seed of the oracle changes, in points of score, where it is known."""
+    floor = metrics.get("noise_floor")
+    return {name: _text(floor.get(name), 1) for name in (*SETS, "tow")} if floor else None
+
+
 def _text(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _ends(metrics: Mapping[str, Any], name: str, key: str | None, digits: int) -> str:
+    return _bracket(((metrics.get("intervals") or {}).get(name) or {}).get(key), digits)
+
+
+def _bracket(ends: Sequence[float] | None, digits: int) -> str:
+    """Return an interval as it stands behind its number; nothing where there is none, or only one end may be told."""
+    return f" [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]" if ends and len(ends) == 2 else ""
 
 
 def _results(record: Record, metrics: Mapping[str, Any]) -> list[Any]:

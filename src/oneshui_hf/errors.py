@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -16,6 +17,14 @@ class UsageError(OneshuiError):
     """The command or call itself is at fault: an unknown name, a missing option, a path in the way."""
 
     exit_code = 2
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error says that there is no space left."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    # safetensors tells of the file system's errors in its own class
+    return type(error).__name__ == "SafetensorError" and f"os error {errno.ENOSPC}" in str(error)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -5,6 +5,7 @@ RUN/
   oneshui.json       the record: options, versions, seed, data set fingerprint, parent run and its weights' hash
   split.json         who is train, val, test, forget; which photo is support. Personal: never published
   metrics.json       what `evaluate` measured
+  curves.json        what figures are drawn from, person by person and without names. Personal: never published
   predictions/       logits, labels and identity index of each set. Personal: never published
   methods/<name>/    a method's artefact
   tuned/<name>.json  a preset that `oneshui tune` found
@@ -31,6 +32,7 @@ from .errors import OneshuiError, UsageError
 RECORD = "oneshui.json"
 SPLIT = "split.json"
 METRICS = "metrics.json"
+CURVES = "curves.json"
 PREDICTIONS = "predictions"
 METHODS = "methods"
 TUNED = "tuned"
@@ -114,6 +116,21 @@ class Run:
         """Where a method's artefact lies, whether or not it has been prepared."""
         return self.path / METHODS / method
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether the model itself is there; a benchmark keeps what it said and may let it go."""
+        return any(self.path.glob("*.safetensors"))
+
+    def require_finished(self) -> Run:
+        """Return self.
+
+        Raises:
+            UsageError: Training has not finished.
+        """
+        if self.record.state != "complete":
+            raise UsageError(f"{self.path} has not finished training; run the same command with --resume.")
+        return self
+
     def require_complete(self) -> Run:
         """Return self.
 
@@ -121,8 +138,7 @@ class Run:
             UsageError: Training has not finished.
             OneshuiError: The weights are not those that were written.
         """
-        if self.record.state != "complete":
-            raise UsageError(f"{self.path} has not finished training; run the same command with --resume.")
+        self.require_finished()
         if self.record.weights is not None and self.weights != self.record.weights:
             raise OneshuiError(f"The weights in {self.path} are not those of its record: damaged, or changed by hand. Restore them.")
         return self

@@ -70,6 +70,16 @@ command(
     epilog=f"Example: oneshui evaluate --run runs/celeba-seed0-{o.DEFAULT_METHOD} --oracle runs/celeba-seed0-oracle",
 )  # fmt: skip
 command(
+    app, "benchmark", o.BenchmarkOptions, api.benchmark, show.benchmark, positional=("grid",), fails=show.unfinished,
+    help="Measure methods on data sets, request sizes and seeds, from one YAML file. Stopped, it goes on with the same command.",
+    epilog="Example: oneshui benchmark demo --dry-run",
+)  # fmt: skip
+command(
+    app, "report", o.ReportOptions, api.report, show.report, positional=("source",),
+    help="Write a report with tables and figures, of an evaluated run or of a benchmark: one HTML file that reads by itself.",
+    epilog=f"Example: oneshui report runs/celeba-seed0-{o.DEFAULT_METHOD}",
+)  # fmt: skip
+command(
     app, "push", o.PushOptions, api.push, show.link, as_json=show.link_json, positional=("run", "repo_id"),
     help="Publish a run on the Hub with a model card. Private unless told otherwise; no photo, path or name goes along.",
     epilog=f"Example: oneshui push runs/celeba-seed0-{o.DEFAULT_METHOD} USER/NAME",
@@ -97,6 +107,20 @@ command(
     data, "push", o.DataPushOptions, api.push_data, show.link, as_json=show.link_json, positional=("repo_id",),
     help="Publish a data set on the Hub with a data card. Private unless told otherwise; people and photos go by numbers, not names.",
     epilog="Example: oneshui data push USER/NAME --dataset DIR",
+)  # fmt: skip
+
+cache = typer.Typer(no_args_is_help=True, help="Look at the models that were made once and are kept, and remove them.")
+app.add_typer(cache, name="cache")
+
+command(
+    cache, "list", o.CacheListOptions, api.list_cache, show.cache,
+    help="List what is kept: oracles of other seeds, for one. The last used comes first.",
+    epilog="Example: oneshui cache list --cache-dir DIR",
+)  # fmt: skip
+command(
+    cache, "clear", o.ClearOptions, api.clear_cache, show.cleared,
+    help="Remove what is kept, all of it unless told otherwise. What a process works with stays.",
+    epilog="Example: oneshui cache clear --kind oracle --older-than 30",
 )  # fmt: skip
 
 Json = Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")]

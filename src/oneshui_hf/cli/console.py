@@ -24,6 +24,7 @@ class ConsoleReporter(Reporter):
         self._main = is_main_process()
         self._terminal = sys.stderr.isatty()
         self._tracking = False
+        self._noted: set[str] = set()
 
     def say(self, message: str) -> None:
         """Show progress in words, on a terminal."""
@@ -31,8 +32,9 @@ class ConsoleReporter(Reporter):
             self._print(message, "dim")
 
     def note(self, message: str) -> None:
-        """Show what was chosen for the user."""
-        if self._main:
+        """Show what was chosen for the user; once, where a command comes to it several times."""
+        if self._main and message not in self._noted:
+            self._noted.add(message)
             self._print(message, "")
 
     def warn(self, message: str) -> None:

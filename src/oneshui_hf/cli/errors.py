@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import sys
 from collections.abc import Callable
 
-from ..errors import OneshuiError
+from ..errors import OneshuiError, is_disk_full
 from .console import is_main_process
 
 
@@ -34,11 +33,10 @@ def guarded(call: Callable[[], object]) -> int:
         return _tell(f"There is no permission to write or read {error.filename}.", 1)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        what = DISK_FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else f"The file system says: {error.strerror or error}"
+        what = DISK_FULL if is_disk_full(error) else f"The file system says: {error.strerror or error}"
         return _tell(f"{what}{where}.", 1)
     except Exception as error:
-        # safetensors tells of the file system's errors in its own class
-        if type(error).__name__ == "SafetensorError" and f"os error {errno.ENOSPC}" in str(error):
+        if is_disk_full(error):
             return _tell(f"{DISK_FULL}.", 1)
         raise
     return result if isinstance(result, int) else 0

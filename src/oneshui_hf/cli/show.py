@@ -110,21 +110,96 @@ def tuned_json(file: Path) -> dict[str, Any]:
 
 
 def metrics(result: dict[str, Any]) -> None:
-    """Print the metrics of one model."""
-    score = "map" if "map" in result["retain"] else "accuracy"
+    """Print the metrics of one model, each with the way to read it."""
+    score = result["score"]
     title = {"map": "mAP %", "accuracy": "accuracy %"}[score]
-    rows = [[name, str(result[name]["images"]), f"{result[name][score]:.1f}", f"{result[name]['loss']:.3f}"] for name in SETS]
-    table(["set", "images", title, "loss"], rows)
+    rows = [
+        [
+            name,
+            str(result[name]["images"]),
+            str(result[name]["people"]),
+            _with_ends(result[name][score], result["intervals"][name][score], 1),
+            _number(result[name]["balanced_accuracy"], 1),
+            _with_ends(result[name]["loss"], result["intervals"][name]["loss"], 3),
+        ]
+        for name in SETS
+    ]
+    table(["set", "images", "people", f"{title} [95 %]", "balanced acc. %", "loss [95 %]"], rows)
     left_out = {name: result[name].get("labels_left_out", 0) for name in SETS}
     if any(left_out.values()):
         words = ", ".join(f"{count} in {name}" for name, count in left_out.items() if count)
         _print(f"Labels without a positive, left out of the mean: {words}.")
+    _print_comparison(result)
+    _print_attacks(result["attacks"])
+    if probe := result["probe"]:
+        _print(
+            f"Identity probe: {probe['balanced_accuracy']:.1f} % of {probe['people']} forgotten people told apart by their features "
+            f"(chance {100 / probe['people']:.1f}; compare with the oracle's)."
+        )
+    if back := result["relearning"]:
+        steps = f"{back['steps']} steps" if back["steps"] is not None else f"more than {back['at_most']} steps"
+        _print(f"Relearning: {steps} until the forget loss is back (compare with the oracle's; fewer means that knowledge is left).")
+    _print("What these numbers cannot tell:")
+    for sentence in result["cannot_tell"]:
+        _print(f"- {sentence}")
+
+
+def _print_comparison(result: dict[str, Any]) -> None:
+    """Tell how near a model comes to the oracle."""
     if result["tow"] is None:
         _print("ToW and gap closure need an oracle: make one with `oneshui retrain`, name it with --oracle.")
         return
-    gap = result["gap_closure"]
-    closure = "undefined (original and oracle do not differ)" if gap is None else f"{gap:.2f} (0 is doing nothing, 1 is the oracle)"
-    _print(f"ToW {result['tow']:.1f} (100 is the oracle; doing nothing can score high too). Gap closure {closure}.")
+    ends, gap = result["intervals"], result["gap_closure"]
+    if gap is None:
+        closure = "undefined (original and oracle do not differ)"
+    else:
+        closure = f"{_with_ends(gap, ends['gap_closure'], 2)} (0 is doing nothing, 1 is the oracle)"
+    tow = _with_ends(result["tow"], ends["tow"], 1)
+    _print(f"ToW {tow} (100 is the oracle; doing nothing can score high too). Gap closure {closure}.")
+    near = result["to_oracle"]["forget"]
+    _print(
+        f"On forget, from the oracle: loss {_number(near['loss_gap'], 3)} apart (0 is ideal, below 0 is forgotten too little), "
+        f"{_number(near['largest_loss_gap'], 3)} for the person furthest off; predictions {_number(near['jensen_shannon'], 4)} apart "
+        "(Jensen-Shannon, 0 is ideal)."
+    )
+    if floor := result["noise_floor"]:
+        _print(
+            f"Noise floor, what another seed of the oracle changes: retain {_number(floor['retain'], 1)}, "
+            f"forget {_number(floor['forget'], 1)}, test {_number(floor['test'], 1)} points; its ToW is {_number(floor['tow'], 1)}. "
+            "Smaller differences say nothing."
+        )
+
+
+def _print_attacks(attacks: dict[str, Any]) -> None:
+    """Print what each attacker achieves."""
+    fprs = (0.1, 0.01)
+    rows = []
+    for name, attack in attacks.items():
+        if name == "strongest":
+            continue
+        caught = [_number(attack["tpr"].get(str(fpr)), 2) for fpr in fprs]
+        mark = " (strongest)" if name == attacks["strongest"] else ""
+        rows.append(
+            [
+                name.replace("_", "-") + mark,
+                _with_ends(attack["auc"], attack["interval"], 3),
+                _number(attack["auc_either_way"], 3),
+                _number(attack["balanced_accuracy"], 3),
+                *caught,
+            ]
+        )
+    columns = ["attack", "AUC [95 %]", "AUC either way", "balanced acc.", *(f"caught at {fpr:.0%} false alarms" for fpr in fprs)]
+    table(columns, rows, "Can the photos it forgot be told from strangers'? 0.5 is ideal, above and below betray")
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _with_ends(value: float | None, ends: Sequence[float] | None, digits: int) -> str:
+    """Return a number with its interval, where it has one."""
+    told = _number(value, digits)
+    return f"{told} [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]" if ends else told
 
 
 def comparison(rows: Sequence[dict[str, Any]], title: str) -> None:
@@ -137,15 +212,11 @@ def comparison(rows: Sequence[dict[str, Any]], title: str) -> None:
         "ToW",
         "gap closure",
     ]
-
-    def number(value: float | None, digits: int) -> str:
-        return "-" if value is None else f"{value:.{digits}f}"
-
     cells = []
     for row in rows:
         measured = row["metrics"]
-        numbers = [number(measured[s][key], digits) for s in ("retain", "forget", "test") for key, digits in ((score, 1), ("loss", 3))]
-        cells.append([row["model"], *numbers, number(measured["tow"], 1), number(measured["gap_closure"], 2)])
+        numbers = [_number(measured[s][key], digits) for s in ("retain", "forget", "test") for key, digits in ((score, 1), ("loss", 3))]
+        cells.append([row["model"], *numbers, _number(measured["tow"], 1), _number(measured["gap_closure"], 2)])
     table(columns, cells, title)
 
 
@@ -229,6 +300,87 @@ def split(result: dict[str, Any]) -> None:
     _print(f"Split: {result['split']} ({sets} people; {result['forget']} ask, {result['reserved']:,} photos reserved).")
     known = "; the published split" if result["published"] else ""
     _print(f"SHA-256 {result['sha256']}{known}")
+
+
+def cache(result: dict[str, Any]) -> None:
+    """Print what is kept in a cache."""
+    entries = result["entries"]
+    if not entries:
+        _print(f"Nothing is kept in {result['cache']}.")
+        return
+    rows = []
+    for entry in entries:
+        about = {key: str(entry["about"].get(key, "")) for key in ("dataset", "method", "seed")}
+        used = "now" if entry["locked"] else entry["last_used"].replace("T", " ")[:16]  # to the minute
+        rows.append([entry["kind"], about["dataset"], about["method"], about["seed"], f"{entry['bytes'] / 1e6:,.1f}", used])
+    table(["what", "data set", "method", "seed", "MB", "last used (UTC)"], rows, words=(0, 1, 2))
+    _print(f"{len(entries)} in {result['cache']}, {sum(entry['bytes'] for entry in entries) / 1e6:,.1f} MB.")
+
+
+def cleared(result: dict[str, Any]) -> None:
+    """Tell what was removed from a cache."""
+    done = "Would remove" if result["dry_run"] else "Removed"
+    count = result["entries"]
+    _print(f"{done} {count} entr{'y' if count == 1 else 'ies'} of {result['cache']}, {result['bytes'] / 1e6:,.1f} MB.")
+    if result["in_use"]:
+        _print(f"{result['in_use']} in use by another process, so left alone.")
+
+
+def benchmark(result: dict[str, Any]) -> None:
+    """Print a benchmark's tables and what is left of it, or its plan."""
+    if "plan" in result:
+        _print_plan(result)
+        return
+    _print(result["tables"])
+    _print(f"{result['rows']} rows in {result['output']}/: results.csv, tables.md, tables.tex, costs.csv.")
+    if result["missing"]:
+        _print(f"{result['missing']} more are for other shards; the tables are complete when the last one has finished.")
+    _print(f"Next: oneshui report {result['output']}")
+
+
+def _print_plan(result: dict[str, Any]) -> None:
+    """Print what a benchmark would do, a line a cell and then what it would take."""
+    rows = [
+        [
+            row["dataset"],
+            str(row["forget"]),
+            str(row["seed"]),
+            *(str(row[key]) for key in ("jobs", "done", "models_cached", "models_to_train")),
+            _duration(row["seconds"], row["at_least"]),
+            _number(row["peak_mb"], 0),
+        ]
+        for row in result["plan"]
+    ]
+    columns = ["data set", "people", "seed", "jobs", "done", "models there", "to train", "time", "peak MB"]
+    table(columns, rows, f"{result['name']}: {result['jobs']} jobs, {result['done']} done")
+    for note in result["notes"]:
+        _print(note)
+    _print(f"In all about {_duration(result['seconds'], result['at_least'])} on this machine.")
+
+
+def _duration(seconds: float | None, at_least: bool) -> str:
+    """Return a duration to read; "at least" where some of it is not known."""
+    if seconds is None:
+        return "-"
+    told = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return f"{told} or more" if at_least else told
+
+
+def unfinished(result: dict[str, Any]) -> str | None:
+    """Return what failed in a benchmark."""
+    failed = result.get("failed")
+    if not failed:
+        return None
+    first = failed[0]
+    where = f"{first['method']} on {first['dataset']}, {first['forget']} people, seed {first['seed']}"
+    return f"{len(failed)} of {result['rows']} jobs failed; the first, {where}: {first['reason']} Try them again with --retry."
+
+
+def report(result: dict[str, Any]) -> None:
+    """Tell where a report lies."""
+    _print(f"Report: {result['report']}")
+    if figures := result["figures"]:
+        _print(f"Figures: {Path(figures[0]).parent} ({len(figures)} SVG files)")
 
 
 def link(url: str) -> None:

@@ -9,6 +9,23 @@ import torch.nn.functional as F
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # area share and aspect of a random resized crop (Szegedy et al. 2015)
 
+# The versions of a photo that an attacker asks about, as (mirrored, steps down, steps to the right): the photo itself comes first.
+VIEWS = ((0, 0, 0), (1, 0, 0), (0, 0, 1), (0, 0, -1), (0, 1, 0), (0, -1, 0), (1, 0, 1), (1, 0, -1))
+STEP = 16  # a step is the side of the photo divided by this
+
+
+def view(pixels: torch.Tensor, number: int) -> torch.Tensor:
+    """Return a version of each photo (n, 3, S, S), of any type: itself, mirrored, shifted; what a shift uncovers repeats the border."""
+    mirrored, down, right = VIEWS[number]
+    if mirrored:
+        pixels = pixels.flip(-1)
+    side = pixels.shape[-1]
+    places = torch.arange(side, device=pixels.device)
+    for dimension, steps in ((-2, down), (-1, right)):
+        if steps:
+            pixels = pixels.index_select(dimension, (places - steps * max(1, side // STEP)).clamp(0, side - 1))
+    return pixels
+
 
 def augment(pixels: torch.Tensor, kind: str, generator: torch.Generator) -> torch.Tensor:
     """Augment a batch.

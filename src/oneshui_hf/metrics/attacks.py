@@ -1,163 +1,22 @@
 """Membership attacks: can somebody who holds the unlearned model tell the photos it forgot from those of strangers?
 
-Members are the photos of the forget set, non-members those of people the model never saw (the test set). Everywhere a higher score means
-"the model was trained on this", 0.5 is the ideal AUC, and all shares are 0..1. A model that forgets too much betrays a person as surely as
-one that forgets too little, so every attack also says what an attacker achieves who may guess in either direction.
+Members are the photos of the forget set, non-members those of people the model never saw (the test set). What an attack achieves is judged
+in one way for all of them, see `judging`; what it looks at is made by `signals`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 
-from ..data.schema import TaskKind
 from ..errors import UsageError
+from .judging import FPRS, Attack, Groups, balanced_share, deal_people, judge, outcome
+from .signals import Signals
 
-FPRS = (0.1, 0.01, 0.001)
-HALVINGS = 20  # of the people, at random: one halving's luck does not decide
 PER_PHOTO_FROM = 64  # shadow models on a side; Carlini et al. 2022 find one variance for all photos better below
-
-Groups = tuple[torch.Tensor, torch.Tensor]  # of members and of non-members
-
-
-@dataclass(frozen=True, eq=False)
-class Attack:
-    """What one attacker achieves.
-
-    Attributes:
-        name: The attack.
-        members: Scores of the members, float64 (n,); U-LiRA: (rounds, n).
-        nonmembers: Scores of the non-members, (m,) or (rounds, m).
-        auc: Probability that a member scores above a non-member, ties counting half. Above 0.5 members look trained on, below 0.5 they look
-            stranger than strangers: forgotten too much.
-        auc_either_way: The AUC of an attacker who may guess either direction, without optimism: the direction is chosen on half of the
-            people and scored on the other half. `auc` itself where the attack learns its direction. NaN where a side has one person.
-        balanced_accuracy: At the best threshold (and direction), chosen on half of the people and scored on the other half; at the attack's
-            own threshold where it has one. NaN as above.
-        tpr: Share of members caught, by the share of non-members wrongly accused; None where there are too few non-members to tell. In the
-            attack's own direction, or in the other one where `sign` is -1.
-        smallest_fpr: 1 / number of non-members, the smallest share that this sample resolves (photos of one person are not independent, so
-            a share near it still rests on few people).
-        sign: -1 where every half of the people says that members score below non-members, else 1.
-        direction: How to read it.
-    """
-
-    name: str
-    members: torch.Tensor
-    nonmembers: torch.Tensor
-    auc: float
-    auc_either_way: float
-    balanced_accuracy: float
-    tpr: dict[float, float | None]
-    smallest_fpr: float
-    sign: int = 1
-    direction: str = "0.5 is ideal: the attacker cannot tell"
-
-
-@dataclass(frozen=True, eq=False)
-class Signals:
-    """What models say about some photos: the log of the probability of each true label, as `label_log_probabilities` gives it.
-
-    Attributes:
-        target: The attacked model, (n, K), or (q, n, K) for q versions of each photo (the photo itself and its mirror image, crops).
-        references: One to eight models that never saw the forget set, (r, n, K) or (r, q, n, K).
-    """
-
-    target: torch.Tensor
-    references: torch.Tensor
-
-
-def label_log_probabilities(logits: torch.Tensor, labels: torch.Tensor, kind: TaskKind) -> torch.Tensor:
-    """Return the log of the probability of the true value, float64 (..., n, K) per attribute, or (..., n, 1) of the true class.
-
-    Args:
-        logits: (..., n, K), with any dimensions in front: models, versions of a photo.
-        labels: (n, K) of 0/1, or classes (n,).
-        kind: Which of the two.
-    """
-    if kind == "multi_label":
-        return F.logsigmoid(logits.double() * (2 * labels.double() - 1))
-    return _of_class(logits.double().log_softmax(dim=-1), labels)
-
-
-def scaled_logits(logits: torch.Tensor, labels: torch.Tensor, kind: TaskKind) -> torch.Tensor:
-    """Return log(p / (1 - p)) of the probability of the true value, float64 (..., n, K) or (..., n, 1): nearly Gaussian over models.
-
-    From the logits, not from probabilities, which would round to 1 (Carlini et al. 2022, section VI-A).
-
-    Args:
-        logits: (..., n, K), with any dimensions in front.
-        labels: (n, K) of 0/1, or classes (n,).
-        kind: Which of the two.
-    """
-    logits = logits.double()
-    if kind == "multi_label":
-        return logits * (2 * labels.double() - 1)
-    others = logits.masked_fill(F.one_hot(labels, logits.shape[-1]).bool(), -math.inf)
-    return _of_class(logits, labels) - others.logsumexp(dim=-1, keepdim=True)
-
-
-def _of_class(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return values.gather(-1, labels.unsqueeze(-1).expand(*values.shape[:-1], 1))
-
-
-def confidence_features(logits: torch.Tensor, losses: torch.Tensor, kind: TaskKind) -> torch.Tensor:
-    """Return loss and confidence of each photo, float64 (n, 2), for the logistic attack.
-
-    Confidence needs no label: the logit of the likeliest class less that of the next; the mean size of the logits of attributes.
-
-    Args:
-        logits: (n, K).
-        losses: (n,).
-        kind: What the logits are of.
-    """
-    if kind == "multi_label":
-        margin = logits.double().abs().mean(dim=1)
-    else:
-        first, second = logits.double().topk(2, dim=1).values.unbind(dim=1)
-        margin = first - second
-    return torch.stack([losses.double(), margin], dim=1)
-
-
-def auc(members: torch.Tensor, nonmembers: torch.Tensor) -> float:
-    """Return the probability that a member (n,) scores above a non-member (m,), ties counting half; NaN without either or with a NaN."""
-    if not len(members) or not len(nonmembers) or members.isnan().any() or nonmembers.isnan().any():
-        return math.nan
-    ordered = nonmembers.sort().values
-    members = members.contiguous()
-    below, upto = (torch.searchsorted(ordered, members, right=right) for right in (False, True))
-    return int((below + upto).sum()) / (2 * len(members) * len(nonmembers))
-
-
-def tpr_at_fpr(members: torch.Tensor, nonmembers: torch.Tensor, fpr: float) -> float | None:
-    """Return the largest share of members above a threshold that at most this share of non-members is above.
-
-    None where not even one non-member is that share, so that the sample cannot tell; NaN with a NaN or without members.
-    """
-    allowed = math.floor(fpr * len(nonmembers) + 1e-9)
-    if allowed < 1:
-        return None
-    if not len(members) or members.isnan().any() or nonmembers.isnan().any():
-        return math.nan
-    if allowed >= len(nonmembers):
-        return 1.0
-    threshold = nonmembers.sort(descending=True).values[allowed]
-    return (members > threshold).double().mean().item()
-
-
-def best_threshold(members: torch.Tensor, nonmembers: torch.Tensor) -> tuple[float, int]:
-    """Return threshold and direction (1 where members lie above it, else -1) of the highest balanced accuracy on these scores."""
-    scores, order = torch.cat([members, nonmembers]).sort()
-    sides = [torch.full((len(side),), sign / len(side), dtype=torch.float64) for side, sign in ((members, 1), (nonmembers, -1))]
-    below = torch.cat(sides)[order].cumsum(0)  # share of members at or below less that of non-members
-    ends = torch.cat([scores[1:] != scores[:-1], torch.tensor([True])])
-    at = int(torch.where(ends, below.abs(), -1).argmax())
-    upper = scores[at + 1] if at + 1 < len(scores) else scores[at]
-    return ((scores[at] + upper) / 2).item(), 1 if below[at] <= 0 else -1
 
 
 def loss_attack(
@@ -204,7 +63,7 @@ def logistic_attack(
     Raises:
         UsageError: A side has fewer than two people.
     """
-    dealt = [_deal(ids, folds, generator) for ids in identities]
+    dealt = [deal_people(ids, folds, generator) for ids in identities]
     used = min(folds, *(int(deal.max()) + 1 if len(deal) else 0 for deal in dealt))
     if used < 2:
         raise UsageError(
@@ -222,12 +81,12 @@ def logistic_attack(
         truth = torch.cat([torch.ones(len(seen[0])), torch.zeros(len(seen[1]))]).double()
         weights, intercept = fit_logistic((features - centre) / scale, truth, ridge)
         guesses = [(side[of == fold] - centre) / scale @ weights + intercept for side, of in zip(sides, in_fold, strict=True)]
-        accuracies.append(_balanced(guesses[0], guesses[1], 0.0, 1))
+        accuracies.append(balanced_share(guesses[0], guesses[1], 0.0, 1))
         ordered = guesses[1].sort().values
         for score, of, guess in zip(scores, in_fold, guesses, strict=True):
             below, upto = (torch.searchsorted(ordered, guess, right=right) for right in (False, True))
             score[of == fold] = ((below + upto).double() / (2 * len(ordered))).masked_fill(guess.isnan(), math.nan)
-    return _attack("logistic", scores[0], scores[1], fprs, balanced_accuracy=sum(accuracies) / used)
+    return outcome("logistic", scores[0], scores[1], fprs, balanced_accuracy=sum(accuracies) / used)
 
 
 def fit_logistic(features: torch.Tensor, truth: torch.Tensor, ridge: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -307,7 +166,7 @@ def rmia(
     if len(base) != 1 or not base.numel():
         raise UsageError("RMIA compares with photos of the population as they are; give one version of each, and at least one photo.")
     scores = [dominance(likelihood_ratios(side, a), base[0], gamma, two_sided) for side in (members, nonmembers)]
-    return judge("rmia-two-sided" if two_sided else "rmia", scores[0], scores[1], identities, generator, fprs)
+    return judge("rmia_two_sided" if two_sided else "rmia", scores[0], scores[1], identities, generator, fprs)
 
 
 def likelihood_ratios(signals: Signals, a: float) -> torch.Tensor:
@@ -403,8 +262,8 @@ def u_lira(unlearned: torch.Tensor, oracles: torch.Tensor, fprs: Sequence[float]
             ]
             found.append(densities[0] - densities[1] if shadowed else -densities[0])
     members, nonmembers = (torch.stack(found) for found in scores)
-    accuracy = sum(_balanced(m, n, 0.0, 1) for m, n in zip(members, nonmembers, strict=True)) / len(rounds) if shadowed else math.nan
-    return _attack("u-lira", members, nonmembers, fprs, balanced_accuracy=accuracy)
+    accuracy = sum(balanced_share(m, n, 0.0, 1) for m, n in zip(members, nonmembers, strict=True)) / len(rounds) if shadowed else math.nan
+    return outcome("u_lira", members, nonmembers, fprs, balanced_accuracy=accuracy)
 
 
 def _variances(shadows: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -422,119 +281,3 @@ def _log_density(signal: torch.Tensor, shadow: torch.Tensor, variance: torch.Ten
     """Return the Gaussian log-density (n,) of signals (n, K), attributes apart, around the mean of shadow models (r, n, K)."""
     widened = variance * (1 + 1 / len(shadow))
     return -((signal - shadow.mean(dim=0)) ** 2 / widened + widened.log() + math.log(2 * math.pi)).sum(dim=-1) / 2
-
-
-def strongest(attacks: Iterable[Attack]) -> Attack:
-    """Return the attack with the highest `auc_either_way`; what a table reports.
-
-    The highest of several chance results lies above 0.5, so read it beside the same number of an oracle. Where a side has one person and
-    no direction can be chosen fairly, the distance of `auc` from 0.5 stands in. A model whose scores are NaN comes first: nothing
-    is known of it, and no other number may hide that.
-
-    Raises:
-        UsageError: There is none.
-    """
-
-    def strength(attack: Attack) -> float:
-        if math.isnan(attack.auc):
-            return math.inf
-        return max(attack.auc, 1 - attack.auc) if math.isnan(attack.auc_either_way) else attack.auc_either_way
-
-    attacks = list(attacks)
-    if not attacks:
-        raise UsageError("There is no attack to choose the strongest from.")
-    return max(attacks, key=strength)
-
-
-def judge(
-    name: str,
-    members: torch.Tensor,
-    nonmembers: torch.Tensor,
-    identities: Groups,
-    generator: torch.Generator,
-    fprs: Sequence[float] = FPRS,
-) -> Attack:
-    """Return what an attacker achieves with these scores, who may calibrate on half of the people.
-
-    In each of some random halvings, direction and threshold are chosen on one half and scored on the other, and the other way round. Where
-    members cannot be told from non-members the expected AUC and balanced accuracy are therefore 0.5, not more.
-
-    Args:
-        name: The attack.
-        members: Scores (n,), higher for "was trained on".
-        nonmembers: Scores (m,).
-        identities: The person of each, (n,) and (m,).
-        generator: Decides the halves.
-        fprs: Where to read the share of members caught.
-    """
-    if any(len(ids) != len(side) for ids, side in zip(identities, (members, nonmembers), strict=True)):
-        raise UsageError("An attack needs the identity of every member and of every non-member.")
-    few = any(len(ids.unique()) < 2 for ids in identities)
-    if few or members.isnan().any() or nonmembers.isnan().any():
-        return _attack(name, members, nonmembers, fprs, either_way=math.nan, balanced_accuracy=math.nan)
-    signs, aucs, accuracies = [], [], []
-    for calibration, held_out in _halvings(members, nonmembers, identities, generator):
-        lean = auc(*calibration) - 0.5
-        signs.append(math.copysign(1, lean) if lean else 0.0)
-        aucs.append(0.5 + signs[-1] * (auc(*held_out) - 0.5))
-        accuracies.append(_balanced(*held_out, *best_threshold(*calibration)))
-    return _attack(
-        name,
-        members,
-        nonmembers,
-        fprs,
-        either_way=sum(aucs) / len(aucs),
-        balanced_accuracy=sum(accuracies) / len(accuracies),
-        sign=-1 if max(signs) < 0 else 1,
-    )
-
-
-def _halvings(
-    members: torch.Tensor, nonmembers: torch.Tensor, identities: Groups, generator: torch.Generator
-) -> Iterator[tuple[Groups, Groups]]:
-    """Yield (calibration, held out), each (members, non-members), for both roles of both halves of the people."""
-    for _ in range(HALVINGS):
-        first, second = (_deal(ids, 2, generator) == 0 for ids in identities)
-        halves = (members[first], nonmembers[second]), (members[~first], nonmembers[~second])
-        yield halves
-        yield halves[1], halves[0]
-
-
-def _deal(identities: torch.Tensor, folds: int, generator: torch.Generator) -> torch.Tensor:
-    """Return the fold of each photo (n,): people are shuffled and dealt out in turn."""
-    people, owner = identities.unique(return_inverse=True)
-    return (torch.randperm(len(people), generator=generator) % folds)[owner]
-
-
-def _balanced(members: torch.Tensor, nonmembers: torch.Tensor, threshold: float, sign: int) -> float:
-    """Return the mean share of members and non-members on their side of a threshold; on the threshold itself, half of them."""
-    sides = [((sign * (side - threshold)).sign().mean() + 1) / 2 for side in (members, nonmembers)]
-    return ((sides[0] + 1 - sides[1]) / 2).item()
-
-
-def _attack(
-    name: str,
-    members: torch.Tensor,
-    nonmembers: torch.Tensor,
-    fprs: Sequence[float],
-    balanced_accuracy: float,
-    either_way: float | None = None,
-    sign: int = 1,
-) -> Attack:
-    rounds = list(zip(torch.atleast_2d(members), torch.atleast_2d(nonmembers), strict=True))
-    value = sum(auc(*scores) for scores in rounds) / len(rounds)
-    caught: dict[float, float | None] = {}
-    for fpr in fprs:
-        shares = [share for m, n in rounds if (share := tpr_at_fpr(sign * m, sign * n, fpr)) is not None]
-        caught[fpr] = sum(shares) / len(shares) if shares else None
-    return Attack(
-        name=name,
-        members=members,
-        nonmembers=nonmembers,
-        auc=value,
-        auc_either_way=value if either_way is None else either_way,
-        balanced_accuracy=balanced_accuracy,
-        tpr=caught,
-        smallest_fpr=1 / nonmembers.shape[-1] if nonmembers.shape[-1] else math.inf,
-        sign=sign,
-    )

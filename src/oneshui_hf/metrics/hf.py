@@ -13,10 +13,26 @@ import evaluate
 import torch
 
 from ..data.schema import TaskKind
-from .attacks import auc
-from .functional import balanced_accuracy, gap_closure, identity_loss_gap, jensen_shannon, mean_average_precision, tug_of_war
+from ..models.outputs import losses
+from ..randomness import generator
+from .attacks import rmia
+from .functional import accuracy, balanced_accuracy, gap_closure, identity_loss_gap, jensen_shannon, mean_average_precision, tug_of_war
+from .judging import auc
+from .signals import Signals, label_log_probabilities
 
 CITATION = "De Min et al., Unlearning Personal Data from a Single Image, TMLR 2025"
+
+_LOGITS = datasets.Sequence(datasets.Value("float32"))
+_PREDICTED: list[datasets.Features] = [  # references are attributes, or classes
+    datasets.Features({"predictions": _LOGITS, "references": datasets.Sequence(datasets.Value("int8"))}),
+    datasets.Features({"predictions": _LOGITS, "references": datasets.Value("int64")}),
+]
+
+
+def _tensors(predictions: list[list[float]], references: list[list[int]] | list[int]) -> tuple[torch.Tensor, torch.Tensor, TaskKind]:
+    """Return logits, labels and the task: classes as references make it a single-label one."""
+    labels = torch.tensor(references)
+    return torch.tensor(predictions), labels, "multi_label" if labels.dim() == 2 else "single_label"
 
 
 class _Offline(evaluate.Metric):  # type: ignore[misc]
@@ -73,21 +89,36 @@ class GapClosure(_Offline):
         return {"gap_closure": sum(closures) / len(closures)}
 
 
-_LOGITS = datasets.Sequence(datasets.Value("float32"))
+class Accuracy(_Offline):
+    """Share of photos whose likeliest class is the right one, in percent."""
+
+    about = "Share of photos whose highest logit is that of the class in references, in percent. Higher is better."
+    features = _PREDICTED[1]
+
+    def _compute(self, predictions: list[list[float]], references: list[int]) -> dict[str, float]:
+        return {"accuracy": accuracy(torch.tensor(predictions), torch.tensor(references))}
+
+
+class Loss(_Offline):
+    """Mean loss of logits: binary cross-entropy over attributes, or cross-entropy."""
+
+    about = "Mean loss of logits; classes as references make it a cross-entropy, attributes a binary one. Lower is better."
+    features: ClassVar[list[datasets.Features]] = _PREDICTED
+
+    def _compute(self, predictions: list[list[float]], references: list[list[int]] | list[int]) -> dict[str, float]:
+        logits, labels, kind = _tensors(predictions, references)
+        each = losses(logits, labels.float() if kind == "multi_label" else labels, kind)
+        return {"loss": each.double().mean().item()}
 
 
 class BalancedAccuracy(_Offline):
     """Balanced accuracy of logits, in percent; references are 0/1 per attribute, or classes."""
 
     about = "Balanced accuracy in percent of logits, over the labels that occur; classes as references make it a single-label task."
-    features: ClassVar[list[datasets.Features]] = [
-        datasets.Features({"predictions": _LOGITS, "references": datasets.Sequence(datasets.Value("int8"))}),
-        datasets.Features({"predictions": _LOGITS, "references": datasets.Value("int64")}),
-    ]
+    features: ClassVar[list[datasets.Features]] = _PREDICTED
 
     def _compute(self, predictions: list[list[float]], references: list[list[int]] | list[int]) -> dict[str, float]:
-        labels = torch.tensor(references)
-        value, left_out = balanced_accuracy(torch.tensor(predictions), labels, "multi_label" if labels.dim() == 2 else "single_label")
+        value, left_out = balanced_accuracy(*_tensors(predictions, references))
         return {"balanced_accuracy": value, "labels_left_out": left_out}
 
 
@@ -108,8 +139,8 @@ class IdentityLossGap(_Offline):
     features = _SCORES
 
     def _compute(self, predictions: list[float], references: list[float], identities: list[int]) -> dict[str, float]:
-        losses, oracle = (torch.tensor(x, dtype=torch.float64) for x in (predictions, references))
-        gap = identity_loss_gap(losses, oracle, torch.tensor(identities))
+        ours, oracle = (torch.tensor(x, dtype=torch.float64) for x in (predictions, references))
+        gap = identity_loss_gap(ours, oracle, torch.tensor(identities))
         return {"mean_gap": gap.mean, "largest_gap": gap.largest}
 
 
@@ -122,3 +153,33 @@ class AttackAUC(_Offline):
     def _compute(self, predictions: list[float], references: list[int]) -> dict[str, float]:
         scores, members = torch.tensor(predictions, dtype=torch.float64), torch.tensor(references) != 0
         return {"auc": auc(scores[members], scores[~members])}
+
+
+class RMIA(_Offline):
+    """RMIA: predictions are the attacked model's logits, references the labels, of members, non-members and population alike."""
+
+    about = (
+        "RMIA's AUC, 0.5 is ideal. Give roles=[...] ('member', 'nonmember' or 'population'), identities=[...] (integers), one a photo, and "
+        "others=[[...]], the logits of one or more models that never saw the members, on the same photos; a and gamma as in `attacks.rmia`."
+    )
+    features: ClassVar[list[datasets.Features]] = _PREDICTED
+
+    def _compute(
+        self,
+        predictions: list[list[float]],
+        references: list[list[int]] | list[int],
+        roles: list[str],
+        identities: list[int],
+        others: list[list[list[float]]],
+        a: float = 0.3,
+        gamma: float = 2.0,
+        seed: int = 0,
+    ) -> dict[str, float]:
+        logits, labels, kind = _tensors(predictions, references)
+        target, out = (label_log_probabilities(said, labels, kind) for said in (logits, torch.tensor(others)))
+        places = {role: torch.tensor([one == role for one in roles]) for role in ("member", "nonmember", "population")}
+        members, nonmembers, population = (Signals(target[place], out[:, place]) for place in places.values())
+        people = torch.tensor(identities)
+        owners = people[places["member"]], people[places["nonmember"]]
+        found = rmia(members, nonmembers, population, owners, generator(seed, "attack", "rmia"), a=a, gamma=gamma)
+        return {"auc": found.auc, "auc_either_way": found.auc_either_way, "smallest_fpr": found.smallest_fpr}

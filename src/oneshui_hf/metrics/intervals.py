@@ -92,7 +92,7 @@ def auc_interval(
         UsageError: The level is not between 0 and 1.
     """
     _check(1, level)
-    (row_owner, rows), (column_owner, columns) = map(_owners, identities)
+    (row_owner, rows), (column_owner, columns) = map(owners, identities)
     fewest = min(rows, columns)
     if not fewest or members.isnan().any() or nonmembers.isnan().any():
         return Interval(math.nan, math.nan, math.nan, level, fewest)
@@ -132,6 +132,34 @@ def t_interval(values: Sequence[float] | torch.Tensor, level: float = 0.95) -> I
         return Interval(mean, math.nan, math.nan, level, 1)
     reach = student_quantile((1 + level) / 2, count - 1) * numbers.std().item() / math.sqrt(count)
     return Interval(mean, mean - reach, mean + reach, level, count)
+
+
+def percentile_interval(value: float, found: torch.Tensor, units: int, level: float = 0.95) -> Interval:
+    """Return the percentile interval of a number from its values in resamples, its levels moved out to make good for few people.
+
+    The tails are those of Student's t with one degree of freedom less than there are people, and the spread of resamples, too small by
+    sqrt((n - 1) / n), is made good as well (Hesterberg 2015, "expanded percentile interval").
+
+    Args:
+        value: The number itself.
+        found: Its value in each resample of the people, (R,); those that are NaN are left out.
+        units: How many people (of the smallest group) were resampled.
+        level: Wanted coverage.
+
+    Returns:
+        The interval; NaN ends where there are fewer than two people, or the value or every resample is NaN.
+
+    Raises:
+        UsageError: The level is not between 0 and 1.
+    """
+    _check(1, level)
+    found = found[~found.isnan()].double()
+    if units < 2 or math.isnan(value) or not len(found):
+        return Interval(value, math.nan, math.nan, level, units)
+    outwards = math.sqrt(units / (units - 1)) * student_quantile((1 + level) / 2, units - 1)
+    tail = NormalDist().cdf(-outwards)
+    low, high = found.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    return Interval(value, low, high, level, units)
 
 
 def beyond_noise(difference: float | Interval, floor: float) -> bool:
@@ -177,7 +205,7 @@ def _student_within(angle: float, freedom: int) -> float:
 
 
 def _mean(values: torch.Tensor, identities: torch.Tensor, repetitions: int, generator: torch.Generator, level: float) -> Interval:
-    owner, people = _owners(identities)
+    owner, people = owners(identities)
     sizes = torch.bincount(owner, minlength=people).double()
     sums = torch.zeros(people, dtype=torch.float64).index_add_(0, owner, values)
 
@@ -190,7 +218,7 @@ def _mean(values: torch.Tensor, identities: torch.Tensor, repetitions: int, gene
     value, error = (x.item() for x in measure(torch.ones(1, people, dtype=torch.float64)))
     if people < 2 or math.isnan(value):
         return Interval(value, math.nan, math.nan, level, people)
-    drawn = [measure(_weights(people, size, generator)) for size in _sizes(repetitions, people)]
+    drawn = [measure(draw_weights(people, size, generator)) for size in portions(repetitions, people)]
     found, errors = (torch.cat(parts) for parts in zip(*drawn, strict=True))
     kept = errors > 1e-9 * error  # a resample of one person over and over knows no error
     ratios = ((found - value).abs() / errors)[kept]
@@ -204,23 +232,17 @@ def _generic(
     statistic: Callable[..., float], groups: list[torch.Tensor], repetitions: int, generator: torch.Generator, level: float
 ) -> Interval:
     value = float(statistic(*(torch.arange(len(identities)) for identities in groups)))
-    fewest = min(_owners(identities)[1] for identities in groups)
+    fewest = min(owners(identities)[1] for identities in groups)
     if fewest < 2 or math.isnan(value):
         return Interval(value, math.nan, math.nan, level, fewest)
     draws = [_resamples(identities, repetitions, generator) for identities in groups]
     found = torch.tensor([float(statistic(*positions)) for positions in zip(*draws, strict=True)], dtype=torch.float64)
-    found = found[~found.isnan()]
-    if not len(found):
-        return Interval(value, math.nan, math.nan, level, fewest)
-    outwards = math.sqrt(fewest / (fewest - 1)) * student_quantile((1 + level) / 2, fewest - 1)
-    tail = NormalDist().cdf(-outwards)
-    low, high = found.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-    return Interval(value, low, high, level, fewest)
+    return percentile_interval(value, found, fewest, level)
 
 
 def _resamples(identities: torch.Tensor, repetitions: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
     """Yield the positions of the photos of as many people as there are, drawn with replacement."""
-    owner, people = _owners(identities)
+    owner, people = owners(identities)
     photos = owner.argsort(stable=True).split(torch.bincount(owner, minlength=people).tolist())
     for _ in range(repetitions):
         yield torch.cat([photos[person] for person in torch.randint(people, (people,), generator=generator).tolist()])
@@ -232,20 +254,30 @@ def _cluster_variance(weights: torch.Tensor, shares: torch.Tensor, photos: torch
     return people / max(1, people - 1) * (weights * shares**2).sum(1) / photos**2
 
 
-def _weights(people: int, repetitions: int, generator: torch.Generator) -> torch.Tensor:
-    """Return how often each person is drawn in each resample, float64 (R, P)."""
+def draw_weights(people: int, repetitions: int, generator: torch.Generator) -> torch.Tensor:
+    """Return how often each person is drawn in each resample, float64 (R, P).
+
+    Args:
+        people: How many there are, P, and how many are drawn.
+        repetitions: How many resamples, R.
+        generator: Draws the people.
+    """
     drawn = torch.randint(people, (repetitions, people), generator=generator)
     return torch.zeros(repetitions, people, dtype=torch.float64).scatter_add_(1, drawn, torch.ones(drawn.shape, dtype=torch.float64))
 
 
-def _sizes(repetitions: int, people: int) -> list[int]:
-    """Return the resamples in parts that fit into memory."""
+def portions(repetitions: int, people: int) -> list[int]:
+    """Return how many resamples of so many people to work on at a time, in sum all of them, so that a part fits into memory."""
     part = max(1, _CELLS // people)
     return [min(part, repetitions - start) for start in range(0, repetitions, part)]
 
 
-def _owners(identities: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """Return the number of each photo's person, counted from 0, and how many people there are."""
+def owners(identities: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Return the number of each photo's person, counted from 0, (n,), and how many people there are.
+
+    Args:
+        identities: The person of each photo, integers (n,).
+    """
     people, owner = identities.unique(return_inverse=True)
     return owner, len(people)
 

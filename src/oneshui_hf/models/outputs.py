@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..data.augment import view
 from ..data.schema import Task, TaskKind
 from ..errors import OneshuiError
 
@@ -48,13 +49,18 @@ def find_head(model: nn.Module) -> nn.Linear:
     Raises:
         OneshuiError: There is none.
     """
-    size = int(model.config.num_labels)  # type: ignore[union-attr, arg-type]
+    size = _labels(model)
     heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == size]
     if not heads:
         raise OneshuiError(
             f"{type(model).__name__} has no linear classification head, so its features cannot be found; take another model."
         )
     return heads[-1]
+
+
+def _labels(model: nn.Module) -> int:
+    """Return K, how many labels a classifier has."""
+    return int(model.config.num_labels)  # type: ignore[union-attr, arg-type]
 
 
 def head_inputs(model: nn.Module) -> int:
@@ -93,24 +99,47 @@ def logits_and_features(
     return output.logits, seen[0][0]
 
 
-def predict(model: nn.Module, faces: FaceSet, accelerator: Accelerator, batch_size: int = 64) -> torch.Tensor:
+def predict(model: nn.Module, faces: FaceSet, accelerator: Accelerator, batch_size: int = 64, version: int = 0) -> torch.Tensor:
     """Return the logits of all photos, float32 (n, K) on the CPU, the same on every process.
+
+    Args:
+        model: Any image classifier.
+        faces: The photos.
+        accelerator: Shares the batches.
+        batch_size: Photos a forward pass.
+        version: Which version of each photo the model sees, see `data.augment.view`.
+    """
+    model = accelerator.unwrap_model(model)
+    width = _labels(model)
+    return _over_batches(model, faces, accelerator, batch_size, width, lambda pixels: model(pixel_values=view(pixels, version)).logits)
+
+
+def predict_with_features(
+    model: nn.Module, faces: FaceSet, accelerator: Accelerator, batch_size: int = 64
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return logits (n, K) as `predict` does, and the inputs of the classification head, float32 (n, d)."""
+    model = accelerator.unwrap_model(model)
+    widths = _labels(model), head_inputs(model)
+    both = _over_batches(
+        model, faces, accelerator, batch_size, sum(widths), lambda pixels: torch.cat(logits_and_features(model, pixels), 1)
+    )
+    logits, features = both.split(widths, dim=1)
+    return logits.contiguous(), features.contiguous()
+
+
+def _over_batches(
+    model: nn.Module, faces: FaceSet, accelerator: Accelerator, batch_size: int, width: int, say: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """Return what `say` makes of the preprocessed photos, float32 (n, width) on the CPU.
 
     Processes take whole batches in turn and add up their rows, so the result does not depend on how many there are.
     """
-    model = accelerator.unwrap_model(model)
     training = model.training
     model.eval()
-    out: torch.Tensor | None = None
-    batches = torch.arange(len(faces)).split(batch_size) if len(faces) else ()
+    out = torch.zeros(len(faces), width, device=accelerator.device)
     with torch.inference_mode():
-        for number, positions in enumerate(batches):
-            if number % accelerator.num_processes != accelerator.process_index:
-                continue
-            logits = model(pixel_values=faces.batch(positions, accelerator.device)[0]).logits.float()
-            out = torch.zeros(len(faces), logits.shape[1], device=logits.device) if out is None else out
-            out[positions] = logits
+        for number, positions in enumerate(torch.arange(len(faces)).split(batch_size) if len(faces) else ()):
+            if number % accelerator.num_processes == accelerator.process_index:
+                out[positions] = say(faces.batch(positions, accelerator.device)[0]).float()
     model.train(training)
-    if out is None:  # no photos, or more processes than batches
-        out = torch.zeros(len(faces), find_head(model).out_features, device=accelerator.device)
-    return accelerator.reduce(out.clone(), reduction="sum").cpu()
+    return accelerator.reduce(out, reduction="sum").cpu()

@@ -1,35 +1,34 @@
-"""Evaluation: one forward pass a set, predictions on disk, every metric from those predictions.
+"""Evaluation: one pass a model, predictions on disk, every metric from those predictions.
 
 oneshui evaluate --run RUN --oracle RUN
+oneshui evaluate --run RUN --references 1     # trains an oracle of another seed for RMIA and the noise floor, and keeps it
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 
-from ..data.pixels import FaceSet
+from ..cache import Cache, cache_root
 from ..data.schema import Task
 from ..errors import OneshuiError, UsageError
-from ..metrics.functional import gap_closure, tug_of_war
-from ..metrics.summary import summarise
+from ..metrics.measure import Comparison, Says, Settings, measure
 from ..models.load import load_model
-from ..models.outputs import predict
 from ..reporting import SILENT, Reporter
-from ..runs import METRICS, PREDICTIONS, PREPROCESSOR, RECORD, SPLIT, Run, dump_json, hash_file, write_bytes, write_json
+from ..runs import CURVES, METRICS, RECORD, SPLIT, Run, dump_json, hash_file, read_object, write_json
 from .options import EvaluateOptions
+from .predictions import Forecaster, made_from
 from .processes import make_accelerator, on_main
-from .sets import open_data
+from .relearn import relearning
+from .sets import RunData, open_data
+from .stock import Stock, require_repeatable
 
-SETS = ("retain", "forget", "val", "test")
-TOW_SETS = ("retain", "forget", "test")
-
-Predictions = dict[str, torch.Tensor]  # logits (n, K), labels, identities (n,)
+FORMAT = 2  # of metrics.json; another one is measured anew, from the predictions
 
 
 def evaluate(
@@ -38,52 +37,130 @@ def evaluate(
     accelerator: Accelerator | None = None,
     reporter: Reporter = SILENT,
 ) -> dict[str, Any]:
-    """Measure a model on retain, forget, val and test, against oracle and original where they are known; write `metrics.json`.
+    """Measure a model on all sets, against oracle and original where they are known; write `metrics.json` and `curves.json`.
+
+    Neither model nor data is needed where the predictions are there, and nothing is computed where the metrics are.
 
     Returns:
-        Per set the score (`map` or `accuracy`, percent) and `loss`; `tow` and `gap_closure`, None where no oracle is known.
+        The metrics; docs/metrics.md tells each. `tow` and `gap_closure` are None where no oracle is known.
 
     Raises:
         UsageError: A run is missing, or is not what it is given as.
-        OneshuiError: The runs do not share data and split.
+        OneshuiError: The runs do not share data and split, or predictions are missing and so is what makes them.
     """
-    run.require_complete().require_split()
-    original = _original(run, options.original)
-    oracle = _oracle(original, options.oracle)
-    for other in (original, oracle):
-        if other is not None and hash_file(other.path / SPLIT) != hash_file(run.path / SPLIT):
-            raise OneshuiError(f"{other.path} was made with another split than {run.path}; they cannot be compared.")
+    if run.require_finished().require_split().has_weights:
+        run.require_complete()
     accelerator = accelerator or make_accelerator()
-    data = open_data(run, accelerator, options.data_dir, reporter)
-    sets = {name: data.sets[name] for name in SETS}
+    witnesses = Witnesses.of(run, options, accelerator, reporter)
+    key = _key(run, witnesses, options)
+    if (known := _known(run, key)) is not None:
+        return known
 
-    def measure(which: Run) -> dict[str, Any]:
-        predictions = predictions_of(which, sets, accelerator, options.batch_size, reporter)
-        return {name: summarise(p["logits"], p["labels"], data.faces.task) for name, p in predictions.items()}
+    @functools.cache
+    def data() -> RunData:
+        return open_data(run, accelerator, options.data_dir, reporter)
 
-    result: dict[str, Any] = measure(run)
-    compare(result, measure(original) if original else None, measure(oracle) if oracle else None, data.faces.task)
-    result["compared_with"] = {
-        "original": original.weights if original else None,
-        "oracle": oracle.weights if oracle else None,
-    }
-    on_main(accelerator, lambda: write_json(run.path / METRICS, result))
+    task = Task(run.record.dataset["task"], tuple(run.record.dataset["labels"]))
+    forecaster = Forecaster(lambda: data().sets, task, accelerator, options.batch_size, options.queries, reporter)
+    said: dict[str | None, Says] = {}  # by weights: one model may stand in several places
+
+    def says(model: Run) -> Says:
+        weights = model.record.weights
+        if weights not in said:
+            said[weights] = forecaster.of(model)
+        return said[weights]
+
+    compared = Comparison(
+        model=says(run),
+        original=says(witnesses.original) if witnesses.original else None,
+        oracle=says(witnesses.oracle) if witnesses.oracle else None,
+        oracles=[says(other) for other in witnesses.oracles],
+        references=[says(other) for other in witnesses.references],
+    )
+    settings = Settings(resamples=options.resamples, rmia_a=options.rmia_a, rmia_gamma=options.rmia_gamma)
+    result, curves = measure(compared, task.kind, settings)
+    result |= {"format": FORMAT, "key": key, "kind": run.record.kind, "compared_with": witnesses.weights()}
+    result["relearning"] = None
+    if options.relearn_steps and compared.original:
+        model = load_model(run.path, accelerator.device)[0]
+        back = compared.original["forget"].losses.double().mean().item()
+        steps = relearning(model, data().sets["forget"], back, task, accelerator, at_most=options.relearn_steps, seed=run.record.seed)
+        result["relearning"] = {"steps": steps, "at_most": options.relearn_steps}
+
+    def write() -> None:
+        write_json(run.path / CURVES, {"key": key, **curves})
+        write_json(run.path / METRICS, result)  # last, since it is looked for first
+
+    on_main(accelerator, write)
     return result
 
 
-def compare(result: dict[str, Any], original: dict[str, Any] | None, oracle: dict[str, Any] | None, task: Task) -> None:
-    """Add `tow` and `gap_closure` to a result; None where there is nothing to compare with."""
-    name = task.score_name
-    result["tow"] = result["gap_closure"] = None
-    if oracle is None:
-        return
-    result["tow"] = _number(tug_of_war({s: result[s][name] for s in TOW_SETS}, {s: oracle[s][name] for s in TOW_SETS}))
-    if original is not None:
-        result["gap_closure"] = _number(gap_closure(*(m["forget"][name] for m in (original, result, oracle))))
+def _known(run: Run, key: str) -> dict[str, Any] | None:
+    """Return the metrics that are there, if they are what would be computed."""
+    if not ((run.path / METRICS).exists() and (run.path / CURVES).exists()):
+        return None
+    try:
+        metrics, curves = (read_object(run.path / file) for file in (METRICS, CURVES))
+    except OneshuiError:  # damaged; they can be made again
+        return None
+    return metrics if metrics.get("key") == curves.get("key") == key else None
 
 
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value  # NaN is not JSON
+def _key(run: Run, witnesses: Witnesses, options: EvaluateOptions) -> str:
+    """Return the hash of all that the metrics depend on."""
+    models = (run, witnesses.original, witnesses.oracle, *witnesses.oracles, *witnesses.references)
+    parts = {
+        "format": FORMAT,
+        "kind": run.record.kind,
+        "predictions": [made_from(model, options.batch_size) if model else None for model in models],
+        "seed": run.record.seed,
+        "settings": {
+            name: getattr(options, name) for name in ("references", "queries", "rmia_a", "rmia_gamma", "resamples", "relearn_steps")
+        },
+    }
+    return hashlib.sha256(dump_json(parts)).hexdigest()
+
+
+@dataclass(frozen=True)
+class Witnesses:
+    """The models that one is compared with: its original, the oracle, oracles of other seeds, and the same method applied to those."""
+
+    original: Run | None
+    oracle: Run | None
+    oracles: list[Run]
+    references: list[Run]
+
+    @classmethod
+    def of(cls, run: Run, options: EvaluateOptions, accelerator: Accelerator, reporter: Reporter) -> Witnesses:
+        """Find them, and make the reference models that are missing.
+
+        Raises:
+            UsageError: One is not what it is given as, or references are wanted without an original to repeat.
+            OneshuiError: One was made with another split.
+        """
+        original = _original(run, options.original)
+        oracle = _oracle(original, options.oracle) or (run if run.record.kind == "oracle" else None)
+        for other in (original, oracle):
+            if other is not None and hash_file(other.path / SPLIT) != hash_file(run.path / SPLIT):
+                raise OneshuiError(f"{other.path} was made with another split than {run.path}; they cannot be compared.")
+        if not options.references:
+            return cls(original, oracle, [], [])
+        if original is None:
+            raise UsageError(
+                "--references trains oracles by the recipe of the original model, which is not known; name it with --original."
+            )
+        require_repeatable(run)  # before an oracle is trained, which takes long
+        stock = Stock(Cache(cache_root(options.cache_dir)), accelerator, reporter, options.data_dir, options)
+        oracles = stock.oracles(original, options.references, besides=oracle)
+        return cls(original, oracle, oracles, [stock.reference(run, other) for other in oracles])
+
+    def weights(self) -> dict[str, Any]:
+        """Return the hashes of their weights, by which anybody can tell which they were."""
+        return {
+            "original": self.original.record.weights if self.original else None,
+            "oracle": self.oracle.record.weights if self.oracle else None,
+            "references": [other.record.weights for other in self.references],
+        }
 
 
 def _original(run: Run, given: str | None) -> Run | None:
@@ -107,51 +184,3 @@ def _oracle(original: Run | None, given: str | None) -> Run | None:
     default = Path(f"{original.path}-oracle") if original else None
     found = Run.open(default) if default and (default / RECORD).exists() else None
     return found if found and found.record.state == "complete" else None
-
-
-def predictions_of(
-    run: Run, sets: dict[str, FaceSet], accelerator: Accelerator, batch_size: int, reporter: Reporter = SILENT
-) -> dict[str, Predictions]:
-    """Return logits, labels and identity numbers of each set: from `predictions/` where they are of these weights, else computed."""
-    from safetensors.torch import save
-
-    made_from = [
-        run.weights,
-        hash_file(run.path / SPLIT),
-        hash_file(run.path / PREPROCESSOR),
-        run.record.dataset.get("fingerprint"),
-        batch_size,
-    ]
-    # One entry: safetensors writes several in no fixed order, and the same predictions should be the same bytes.
-    key = {"made_from": hashlib.sha256(dump_json(made_from)).hexdigest()}
-    found: dict[str, Predictions] = {}
-    model = None
-    for name, faces in reporter.track(sets.items(), f"Predicting with {run.path.name}"):
-        if (stored := _stored(run.path / PREDICTIONS / f"{name}.safetensors", key)) is not None:
-            found[name] = stored
-            continue
-        model = model or load_model(run.path, accelerator.device)[0]
-        logits = predict(model, faces, accelerator, batch_size)
-        found[name] = {"logits": logits, "labels": faces.labels, "identities": faces.identities}
-    computed = found if model is not None else {}
-
-    def store() -> None:
-        for name, tensors in computed.items():
-            write_bytes(run.path / PREDICTIONS / f"{name}.safetensors", save(tensors, metadata=key))
-
-    on_main(accelerator, store)
-    return found
-
-
-def _stored(file: Path, key: dict[str, str]) -> Predictions | None:
-    """Return the predictions in a file; None where there is none, or it is of another model, or damaged."""
-    from safetensors import SafetensorError, safe_open
-    from safetensors.torch import load_file
-
-    if not file.exists():
-        return None
-    try:
-        with safe_open(file, "pt") as stored:
-            return load_file(file) if stored.metadata() == key else None
-    except SafetensorError:  # predictions can be made again
-        return None

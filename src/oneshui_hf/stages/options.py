@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..cache import KINDS
 from ..options import option
 
 MAX_SEED = 2**63 - 1
@@ -115,6 +116,7 @@ class RetrainOptions:
 
     run: str | None = option(None, "The original model's run; the newest by default.")
     seed: int | None = option(None, "Seed of order and augmentation; the original's by default.", minimum=0, maximum=MAX_SEED)
+    data_dir: str | None = option(None, "Where the data set lies now, where it has moved since training.")
     output_dir: str | None = option(None, "The oracle's folder; RUN-oracle by default.")
     resume: bool = option(False, "Go on with an interrupted training.")
     overwrite: bool = option(False, "Replace a run that is there.")
@@ -181,13 +183,41 @@ class EvaluateOptions:
     run: str | None = option(None, "The model to evaluate; the newest run of any kind by default.")
     oracle: str | None = option(None, "The oracle's run; ORIGINAL-oracle by default, where it exists.")
     original: str | None = option(None, "The original model's run; the one that the model was made from by default.")
+    references: int = option(
+        0,
+        "Models that never saw the forget set, for RMIA and the noise floor: oracles of other seeds, made and kept where they are missing.",
+        minimum=0,
+        maximum=8,
+    )
+    queries: int = option(2, "Versions of each photo that RMIA asks about: as it is, mirrored, shifted.", minimum=1, maximum=8)
+    rmia_a: float = option(0.3, "RMIA: how much less likely a label is to a model that did not see the photo.", minimum=0, maximum=1)
+    rmia_gamma: float = option(2.0, "RMIA: how much likelier a photo must be to dominate another.", minimum=1)
+    resamples: int = option(1000, "How often the people are drawn anew for an interval.", minimum=100)
+    relearn_steps: int = option(0, "Most steps of training until the forget set is back; 0 does not try.", minimum=0)
     data_dir: str | None = option(None, "Where the data set lies now, where it has moved since training.")
+    cache_dir: str | None = option(None, "Where reference models are kept; see `oneshui cache`.")
     batch_size: int = option(
         64,
         "Photos a forward pass, for each process.",
         flags=("--batch-size", "--per-device-eval-batch-size"),
         minimum=1,
     )
+
+
+@dataclass(frozen=True)
+class BenchmarkOptions:
+    """Which grid to run, and where."""
+
+    grid: str = option(help="A YAML file, or a grid that comes along: 'demo' or 'paper'.")
+    output_dir: str | None = option(
+        None, "The benchmark's folder; benchmarks/<name of the grid> by default. What is there is gone on with."
+    )
+    data_dir: tuple[str, ...] = option((), "NAME=DIR: where a data set of the grid lies; once a data set.")
+    cache_dir: str | None = option(None, "Where models are kept; 'cache' in the benchmark's folder by default.")
+    shard: str | None = option(None, "I/N: do the I-th of N parts, beside machines that share the folder and do the others.")
+    dry_run: bool = option(False, "Tell what would be done and what it would take, and do nothing.")
+    retry: bool = option(False, "Try again what failed before.")
+    keep_models: bool = option(False, "Keep the weights of unlearned models, which their predictions otherwise stand for.")
 
 
 @dataclass(frozen=True)
@@ -218,3 +248,30 @@ class DemoOptions:
     output_dir: str = option("demo", "Folder of the demo's runs.")
     seed: int = option(0, "Seed of everything.", minimum=0, maximum=MAX_SEED)
     overwrite: bool = option(False, "Replace an earlier demo.")
+
+
+@dataclass(frozen=True)
+class CacheListOptions:
+    """Which cache."""
+
+    cache_dir: str | None = option(None, "The cache's folder; $ONESHUI_CACHE or ~/.cache/oneshui by default.")
+
+
+@dataclass(frozen=True)
+class ClearOptions(CacheListOptions):
+    """What is removed from a cache."""
+
+    kind: str | None = option(None, "Only entries of this kind.", choices=KINDS)
+    older_than: float | None = option(None, "Only entries that were last used so many days ago, or earlier.", minimum=0)
+    dry_run: bool = option(False, "Tell what would be removed, and remove nothing.")
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What is reported, and where."""
+
+    source: str = option(help="A run that was evaluated, or the folder of a benchmark.")
+    output: str | None = option(None, "The HTML file; SOURCE/report.html by default. Its figures lie beside it.")
+    with_images: bool = option(False, "Of a run: show the photos handed in. Such a copy is not to be passed on.")
+    data_dir: str | None = option(None, "With --with-images: where the data set lies now, where it has moved since training.")
+    overwrite: bool = option(False, "Replace a report that is there.")

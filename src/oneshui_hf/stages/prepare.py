@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 
 from ..errors import UsageError
+from ..memory import Peak
 from ..methods.contract import Context, DataAccess, Method
 from ..models.load import load_model
 from ..models.outputs import losses
@@ -46,7 +47,13 @@ class Preparation:
 
     @classmethod
     def open(
-        cls, run: Run, options: PrepareOptions, given: Mapping[str, Any], accelerator: Accelerator | None, reporter: Reporter
+        cls,
+        run: Run,
+        options: PrepareOptions,
+        given: Mapping[str, Any],
+        accelerator: Accelerator | None,
+        reporter: Reporter,
+        folder: Path | None = None,
     ) -> Preparation:
         """Check what was asked for, then load.
 
@@ -57,7 +64,7 @@ class Preparation:
         name, method_class = options.method, Plugins(METHODS).load(options.method)
         if method_class.prepares == "never":
             raise UsageError(f"Method '{name}' has nothing to prepare; go on with `oneshui unlearn --method {name}`.")
-        folder = run.require_complete().artefact(name)
+        folder = folder or run.require_complete().artefact(name)
         if folder.exists() and not (options.overwrite or options.dry_run):
             raise UsageError(f"{folder} exists; prepare anew with --overwrite.")
         size = run.request_size
@@ -76,16 +83,28 @@ def prepare(
     method_options: Mapping[str, Any] | None = None,
     accelerator: Accelerator | None = None,
     reporter: Reporter = SILENT,
+    folder: Path | None = None,
 ) -> Path:
-    """Prepare a method for a run's model and return the artefact's folder; see `Preparation.open` for what is raised."""
-    ready = Preparation.open(run, options, method_options or {}, accelerator, reporter)
+    """Prepare a method for a run's model and return the artefact's folder; see `Preparation.open` for what is raised.
+
+    Args:
+        run: The model.
+        options: Which method, and how.
+        method_options: The method's own.
+        accelerator: For several processes.
+        reporter: For progress.
+        folder: Where the artefact goes; into the run by default.
+    """
+    ready = Preparation.open(run, options, method_options or {}, accelerator, reporter, folder)
     started = time.perf_counter()
-    artefact = ready.method.prepare(ready.model, ready.data, ready.options, ready.context)
+    with Peak(ready.context.device) as peak:
+        artefact = ready.method.prepare(ready.model, ready.data, ready.options, ready.context)
     artefact.options = dataclasses.asdict(ready.options)
     artefact.report |= ready.context.report | {
         "preset": options.preset,
         "processes": ready.context.accelerator.num_processes,
         "seconds": round(time.perf_counter() - started, 1),
+        "peak_mb": peak.mb,
         "seed": options.seed,
     }
     on_main(ready.context.accelerator, lambda: artefact.save(ready.folder, options.method, run.weights, replace=options.overwrite))

@@ -18,8 +18,14 @@ from .options import TrainOptions
 
 REPORT_WORDS = {"labels": ("given", "guessed by the model"), "source": ("split", "photos handed in")}
 METRIC_SETS = ("retain", "forget", "val", "test")
-METRIC_NUMBERS = ("images", "loss", "map", "accuracy", "labels_left_out")
+METRIC_NUMBERS = ("images", "people", "loss", "map", "accuracy", "balanced_accuracy", "labels_left_out")
 METRIC_COMPARISONS = ("tow", "gap_closure")
+METRIC_PARTS = {
+    "noise_floor": (*METRIC_SETS, "tow", "gap_closure", "jensen_shannon", "auc_either_way", "oracles"),
+    "relearning": ("steps", "at_most"),
+}
+ATTACKS = ("loss", "logistic", "rmia", "rmia_two_sided", "u_lira")
+ATTACK_NUMBERS = ("auc", "interval", "auc_either_way", "balanced_accuracy", "smallest_fpr")
 PREPROCESSOR_NUMBERS = (
     *("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor"),
     *("do_normalize", "image_mean", "image_std", "do_convert_rgb"),
@@ -117,7 +123,12 @@ def _harmless(name: str, value: Any, declared: type[Any] | None) -> bool:
 
 def dataset_name(record: Record) -> str:
     """Return a data set's name as others may know it."""
-    return _builtin(record.options.get("dataset")) or LOCAL_DATASET
+    return dataset_word(record.options.get("dataset"))
+
+
+def dataset_word(dataset: Any) -> str:
+    """Return what may be told of the word that names a data set."""
+    return _builtin(dataset) or LOCAL_DATASET
 
 
 def _builtin(dataset: Any) -> str | None:
@@ -186,9 +197,28 @@ def public_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
         if name in metrics
     }
     public |= {name: numbers(metrics[name]) for name in METRIC_COMPARISONS if name in metrics}
+    for name, keys in METRIC_PARTS.items():
+        found = metrics.get(name)
+        public[name] = {key: numbers(found[key]) for key in keys if key in found} if found else None
+    public["intervals"] = _public_intervals(metrics.get("intervals") or {})
+    public["attacks"] = _public_attacks(metrics.get("attacks") or {})
     compared = metrics.get("compared_with") or {}
     public["compared_with"] = {name: compared.get(name) if _is(HASH, compared.get(name)) else None for name in ("original", "oracle")}
     return public
+
+
+def _public_intervals(found: Mapping[str, Any]) -> dict[str, Any]:
+    public = {name: numbers(found[name]) for name in ("level", "resamples", "tow", "gap_closure") if name in found}
+    scores = ("loss", "map", "accuracy")
+    sets = {name: {key: numbers(found[name][key]) for key in scores if key in found[name]} for name in METRIC_SETS if name in found}
+    return public | sets
+
+
+def _public_attacks(found: Mapping[str, Any]) -> dict[str, Any]:
+    public: dict[str, Any] = {
+        name: {key: numbers(found[name][key]) for key in ATTACK_NUMBERS if key in found[name]} for name in ATTACKS if name in found
+    }
+    return public | {"strongest": found.get("strongest") if found.get("strongest") in ATTACKS else None}
 
 
 def public_versions(found: Mapping[str, Any]) -> dict[str, str]:

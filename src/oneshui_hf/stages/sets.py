@@ -31,7 +31,7 @@ def open_data(run: Run, accelerator: Accelerator, data_dir: str | None = None, r
     """Read the data that a run was trained on.
 
     Args:
-        run: Any run; unlearned ones carry the options of their original.
+        run: Any run; unlearned ones carry the options of their original. An oracle's train is what it was trained on: retain.
         accelerator: One process builds caches before the others read them.
         data_dir: Where the data lies now, where it has moved.
         reporter: For progress.
@@ -48,4 +48,13 @@ def open_data(run: Run, accelerator: Accelerator, data_dir: str | None = None, r
             raise OneshuiError(f"The data of {run.path} has changed since it was trained: train again, or restore the data.")
         split = load_split(run.path / SPLIT)
         sets = face_sets(faces, pixels, split, preprocess)
+    if run.record.kind == "oracle":
+        sets["train"] = _without_those_who_ask(sets)
     return RunData(faces, split, sets)
+
+
+def _without_those_who_ask(sets: dict[str, FaceSet]) -> FaceSet:
+    """Return the training set of a model that never saw those who ask, and whose preparation must not see them, either."""
+    train, people = sets["train"], set(sets["forget"].identities.tolist())
+    reserved = train.reserved and train.reserved.subset(train.reserved.without(people))
+    return dataclasses.replace(train.subset(train.without(people)), reserved=reserved)

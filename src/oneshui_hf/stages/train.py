@@ -37,8 +37,9 @@ from ..reporting import SILENT, Reporter
 from ..runs import RUNS, SPLIT, Kind, Record, Run, claim, hash_weights, new_folder, write_record
 from . import checkpoint
 from .options import DEFAULT_MODEL, RetrainOptions, SplitOptions, TrainOptions
-from .processes import make_accelerator, on_main
+from .processes import half_precision, make_accelerator, on_main
 
+RECIPE = 1  # raise it when the same options would train another model than before: what a cache keeps is then made anew
 MODEL = ".model"  # in a run: where the finished model is written whole, before its files take their places
 
 
@@ -79,7 +80,7 @@ def retrain(original: Run, options: RetrainOptions, accelerator: Accelerator | N
         seed = cut.record.seed
     else:
         claim(path, overwrite=options.overwrite, source=original.path)
-    recipe = dataclasses.replace(recipe, resume=options.resume, output_dir=str(path))
+    recipe = dataclasses.replace(recipe, data_dir=options.data_dir or recipe.data_dir, resume=options.resume, output_dir=str(path))
     return _train(path, "oracle", recipe, seed, original, accelerator, reporter)
 
 
@@ -115,7 +116,7 @@ def _train(
     accelerator: Accelerator | None,
     reporter: Reporter,
 ) -> Run:
-    accelerator = accelerator or make_accelerator(options.bf16)
+    accelerator = accelerator or make_accelerator()
     with accelerator.main_process_first():  # one process builds the caches, the others read them
         faces = load_faces(**options.source(), reporter=reporter)
         name = options.model or (TINY if faces.name == "synthetic" else DEFAULT_MODEL)
@@ -252,7 +253,7 @@ def fit(
                 positions = order[step * step_size : (step + 1) * step_size]
                 mine, share = _my_part(positions, accelerator)
                 pixels = augment(faces.raw(mine).to(accelerator.device), options.augment, draws)
-                with accelerator.autocast():
+                with half_precision(accelerator.device, options.bf16):
                     logits = wrapped(pixel_values=faces.preprocess(pixels)).logits
                 each = losses(logits.float(), faces.labels[mine].to(accelerator.device), task.kind)
                 loss = each.sum() / share

@@ -20,6 +20,7 @@ from ..data.images import decode, to_pixels
 from ..data.preprocess import Preprocess
 from ..data.schema import Task
 from ..errors import UsageError, did_you_mean
+from ..memory import Peak
 from ..methods.artefact import Artefact
 from ..methods.contract import Context, DataAccess, Method
 from ..methods.requests import Request
@@ -43,8 +44,17 @@ def unlearn(
     method_options: Mapping[str, Any] | None = None,
     accelerator: Accelerator | None = None,
     reporter: Reporter = SILENT,
+    artefact: Path | None = None,
 ) -> Run:
     """Forget the people on the photos and write the new model as a run of its own.
+
+    Args:
+        run: The model.
+        options: The request, and the method.
+        method_options: The method's own.
+        accelerator: For several processes.
+        reporter: For progress.
+        artefact: Where the method's artefact lies; in the run by default.
 
     Raises:
         UsageError: Method, option, identity or label is unknown; no photo was given; the output folder is in the way.
@@ -55,8 +65,8 @@ def unlearn(
     _check(options, method_class)
     path = Path(options.output_dir or f"{run.path}-{name}")
     claim(path, overwrite=options.overwrite, source=run.require_complete().path)
-    artefact = _artefact(run, method_class, options)
-    prepared = (artefact.options if artefact else {}) | _preset(run, method_class, options, artefact, reporter)
+    found = _artefact(run, method_class, options, artefact)
+    prepared = (found.options if found else {}) | _preset(run, method_class, options, found, reporter)
     resolved = method_class.apply_options(name, prepared, method_options or {})
 
     accelerator = accelerator or make_accelerator()
@@ -65,14 +75,15 @@ def unlearn(
         from .sets import open_data  # request time reads no data set, unless this run's own split is asked for
 
         data = open_data(run, accelerator, options.data_dir, reporter)
-        granted: dict[str, Any] = data.sets | {"support": _split_request(data, accelerator)}
+        granted: dict[str, Any] = data.sets | {"support": _split_request(run, data, accelerator)}
     else:
         granted = {"support": photo_request(options, model, preprocess, task, accelerator)}
     request: Request = granted["support"]
 
     context = Context(task, options.seed, accelerator, reporter, request_size=len(request))
     applying = time.perf_counter()
-    unlearned = method_class().apply(model, DataAccess(granted, method_class.needs.apply), artefact, resolved, context)
+    with Peak(accelerator.device) as peak:
+        unlearned = method_class().apply(model, DataAccess(granted, method_class.needs.apply), found, resolved, context)
     now = time.perf_counter()
     record = Record(
         kind="unlearned",
@@ -83,9 +94,11 @@ def unlearn(
         report={
             **_receipt(options, method_class, request),
             "method_options": dataclasses.asdict(resolved),
+            "prepared": found is not None,
             "split": run.record.report.get("split"),
             "seconds": round(now - applying, 3),
             "seconds_in_all": round(now - started, 3),
+            "peak_mb": peak.mb,
             **context.report,
         },
     )
@@ -136,8 +149,8 @@ def _receipt(options: UnlearnOptions, method_class: type[Method[Any]], request: 
     }
 
 
-def _artefact(run: Run, method_class: type[Method[Any]], options: UnlearnOptions) -> Artefact | None:
-    folder = run.artefact(options.method)
+def _artefact(run: Run, method_class: type[Method[Any]], options: UnlearnOptions, folder: Path | None) -> Artefact | None:
+    folder = folder or run.artefact(options.method)
     if method_class.prepares == "never" or (method_class.prepares == "optional" and not folder.exists()):
         return None
     return Artefact.load(folder, options.method, run.weights, force=options.force)
@@ -182,11 +195,14 @@ def parse_labels(text: str, task: Task) -> torch.Tensor:
     return torch.tensor(task.label_names.index(words[0]))
 
 
-def _split_request(data: RunData, accelerator: Accelerator) -> Request:
-    """Return the split's own request: the support images, with identities and labels as the data set has them."""
+def _split_request(run: Run, data: RunData, accelerator: Accelerator) -> Request:
+    """Return the split's own request: the support images, with identities and labels as the data set has them.
+
+    To an oracle, which is asked to forget them so that attackers can compare, those who ask are strangers without a name.
+    """
     support = data.sets["support"]
     pixels, labels = support.batch(torch.arange(len(support)), accelerator.device)
-    people = tuple(support.people[number] for number in support.identities.tolist())
+    people = tuple(None if run.record.kind == "oracle" else support.people[number] for number in support.identities.tolist())
     return Request(pixels, people, labels, labels_given=True)
 
 

@@ -1,0 +1,208 @@
+"""The report: one HTML file of tables and figures that reads by itself, with every figure as an SVG beside it.
+
+    oneshui report RUN
+    oneshui report BENCHMARK
+
+It is made from what `oneshui evaluate` or a benchmark wrote, never from a model. The file fetches nothing. It holds numbers, and the names
+of methods and data sets; people are numbered. Photos stand in it only with `--with-images`, in a copy that is not to be passed on.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .. import figures as draw
+from ..card import SCORES
+from ..errors import UsageError
+from ..reporting import SILENT, Reporter
+from ..runs import RECORD, Run, new_folder, write_bytes
+from .columns import COLUMNS, MARK, Column, fixed
+from .drawing import Drawn, Shown, draw_all, slug
+from .groups import Group, Line, Value, row_name, sections, summarise
+from .options import ReportOptions
+from .plan import ROWS
+from .results import Result, of_benchmark, of_run, run_label
+
+TEMPLATE = "report.html"
+COSTS = {
+    "prepare_s": Column("seconds of preparing", "", 1),
+    "prepare_mb": Column("MB of memory, preparing", "", 0),
+    "kept_mb": Column("MB kept for requests", "", 1),
+    "apply_s": Column("seconds at the request", "", 2),
+    "apply_mb": Column("MB of memory at the request", "", 0),
+}
+
+
+def report(options: ReportOptions, reporter: Reporter = SILENT) -> dict[str, Any]:
+    """Write the report of a run or of a benchmark.
+
+    Returns:
+        `report`, the HTML file, and `figures`, the SVG files.
+
+    Raises:
+        UsageError: The source is neither a run nor a benchmark, was not evaluated, or the output is in the way.
+        OneshuiError: A file is damaged, no row is done, or matplotlib is not installed.
+    """
+    source = Path(options.source)
+    run = _run(source, options)
+    output = Path(options.output) if options.output else source / ("report-private.html" if options.with_images else "report.html")
+    folder = output.with_name(f"{output.stem}-figures")
+    _claim(output, folder, options.overwrite)
+    draw.require_matplotlib()
+    results = of_run(run) if run else of_benchmark(source)
+    groups = summarise([result.row for result in results])
+    photos = _photos(run, options.data_dir, reporter) if run and options.with_images else []
+    pages = []
+    figures: dict[str, str] = {}
+    for number, group in enumerate(reporter.track(groups, "Drawing"), 1):
+        shown = [Shown(line, _of(line, group, results)) for line in group.lines]
+        drawn = draw_all(shown, f"{number}-{slug(group.dataset)}-{group.forget}")
+        for kind in drawn.values():
+            figures |= kind
+        pages.append(_page(group, shown, drawn))
+    html = _render(pages, photos, _about(run))
+    with new_folder(folder, replace=options.overwrite) as scratch:
+        for name, svg in figures.items():
+            (scratch / f"{name}.svg").write_text(svg, encoding="utf-8")
+        write_bytes(output, html.encode())
+    return {"report": str(output), "figures": [str(folder / f"{name}.svg") for name in figures]}
+
+
+def _run(source: Path, options: ReportOptions) -> Run | None:
+    """Return the run at a folder; None where it is a benchmark's."""
+    if not source.is_dir():
+        raise UsageError(f"There is no folder {source}; name a run, or the folder of a benchmark.")
+    if options.data_dir and not options.with_images:
+        raise UsageError("--data-dir tells where photos lie, which only --with-images reads; leave it out.")
+    if (source / RECORD).is_file():
+        return Run.open(source)
+    if not (source / ROWS).is_dir():
+        raise UsageError(f"{source} is neither a run (it holds no {RECORD}) nor a benchmark (it holds no folder {ROWS}).")
+    if options.with_images:
+        raise UsageError(f"{source} is a benchmark, whose report shows no photo; name one of its runs with --with-images.")
+    return None
+
+
+def _claim(output: Path, folder: Path, overwrite: bool) -> None:
+    """Check that the report may be written.
+
+    Raises:
+        UsageError: Its folder is missing or closed, or something is there that may not be replaced.
+    """
+    if not output.parent.is_dir():
+        raise UsageError(f"There is no folder {output.parent}; make it, or name another file with --output.")
+    if not os.access(output.parent, os.W_OK | os.X_OK):
+        raise UsageError(f"There is no permission to write in {output.parent}; name another file with --output.")
+    if output.is_dir():
+        raise UsageError(f"{output} is a folder; name a file with --output.")
+    for there in (output, folder):
+        if there.exists() and not overwrite:
+            raise UsageError(f"{there} exists; name another file with --output, or replace it with --overwrite.")
+    if folder.exists() and not (folder.is_dir() and all(file.suffix == ".svg" for file in folder.iterdir())):
+        raise UsageError(f"{folder} holds more than figures, so --overwrite leaves it alone; name another file with --output.")
+
+
+def _of(line: Line, group: Group, results: Sequence[Result]) -> list[Result]:
+    """Return what a line is the mean of, by seed."""
+    key = (group.dataset, group.forget, line.row, line.label)
+    ours = [one for one in results if (one.row["dataset"], one.row["forget"], one.row["row"], row_name(one.row)) == key]
+    return sorted((one for one in ours if one.row["state"] == "done"), key=lambda one: one.row["seed"])
+
+
+def _page(group: Group, shown: Sequence[Shown], drawn: Drawn) -> dict[str, Any]:
+    """Return what the template tells of a group."""
+    methods = [one for one in shown if one.line.row == "method"]
+    measured = [result.row for one in shown for result in one.results if result.row["metrics"].get("retain")]
+    costs = {name: column for name, column in COSTS.items() if any(one.cost(name) is not None for one in methods)}
+    cost_lines = [replace(one.line, values={name: Value(one.cost(name)) for name in costs}) for one in methods]
+    further = [line for line in group.lines if not line.done or any(line.values[name].mean is not None for name in group.further)]
+    drawn_attacks = {attack for one in shown for result in one.results for attack in result.roc}
+    return {
+        "id": f"{slug(group.dataset)}-{group.forget}",
+        "dataset": group.dataset,
+        "forget": group.forget,
+        "score": SCORES[group.score],
+        "seeds": group.seeds,
+        "first": measured[0] if measured else None,
+        "methods": len(methods),
+        "main": _table(group.lines, {name: COLUMNS[name] for name in group.columns}, group.score),
+        "further": _table(further, {name: COLUMNS[name] for name in group.further}, group.score),
+        "costs": _table(cost_lines, costs, group.score),
+        "relearning": "relearning" in group.columns,
+        "marked": any(value.within_floor for line in group.lines for value in line.values.values()),
+        "floor": bool(group.floor),
+        "unprepared": [one.line.label for one in methods if not one.cost("prepare_s")] if drawn["cost"] else [],
+        "figures": {kind: [draw.inline(svg) for svg in figures.values()] for kind, figures in drawn.items()},
+        "without_curve": _unique(note for line in group.lines if (note := line.values["attack"].note) not in ("", *drawn_attacks)),
+        "cannot_tell": _unique(sentence for row in measured for sentence in row["metrics"]["cannot_tell"]),
+    }
+
+
+def _table(lines: Sequence[Line], columns: Mapping[str, Column], score: str) -> dict[str, Any]:
+    """Return a table as text: its headings, and its lines under the title of their part."""
+    ideals = {"up": "higher is better", "oracle": "the oracle's is ideal", "": ""}
+    heads = [(column.named(score), ideals.get(column.ideal, f"{column.ideal} is ideal")) for column in columns.values()]
+    blocks = [{"title": _block(part[0]), "lines": [_told(line, columns) for line in part]} for part in sections(lines)]
+    return {"heads": heads, "blocks": blocks}
+
+
+def _block(line: Line) -> str:
+    if line.row != "method":
+        return "To compare with"
+    return "Methods that also read training data at the request" if line.reference else "Methods that read the photo alone"
+
+
+def _told(line: Line, columns: Mapping[str, Column]) -> dict[str, Any]:
+    note = f"{line.done} of {line.seeds} seeds" if 0 < line.done < line.seeds else ""
+    cells = [_cell(line.values[name], column.decimals) for name, column in columns.items()]
+    return {"label": line.label, "note": note, "failed": not line.done, "cells": cells}
+
+
+def _cell(value: Value, decimals: int) -> dict[str, Any]:
+    if value.mean is None:
+        return {"text": "-", "interval": "", "note": "", "within": False}
+    mean, *ends = (fixed(end, decimals).replace("-", "\N{MINUS SIGN}") for end in (value.mean, value.low, value.high) if end is not None)
+    return {"text": value.sign + mean, "interval": " to ".join(ends), "note": value.note, "within": bool(value.within_floor)}
+
+
+def _unique(sentences: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(sentences))
+
+
+def _photos(run: Run, data_dir: str | None, reporter: Reporter) -> list[str]:
+    """Return the support photos of the split's own request, as PNG in base64."""
+    import torch
+    from PIL import Image
+
+    from .processes import make_accelerator
+    from .sets import open_data
+
+    support = open_data(run, make_accelerator(), data_dir, reporter).sets["support"]
+    photos = []
+    for pixels in support.raw(torch.arange(len(support))):
+        stream = io.BytesIO()
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(stream, "PNG")
+        photos.append(base64.b64encode(stream.getvalue()).decode())
+    return photos
+
+
+def _about(run: Run | None) -> dict[str, str] | None:
+    """Return what the model of a run is; None of a benchmark."""
+    return {"kind": run.record.kind, "label": run_label(run)} if run else None
+
+
+def _render(pages: Sequence[Mapping[str, Any]], photos: Sequence[str], single: Mapping[str, str] | None) -> str:
+    from importlib import resources
+
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    text = resources.files(f"{__package__.rpartition('.')[0]}.cards").joinpath(TEMPLATE).read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(text).render(pages=pages, photos=photos, single=single, mark=MARK, svg=Markup) + "\n"
