@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from oneshui_hf.errors import UsageError
 from oneshui_hf.metrics.functional import accuracy, mean_average_precision
 from oneshui_hf.metrics.intervals import draw_weights, percentile_interval
-from oneshui_hf.metrics.resampling import Resamples, tow_interval
+from oneshui_hf.metrics.resampling import Resamples, reflected, tow_interval
 
 
 def draws(seed: int) -> torch.Generator:
@@ -225,3 +225,30 @@ def test_interval_of_tow_needs_two_people_in_each_set() -> None:
     assert math.isnan(found.high)
     found = tow_interval(math.nan, [(math.nan, torch.full((50,), math.nan), 5)])
     assert math.isnan(found.low)
+
+
+ATTRIBUTES, EACH = 20, 10  # of the simulated people
+
+
+def faces_of(people: int, draws: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Draw people with tendencies of their own, photos of them, and what a fair model says."""
+    lean = torch.linspace(-2.5, 1, ATTRIBUTES) + 1.5 * torch.randn(people, 1, ATTRIBUTES, generator=draws)
+    truth = (torch.rand(people, EACH, ATTRIBUTES, generator=draws) < lean.sigmoid()).float()
+    noise = 0.8 * torch.randn(people, 1, ATTRIBUTES, generator=draws) + torch.randn(people, EACH, ATTRIBUTES, generator=draws)
+    says = 1.2 * truth + noise
+    return says.flatten(0, 1), truth.flatten(0, 1), torch.arange(people).repeat_interleave(EACH)
+
+
+def test_reflected_resamples_cover_the_map_of_all_people_and_plain_ones_do_not() -> None:
+    draws = torch.Generator().manual_seed(3)
+    says, truth, _ = faces_of(3000, draws)
+    of_all, held = mean_average_precision(says, truth)[0], {"plain": 0, "reflected": 0}
+    for _ in range(120):
+        says, truth, people = faces_of(8, draws)
+        value = mean_average_precision(says, truth)[0]
+        found = Resamples.draw(people, 200, draws).average_precision(says, truth)
+        for name, resampled in (("plain", found), ("reflected", reflected(value, found))):
+            interval = percentile_interval(value, resampled, 8)
+            held[name] += interval.low <= of_all <= interval.high
+    assert held["reflected"] >= 0.82 * 120
+    assert held["plain"] < 0.75 * 120

@@ -26,7 +26,7 @@ from .functional import (
 from .intervals import Interval, auc_interval, bootstrap, percentile_interval
 from .judging import Attack, roc, strongest
 from .probe import identity_probe
-from .resampling import Resamples, tow_interval
+from .resampling import Resamples, reflected, tow_interval
 from .signals import Signals, confidence_features, label_log_probabilities, scaled_logits
 from .summary import score_of
 
@@ -170,10 +170,12 @@ def _intervals(compared: Comparison, kind: TaskKind, settings: Settings, found: 
 
 
 def _resampled(resamples: Resamples, said: Predictions, kind: TaskKind) -> torch.Tensor:
-    """Return the score of each resample, (R,)."""
+    """Return the score of each resample, without what resampling adds to it, (R,)."""
     if kind == "multi_label":
-        return resamples.average_precision(said.logits, said.labels)
-    return 100 * resamples.mean((said.logits.argmax(dim=1) == said.labels).double())
+        found = resamples.average_precision(said.logits, said.labels)
+    else:
+        found = 100 * resamples.mean((said.logits.argmax(dim=1) == said.labels).double())
+    return reflected(_score(said, kind), found).clamp(0, 100)
 
 
 def _closure(value: float, before: torch.Tensor, after: torch.Tensor, ideal: torch.Tensor, people: int, level: float) -> list[float] | None:

