@@ -26,4 +26,27 @@ class Reporter:
         yield from items
 
 
+class Labelled(Reporter):
+    """Passes on what it is told, warnings with a label in front, where one of many jobs has them."""
+
+    def __init__(self, reporter: Reporter, label: str) -> None:
+        self._reporter, self._label = reporter, label
+
+    def say(self, message: str) -> None:
+        """Pass on a line."""
+        self._reporter.say(message)
+
+    def note(self, message: str) -> None:
+        """Pass on a line that should be seen."""
+        self._reporter.note(message)
+
+    def warn(self, message: str) -> None:
+        """Pass on a line that should not be missed, and say what it is about."""
+        self._reporter.warn(f"{self._label}: {message}")
+
+    def track(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+        """Yield the items, showing how far the work is."""
+        yield from self._reporter.track(items, label, total)
+
+
 SILENT = Reporter()

@@ -30,7 +30,7 @@ from accelerate.utils import broadcast_object_list
 
 from ..cache import Cache
 from ..errors import OneshuiError, UsageError, did_you_mean, is_disk_full
-from ..reporting import SILENT, Reporter
+from ..reporting import SILENT, Labelled, Reporter
 from ..runs import CURVES, read_object, write_bytes, write_json
 from .evaluate import evaluate
 from .grid import Grid, read_grid
@@ -67,8 +67,9 @@ def benchmark(options: BenchmarkOptions, accelerator: Accelerator | None = None,
     for job in reporter.track(mine, f"Benchmark {grid.name}"):
         if _agree(accelerator, _is_done(output, job, options.retry)):
             continue
-        reporter.say(f"{job.cell.dataset}, {job.cell.forget} people, seed {job.cell.seed}: {job.label}")
-        row = job.told() | _attempt(job, grid, stock, options, reporter)
+        name = f"{job.cell.dataset}, {job.cell.forget} people, seed {job.cell.seed}, {job.label}"
+        reporter.say(f"{name}.")
+        row = job.told() | _attempt(job, grid, stock, options, Labelled(reporter, name))
         on_main(accelerator, lambda: write_json(output / ROWS / f"{job.key}.json", row))  # noqa: B023
     on_main(accelerator, lambda: write_tables(output, plan))
     rows = _rows(output, plan)
@@ -163,20 +164,20 @@ def _attempt(job: Job, grid: Grid, stock: Stock, options: BenchmarkOptions, repo
     """Return the rest of a job's row: what was measured, or why nothing was."""
     empty = {"metrics": None, "curves": None, "cost": None}
     try:
-        return {"state": "done", "reason": None, **do(job, grid, stock, options)}
+        return {"state": "done", "reason": None, **do(job, grid, stock, options, reporter)}
     except OneshuiError as error:
         reason = str(error)
     except Exception as error:  # whatever a method raises, the others go on
         if is_disk_full(error):
             raise
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-    reporter.warn(f"{job.label} failed: {reason}")
+    reporter.warn(f"failed: {reason}")
     return {"state": "failed", "reason": reason, **empty}
 
 
-def do(job: Job, grid: Grid, stock: Stock, options: BenchmarkOptions) -> dict[str, Any]:
+def do(job: Job, grid: Grid, stock: Stock, options: BenchmarkOptions, reporter: Reporter) -> dict[str, Any]:
     """Make what a job needs and measure its model."""
-    stock = dataclasses.replace(stock, data_dir=job.cell.train.data_dir)
+    stock = dataclasses.replace(stock, data_dir=job.cell.train.data_dir, reporter=reporter)
     original = stock.original(job.cell.train)
     oracle = stock.oracle(original, original.record.seed)
     if job.entry is None:
