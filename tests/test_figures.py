@@ -12,9 +12,9 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from oneshui_hf import figures
 from oneshui_hf.errors import OneshuiError
-from oneshui_hf.figures import Curve, Person, Point
+from oneshui_hf.results import figures
+from oneshui_hf.results.figures import Curve, Person, Point
 
 NS = "{http://www.w3.org/2000/svg}"
 PEOPLE = [Person(0.1, 0.5, 0.6), Person(0.2, None, 0.5), Person(None, 9.5, None)]
@@ -82,7 +82,7 @@ def test_the_same_numbers_are_the_same_bytes_whatever_matplotlib_is_told(drawn: 
 
 
 def test_importing_figures_imports_no_matplotlib() -> None:
-    code = "import sys, oneshui_hf.figures; assert not {'matplotlib', 'torch'} & set(sys.modules)"
+    code = "import sys, oneshui_hf.results.figures; assert not {'matplotlib', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

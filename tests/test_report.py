@@ -21,10 +21,10 @@ pytest.importorskip("matplotlib")
 
 from conftest import Oneshui, sentence
 from oneshui_hf import api
+from oneshui_hf.results.columns import MARK
+from oneshui_hf.results.groups import summarise
+from oneshui_hf.results.tables import markdown
 from oneshui_hf.runs import Record, write_json, write_record
-from oneshui_hf.stages.columns import MARK
-from oneshui_hf.stages.groups import summarise
-from oneshui_hf.stages.tables import markdown
 from report_rows import SENTENCE, curves, failed, metrics, row
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}

@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from oneshui_hf.stages.columns import COLUMNS
-from oneshui_hf.stages.grid import OWN_ROWS
-from oneshui_hf.stages.groups import Group, Line, summarise
-from oneshui_hf.stages.tables import costs_csv, latex, markdown, tidy
+from oneshui_hf.results.columns import COLUMNS, OWN_ROWS
+from oneshui_hf.results.groups import Group, Line, summarise
+from oneshui_hf.results.tables import costs_csv, latex, markdown, tidy
 
 FLOOR = {"retain": 1.0, "forget": 2.0, "val": 1.0, "test": 1.5, "tow": 96.0, "gap_closure": 0.25, "auc_either_way": 0.53, "oracles": 1}
 

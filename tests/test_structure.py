@@ -22,7 +22,9 @@ FLOORS = [
     {"models"},
     {"metrics"},
     {"methods"},
-    {"card", "figures", "stages"},
+    {"card"},
+    {"results"},
+    {"stages"},
     {"api", "testing"},
     {"cli"},
 ]

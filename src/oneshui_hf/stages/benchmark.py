@@ -31,15 +31,15 @@ from accelerate.utils import broadcast_object_list
 from ..cache import Cache
 from ..errors import OneshuiError, UsageError, did_you_mean, is_disk_full
 from ..reporting import SILENT, Labelled, Reporter
+from ..results.groups import summarise
+from ..results.tables import costs_csv, latex, markdown, tidy
 from ..runs import CURVES, read_object, write_bytes, write_json
 from .evaluate import evaluate
 from .grid import Grid, read_grid
-from .groups import summarise
 from .options import BenchmarkOptions
 from .plan import ROWS, Job, jobs_of, read_row
 from .processes import make_accelerator, on_main
 from .stock import Forgotten, Stock
-from .tables import costs_csv, latex, markdown, tidy
 
 BENCHMARKS = Path("benchmarks")
 MANIFEST = "benchmark.json"

@@ -9,10 +9,10 @@ from statistics import fmean
 
 import numpy as np
 
-from .. import figures as draw
-from .columns import ATTACKS, at, attack_name
-from .groups import Line
-from .results import Losses, Result
+from ..results import figures as draw
+from ..results.columns import ATTACKS, at, attack_name
+from ..results.groups import Line
+from .measured import Losses, Result
 
 BINS = 24  # of a histogram that several models share
 

@@ -32,6 +32,7 @@ from ..methods.contract import Method
 from ..models.load import TINY
 from ..options import flag, names, resolve, types_of
 from ..plugins import DATASETS, METHODS, Plugins
+from ..results.columns import OWN_ROWS
 from .options import EvaluateOptions, TrainOptions
 from .presets import read_preset
 
@@ -41,7 +42,6 @@ KEYS = ("name", "datasets", "forget", "seeds", "methods", "evaluate")
 METHOD_KEYS = ("method", "label", "preset", "options", "when")
 ALL = "all"
 PRESET_FILE = ".json"  # by which a preset's file is known from a preset's name
-OWN_ROWS = {"original": "do nothing", "floor": "noise floor", "oracle": "oracle"}  # rows that are in every table, and what they are called
 PLACES = ("dataset", "data_dir", "model", "split")  # options of training that may be paths
 NOT_IN_TRAINING = {
     "seed": "list seeds under 'seeds'",

@@ -17,17 +17,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .. import figures as draw
 from ..card import SCORES
 from ..errors import UsageError
 from ..reporting import SILENT, Reporter
+from ..results import figures as draw
+from ..results.columns import COLUMNS, MARK, Column, fixed
+from ..results.groups import Group, Line, Value, row_name, sections, summarise
 from ..runs import RECORD, Run, new_folder, write_bytes
-from .columns import COLUMNS, MARK, Column, fixed
 from .drawing import Drawn, Shown, draw_all, slug
-from .groups import Group, Line, Value, row_name, sections, summarise
+from .measured import Result, of_benchmark, of_run, run_label
 from .options import ReportOptions
 from .plan import ROWS
-from .results import Result, of_benchmark, of_run, run_label
 
 TEMPLATE = "report.html"
 COSTS = {

@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..metrics.intervals import beyond_noise, t_interval
-from .columns import COLUMNS, read
-from .grid import OWN_ROWS
+from .columns import COLUMNS, OWN_ROWS, read
 
 Row = Mapping[str, Any]
 

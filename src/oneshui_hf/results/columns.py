@@ -9,6 +9,7 @@ from typing import Any
 from ..card import SCORES
 
 ATTACKS = {"loss": "loss", "logistic": "logistic", "rmia": "RMIA", "rmia_two_sided": "RMIA, two-sided", "u_lira": "U-LiRA"}
+OWN_ROWS = {"original": "do nothing", "floor": "noise floor", "oracle": "oracle"}  # rows that are in every table, and what they are called
 MARK = "†"  # of a difference that lies within the noise floor
 TPR = {"tpr_10": "0.1", "tpr_1": "0.01"}
 

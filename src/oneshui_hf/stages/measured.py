@@ -14,12 +14,11 @@ from typing import Any
 
 from ..card import SCORES
 from ..errors import OneshuiError, UsageError
-from ..figures import Curve, Person
+from ..results.columns import ATTACKS, OWN_ROWS, attack_name
+from ..results.figures import Curve, Person
+from ..results.groups import Row
 from ..runs import CURVES, METRICS, Run, read_object
 from .benchmark import MANIFEST
-from .columns import ATTACKS, attack_name
-from .grid import OWN_ROWS
-from .groups import Row
 from .plan import ROWS
 from .public import LOCAL_DATASET, METHOD_NAME, dataset_name
 

@@ -21,7 +21,7 @@ from xml.dom.minidom import Document, parseString
 
 import numpy as np
 
-from .errors import OneshuiError
+from ..errors import OneshuiError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
