@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -25,8 +26,9 @@ import oneshui_hf
 from conftest import Oneshui, sentence
 from oneshui_hf.errors import OneshuiError, UsageError
 from oneshui_hf.methods import Artefact, Context, DataAccess, Method, Needs, option
-from oneshui_hf.runs import Run, read_json
+from oneshui_hf.runs import Run, read_json, sealed, write_json
 from oneshui_hf.stages import benchmark as stage
+from oneshui_hf.stages.plan import read_row
 
 METHODS = ["do-nothing", {"method": "jit", "options": {"copies": 2}}, "failing"]
 GRID: dict[str, Any] = {
@@ -123,7 +125,20 @@ def test_every_cell_has_its_rows(done: Path) -> None:
         ("synthetic", forget, 0, name) for forget in (2, 3) for name in ("original", "oracle", "do-nothing", "jit", "failing")
     }
     for row in rows.values():
-        assert set(row) == {"dataset", "forget", "seed", "row", "method", "reads", "state", "reason", "metrics", "curves", "cost"}
+        assert set(row) == {
+            "dataset",
+            "forget",
+            "seed",
+            "row",
+            "method",
+            "reads",
+            "state",
+            "reason",
+            "metrics",
+            "curves",
+            "cost",
+            "content",
+        }
         if row["state"] == "done":
             assert row["metrics"]["forget"]["people"] == row["forget"]
             assert row["metrics"]["key"] == row["curves"]["key"]
@@ -132,7 +147,8 @@ def test_every_cell_has_its_rows(done: Path) -> None:
     by_name = {(row["forget"], row["method"]): row for row in rows.values()}
     for forget in (2, 3):
         original, oracle, nothing = (by_name[forget, name]["metrics"] for name in ("original", "oracle", "do-nothing"))
-        assert (original["gap_closure"], oracle["tow"]) == (0, 100)
+        assert original["gap_closure"] in (0, None)  # after one epoch there may be no gap beyond noise
+        assert oracle["tow"] == 100
         for name in ("forget", "test", "tow", "to_oracle"):
             assert nothing[name] == original[name]
         assert by_name[forget, "jit"]["metrics"]["forget"] != original["forget"]
@@ -174,7 +190,7 @@ def test_a_failing_job_is_told_and_stops_no_other(oneshui: Oneshui, again: Path,
         f"Error: 1 of {JOBS} jobs failed; the first, failing on synthetic, 3 people, seed 0: ValueError: It was told to fail."
     )
     assert told.endswith("Try them again with --retry.")
-    assert "| jit" in out  # the tables are shown nevertheless
+    assert "jit" in out  # the tables are shown nevertheless
     assert failing.asked == asked  # and it is not tried again by itself
     code, _, err = oneshui(*words, "--retry")
     assert (code, failing.asked) == (1, asked + 1)
@@ -424,3 +440,15 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(tmp_path: Path) -> Non
     assert results_of(tmp_path / "cut") == results_of(tmp_path / "whole")
     assert set(read_json(tmp_path / "cut" / "benchmark.json")["rows"]) == set(rows_of(tmp_path / "cut"))
     assert not list((tmp_path / "cut" / "cache").glob("*/checkpoint-*"))
+
+
+def test_a_damaged_row_counts_as_not_done(tmp_path: Path) -> None:
+    job: Any = SimpleNamespace(key="job")
+    file = tmp_path / "rows" / "job.json"
+    assert read_row(tmp_path, job) is None
+    write_json(file, sealed({"state": "done", "metrics": {"tow": 61.5}}))
+    whole = file.read_bytes()
+    assert read_row(tmp_path, job) == read_json(file)
+    for bad in (whole[:20], b"{}", whole.replace(b"done", b"odd"), whole.replace(b"61.5", b'"high"')):
+        file.write_bytes(bad)
+        assert read_row(tmp_path, job) is None

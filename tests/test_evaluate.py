@@ -204,7 +204,7 @@ def test_a_metric_added_later_runs_without_the_model(measured: Run, asked: list[
     assert files_of(measured) == whole
     assert oneshui_hf.evaluate(Run.open(measured.path), resamples=150)["intervals"]["resamples"] == 150
     assert not asked
-    with pytest.raises(OneshuiError, match="model.safetensors"):
+    with pytest.raises(OneshuiError, match="lacks predictions of forget, test"):
         oneshui_hf.evaluate(Run.open(measured.path), queries=3, **QUICK)
 
 
@@ -260,7 +260,7 @@ def test_metrics_have_their_places(measured: Run) -> None:
     found = oneshui_hf.evaluate(measured, **QUICK)
     assert found == read_json(measured.path / "metrics.json")
     assert set(found) == {
-        *("format", "key", "kind", "task", "score", *SETS, "intervals", "tow", "gap_closure", "to_oracle", "attacks", "probe"),
+        *("format", "key", "content", "kind", "task", "score", *SETS, "intervals", "tow", "gap_closure", "to_oracle", "attacks", "probe"),
         *("relearning", "noise_floor", "cannot_tell", "compared_with"),
     }
     assert (found["format"], found["kind"], found["task"], found["score"]) == (2, "original", "multi_label", "map")
@@ -488,7 +488,7 @@ def test_the_command_tells_attacks_floor_and_limits(oneshui: Oneshui, made: Path
     code, out, err = oneshui(*words)
     assert code == 0, err
     found = referenced[1]
-    assert f"{found['attacks']['strongest'].replace('_', '-')} (strongest)" in out
+    assert f"{found['attacks']['strongest'].replace('_', '-')} *" in out
     for name in ("loss", "logistic", "rmia", "rmia-two-sided", "u-lira"):
         assert name in out
     assert f"{found['forget']['map']:.1f} [" in out

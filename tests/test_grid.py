@@ -180,6 +180,8 @@ LONG = "x" * 41
         ({"method": ["jit"]}, ", line 5: a grid has no 'method'. Did you mean 'methods'?"),
         ({"name": None}, " has no 'name: NAME' line."),
         ({"name": "a|b"}, ", line 7: a name has 1 to 40 characters, all of which can be printed and none of which is '|'."),
+        ({"name": "../b"}, ", line 7: a name stands in tables for others to read, and '../b' looks like a path; write a word."),
+        ({"name": "a/b"}, ", line 7: the grid's name names its folder, so it holds no '/'."),
         ({"name": ["a"]}, ", line 7: a name is a text; write it in quotes."),
         ({"name": True}, ", line 7: a name is a text; write it in quotes."),
         ({"datasets": None}, " has no list of data sets: 'datasets:' and a line '- dataset: NAME' for each."),

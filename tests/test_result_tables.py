@@ -221,7 +221,7 @@ def test_columns_that_nobody_measured_are_left_out() -> None:
 
 
 def test_further_columns_are_for_a_second_table() -> None:
-    told = {"to_oracle": {"forget": {"jensen_shannon": 0.04, "loss_gap": -0.2}}, "probe": {"accuracy": 75.0, "chance": 25.0}}
+    told = {"to_oracle": {"forget": {"jensen_shannon": 0.04, "loss_gap": -0.2}}, "probe": {"balanced_accuracy": 75.0, "people": 4}}
     group = only([row("original", **told), row("method", 0, "a", **told | {"to_oracle": {"forget": {"jensen_shannon": 0.03}}})])
     assert group.further == ("jensen_shannon", "loss_gap", "tpr_10", "tpr_1", "probe")
     assert not set(group.further) & set(group.columns)

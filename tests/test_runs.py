@@ -244,3 +244,13 @@ def test_a_pickle_is_not_hashed(tmp_path: Path) -> None:
 def test_numbers_of_a_record_survive(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"x": 0.1, "n": 2**62})
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": 0.1, "n": 2**62}
+
+
+def test_a_seal_is_broken_by_any_change() -> None:
+    from oneshui_hf.runs import is_sealed, sealed
+
+    whole = sealed({"tow": 61.5, "sets": {"forget": [1, None]}})
+    assert is_sealed(whole)
+    assert not is_sealed(whole | {"tow": 62.5})
+    assert not is_sealed({key: value for key, value in whole.items() if key != "sets"})
+    assert not is_sealed({"tow": 61.5})

@@ -233,6 +233,16 @@ def write_json(file: Path, value: Any) -> None:
     write_bytes(file, dump_json(value))
 
 
+def sealed(value: dict[str, Any]) -> dict[str, Any]:
+    """Return an object with the hash of its contents, by which `is_sealed` knows it again."""
+    return value | {"content": hashlib.sha256(dump_json(value)).hexdigest()}
+
+
+def is_sealed(value: dict[str, Any]) -> bool:
+    """Whether an object is as `sealed` returned it, and was not cut short or changed by hand since."""
+    return value == sealed({key: item for key, item in value.items() if key != "content"})
+
+
 def write_record(path: Path, record: Record) -> None:
     """Write a run's record; last of all files, since it is what makes the folder a run."""
     write_json(path / RECORD, dataclasses.asdict(record))

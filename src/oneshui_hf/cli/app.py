@@ -65,12 +65,13 @@ command(
     epilog=f"Example: oneshui unlearn --method {o.DEFAULT_METHOD} --image face.jpg",
 )  # fmt: skip
 command(
-    app, "evaluate", o.EvaluateOptions, api.evaluate, show.metrics,
+    app, "evaluate", o.EvaluateOptions, api.evaluate, show.metrics, stopped="what was finished of reference models is kept",
     help="Measure a model on retain, forget, val and test, against the oracle and the original.",
     epilog=f"Example: oneshui evaluate --run runs/celeba-seed0-{o.DEFAULT_METHOD} --oracle runs/celeba-seed0-oracle",
 )  # fmt: skip
 command(
     app, "benchmark", o.BenchmarkOptions, api.benchmark, show.benchmark, positional=("grid",), fails=show.unfinished,
+    stopped="what was finished is kept, and the same command goes on from there",
     help="Measure methods on data sets, request sizes and seeds, from one YAML file. Stopped, it goes on with the same command.",
     epilog="Example: oneshui benchmark demo --dry-run",
 )  # fmt: skip

@@ -23,6 +23,7 @@ from .console import ConsoleReporter, is_main_process
 from .errors import StoppedError
 
 Show = Callable[[Any], None]
+NOTHING = "nothing was written"
 
 
 def command(
@@ -36,6 +37,7 @@ def command(
     positional: tuple[str, ...] = (),
     with_method: bool = False,
     fails: Callable[[Any], str | None] = lambda result: None,
+    stopped: str | None = None,
     help: str,
     epilog: str = "",
 ) -> None:
@@ -51,6 +53,7 @@ def command(
         positional: Fields given as arguments rather than options.
         with_method: Whether a method's own options may follow.
         fails: Says why a result, shown nevertheless, counts as a failure.
+        stopped: What is left by Ctrl-C, where it is not told by whether there is a `resume`.
         help: The help text.
         epilog: Examples.
     """
@@ -66,7 +69,7 @@ def command(
         try:
             result = call(reporter=ConsoleReporter(), **given)
         except KeyboardInterrupt:
-            kept = "what was finished is kept, and --resume goes on from there" if "resume" in fields(options) else "nothing was written"
+            kept = stopped or ("what was finished is kept, and --resume goes on from there" if "resume" in fields(options) else NOTHING)
             raise StoppedError(f"Stopped; {kept}.") from None
         if not is_main_process():
             return

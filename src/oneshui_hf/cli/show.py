@@ -133,8 +133,8 @@ def metrics(result: dict[str, Any]) -> None:
     _print_attacks(result["attacks"])
     if probe := result["probe"]:
         _print(
-            f"Identity probe: {probe['balanced_accuracy']:.1f} % of {probe['people']} forgotten people told apart by their features "
-            f"(chance {100 / probe['people']:.1f}; compare with the oracle's)."
+            f"Identity probe: who of {probe['people']} forgotten people is on a photo is read off the features in "
+            f"{probe['balanced_accuracy']:.1f} % of cases (chance {100 / probe['people']:.1f}; compare with the oracle's)."
         )
     if back := result["relearning"]:
         steps = f"{back['steps']} steps" if back["steps"] is not None else f"more than {back['at_most']} steps"
@@ -151,7 +151,7 @@ def _print_comparison(result: dict[str, Any]) -> None:
         return
     ends, gap = result["intervals"], result["gap_closure"]
     if gap is None:
-        closure = "undefined (original and oracle do not differ)"
+        closure = "unknown (original and oracle do not differ by more than noise)"
     else:
         closure = f"{_with_ends(gap, ends['gap_closure'], 2)} (0 is doing nothing, 1 is the oracle)"
     tow = _with_ends(result["tow"], ends["tow"], 1)
@@ -165,8 +165,9 @@ def _print_comparison(result: dict[str, Any]) -> None:
     if floor := result["noise_floor"]:
         _print(
             f"Noise floor, what another seed of the oracle changes: retain {_number(floor['retain'], 1)}, "
-            f"forget {_number(floor['forget'], 1)}, test {_number(floor['test'], 1)} points; its ToW is {_number(floor['tow'], 1)}. "
-            "Smaller differences say nothing."
+            f"forget {_number(floor['forget'], 1)}, test {_number(floor['test'], 1)} points, gap closure "
+            f"{_number(floor.get('gap_closure'), 2)}; its ToW is {_number(floor['tow'], 1)}, the strongest attack on the oracle "
+            f"itself {_number(floor['auc_either_way'], 3)}. Smaller differences say nothing."
         )
 
 
@@ -178,7 +179,7 @@ def _print_attacks(attacks: dict[str, Any]) -> None:
         if name == "strongest":
             continue
         caught = [_number(attack["tpr"].get(str(fpr)), 2) for fpr in fprs]
-        mark = " (strongest)" if name == attacks["strongest"] else ""
+        mark = " *" if name == attacks["strongest"] else ""
         rows.append(
             [
                 name.replace("_", "-") + mark,
@@ -188,8 +189,9 @@ def _print_attacks(attacks: dict[str, Any]) -> None:
                 *caught,
             ]
         )
-    columns = ["attack", "AUC [95 %]", "AUC either way", "balanced acc.", *(f"caught at {fpr:.0%} false alarms" for fpr in fprs)]
-    table(columns, rows, "Can the photos it forgot be told from strangers'? 0.5 is ideal, above and below betray")
+    columns = ["attack", "AUC [95 %]", "either way", "bal. acc.", *(f"TPR at {fpr:.0%}" for fpr in fprs)]
+    table(columns, rows, "Can the forget photos be told from strangers'? AUC 0.5 is ideal, above and below betray")
+    _print("* the strongest, by its AUC either way: of an attacker who may guess in both directions, for whom below 0.5 is chance.")
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -331,7 +333,9 @@ def benchmark(result: dict[str, Any]) -> None:
     if "plan" in result:
         _print_plan(result)
         return
-    _print(result["tables"])
+    for found in result["tables"]:
+        table([head.replace(" ", "\n", 1) for head in found["columns"]], found["rows"], found["title"])
+    _print("Means over seeds. †: no further from doing nothing than the noise floor. The tables in the folder have the intervals, too.")
     _print(f"{result['rows']} rows in {result['output']}/: results.csv, tables.md, tables.tex, costs.csv.")
     if result["missing"]:
         _print(f"{result['missing']} more are for other shards; the tables are complete when the last one has finished.")
@@ -355,7 +359,8 @@ def _print_plan(result: dict[str, Any]) -> None:
     table(columns, rows, f"{result['name']}: {result['jobs']} jobs, {result['done']} done")
     for note in result["notes"]:
         _print(note)
-    _print(f"In all about {_duration(result['seconds'], result['at_least'])} on this machine.")
+    if result["plan"]:
+        _print(f"In all about {_duration(result['seconds'], result['at_least'])} on this machine.")
 
 
 def _duration(seconds: float | None, at_least: bool) -> str:
@@ -367,7 +372,9 @@ def _duration(seconds: float | None, at_least: bool) -> str:
 
 
 def unfinished(result: dict[str, Any]) -> str | None:
-    """Return what failed in a benchmark."""
+    """Return what failed in a benchmark, or cannot be planned."""
+    if problems := result.get("problems"):
+        return " ".join(problems)
     failed = result.get("failed")
     if not failed:
         return None

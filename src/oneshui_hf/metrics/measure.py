@@ -23,7 +23,7 @@ from .functional import (
     mean_average_precision,
     tug_of_war,
 )
-from .intervals import Interval, auc_interval, bootstrap, percentile_interval
+from .intervals import Interval, auc_interval, beyond_noise, bootstrap, percentile_interval
 from .judging import Attack, roc, strongest
 from .probe import identity_probe
 from .resampling import Resamples, reflected, tow_interval
@@ -35,6 +35,7 @@ TOW_SETS = ("retain", "forget", "test")
 BINS = 24  # of the loss histograms
 POINTS = 512  # of a curve, at most
 FEW = 5  # people below which an interval is a rough guide
+FEWEST = 3  # people below which drawing them anew gives no interval: two have three resamples
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,16 +111,16 @@ def measure(compared: Comparison, kind: TaskKind, settings: Settings) -> tuple[d
     found |= {name: _summary(said, kind) for name, said in model.items()}
     scores = {who: _scores(says, kind) for who, says in (("model", model), ("original", original), ("oracle", oracle)) if says}
     found["tow"] = _tow(scores["model"], scores["oracle"]) if oracle else None
-    known = original is not None and oracle is not None
-    found["gap_closure"] = gap_closure(*(scores[who]["forget"] for who in ("original", "model", "oracle"))) if known else None
+    found["noise_floor"] = _noise_floor(compared, scores, kind, settings) if oracle and compared.oracles else None
+    gap = _gap(scores, found["noise_floor"])
+    found["gap_closure"] = gap_closure(*(scores[who]["forget"] for who in ("original", "model", "oracle"))) if gap else None
     found["intervals"] = _intervals(compared, kind, settings, found)
     found["to_oracle"] = {name: _to_oracle(model[name], oracle[name], kind) for name in SCORED} if oracle else None
     attacks = _attacks(model, compared.references, [says for says in (oracle, *compared.oracles) if says], kind, settings)
     found["attacks"] = {attack.name: _told(attack, model) for attack in attacks}
-    found["attacks"]["strongest"] = strongest(attacks).name if attacks else None
+    found["attacks"]["strongest"] = _strongest(attacks, compared).name
     found["probe"] = _probe(model["forget"], settings)
-    found["noise_floor"] = _noise_floor(compared, scores, kind, settings) if oracle and compared.oracles else None
-    found["cannot_tell"] = _cannot_tell(compared, attacks)
+    found["cannot_tell"] = _cannot_tell(compared, attacks, gap)
     return _plain(found), _plain(_curves(compared, attacks))
 
 
@@ -145,6 +146,14 @@ def _tow(scores: Mapping[str, float], oracle: Mapping[str, float]) -> float:
     return tug_of_war({name: scores[name] for name in TOW_SETS}, oracle)
 
 
+def _gap(scores: Mapping[str, Mapping[str, float]], floor: Mapping[str, float] | None) -> float | None:
+    """Return how much lower the oracle scores on forget than the original; None where either is unknown, or it is no more than noise."""
+    if "original" not in scores or "oracle" not in scores:
+        return None
+    gap = scores["original"]["forget"] - scores["oracle"]["forget"]
+    return None if floor and not beyond_noise(gap, floor["forget"]) else gap
+
+
 # Intervals
 
 
@@ -158,10 +167,10 @@ def _intervals(compared: Comparison, kind: TaskKind, settings: Settings, found: 
         score, drawn = found[name][found["score"]], _resampled(resamples, said, kind)
         loss = bootstrap(said.losses, said.identities, settings.resamples, generator(settings.seed, "losses", name), settings.level)
         told[name] = {found["score"]: _ends(percentile_interval(score, drawn, people, settings.level)), "loss": _ends(loss)}
-        if compared.oracle and name in TOW_SETS:
+        if compared.oracle and compared.oracle is not compared.model and name in TOW_SETS:
             ideal = _resampled(resamples, compared.oracle[name], kind)
             away.append((score - _score(compared.oracle[name], kind), drawn - ideal, people))
-            if compared.original and name == "forget":
+            if compared.original and compared.original is not compared.model and found["gap_closure"] is not None and name == "forget":
                 before = _resampled(resamples, compared.original[name], kind)
                 told["gap_closure"] = _closure(found["gap_closure"], before, drawn, ideal, people, settings.level)
     if away:
@@ -187,7 +196,8 @@ def _closure(value: float, before: torch.Tensor, after: torch.Tensor, ideal: tor
 
 
 def _ends(interval: Interval) -> list[float] | None:
-    return None if math.isnan(interval.low) or math.isnan(interval.high) else [interval.low, interval.high]
+    unknown = interval.units < FEWEST or math.isnan(interval.low) or math.isnan(interval.high)
+    return None if unknown else [interval.low, interval.high]
 
 
 # The oracle
@@ -213,7 +223,7 @@ def _noise_floor(
         jensen_shannon(other["forget"].logits, compared.oracle["forget"].logits, kind) for other in compared.oracles
     )
     attacks = _attacks(compared.oracle, compared.oracles, compared.oracles, kind, settings)
-    floor["auc_either_way"] = strongest(attacks).auc_either_way if attacks else math.nan
+    floor["auc_either_way"] = _strongest(attacks, compared).auc_either_way
     return floor | {"oracles": len(others)}
 
 
@@ -267,10 +277,20 @@ def _attacks(says: Says, references: Sequence[Says], oracles: Sequence[Says], ki
     return found
 
 
+def _strongest(attacks: Sequence[Attack], compared: Comparison) -> Attack:
+    """Return the strongest of the attacks that the oracle can be put to, too: U-LiRA needs two oracles besides the model."""
+    return strongest(attack for attack in attacks if attack.members.dim() == 1 or len(compared.oracles) > 1)
+
+
+def _is_blind(attack: Attack) -> bool:
+    """Whether an attack gives every photo the same score."""
+    return len(torch.cat([attack.members, attack.nonmembers], dim=-1).unique()) < 2
+
+
 def _told(attack: Attack, says: Says) -> dict[str, Any]:
     """Return an attack's numbers. U-LiRA asks about the same photos on both sides, for which the interval has no formula."""
     interval = None
-    if attack.members.dim() == 1:
+    if attack.members.dim() == 1 and not _is_blind(attack):
         interval = _ends(auc_interval(attack.members, attack.nonmembers, (says["forget"].identities, says["test"].identities)))
     return {
         "auc": attack.auc,
@@ -291,17 +311,22 @@ def _probe(said: Predictions, settings: Settings) -> dict[str, Any] | None:
     return {name: getattr(probe, name) for name in ("accuracy", "balanced_accuracy", "chance", "people", "photos")}
 
 
-def _cannot_tell(compared: Comparison, attacks: Sequence[Attack]) -> list[str]:
+def _cannot_tell(compared: Comparison, attacks: Sequence[Attack], gap: float | None) -> list[str]:
     """Return in sentences what these numbers leave open."""
     told = []
     if compared.oracle is None:
         told.append("Without an oracle nothing says how a model that never saw the forget set would answer.")
     if not compared.references:
         told.append("RMIA was not tried, since it needs reference models, and there is no noise floor.")
+    if compared.oracle and compared.original and gap is None:
+        told.append("Original and oracle differ on forget by no more than the noise floor: there is no gap to close.")
     people = {name: len(compared.model[name].identities.unique()) for name in ("forget", "test")}
     if people["forget"] < FEW:
-        some = "one person there is no interval" if people["forget"] == 1 else f"{people['forget']} people intervals are a rough guide"
-        told.append(f"With {some} on the forget set.")
+        some = "one person" if people["forget"] == 1 else f"{people['forget']} people"
+        what = "there are no intervals" if people["forget"] < FEWEST else "intervals are a rough guide"
+        told.append(f"With {some} on the forget set {what}.")
+    if blind := [attack.name.replace("_", "-") for attack in attacks if _is_blind(attack)]:
+        told.append(f"No photo told apart from another, all with one score: {', '.join(blind)}. That is no sign of forgetting.")
     strangers = len(compared.model["test"].labels)
     unresolved = [fpr for fpr, caught in attacks[0].tpr.items() if caught is None]
     if unresolved:
@@ -310,7 +335,7 @@ def _cannot_tell(compared: Comparison, attacks: Sequence[Attack]) -> list[str]:
             f"so nothing is said at {', '.join(f'{fpr:g}' for fpr in unresolved)}."
         )
     if compared.oracles and len(compared.oracles) < 2:
-        told.append("U-LiRA and the noise floor rest on two oracles; more of them would say more.")
+        told.append("U-LiRA and the noise floor rest on two oracles, so U-LiRA is not counted among the strongest; more would say more.")
     if left_out := sum(bool((said.labels == 0).all(0).sum()) for said in compared.model.values() if said.labels.dim() == 2):
         told.append(f"In {left_out} of {len(compared.model)} sets some attributes hold on no photo and are left out of the mean.")
     told.append("An attack that fails is no proof: a stronger one may succeed.")

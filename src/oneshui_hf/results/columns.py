@@ -50,7 +50,7 @@ COLUMNS = {  # those of the paper first
     "loss_gap": Column("loss a person, less the oracle's", "0", 3, further=True),
     "tpr_10": Column("members found at 10 % FPR, %", "10", 0, further=True),
     "tpr_1": Column("members found at 1 % FPR, %", "1", 0, further=True),
-    "probe": Column("people told apart by features, %", "oracle", 0, further=True),
+    "probe": Column("person read off the features, %", "oracle", 0, further=True),
 }
 
 
@@ -87,8 +87,8 @@ def read(metrics: Mapping[str, Any], column: str, score: str) -> Reading:
         share = at(metrics, "attacks", str(at(metrics, "attacks", "strongest")), "tpr", TPR[column])
         return Reading(None if share is None else 100 * share)
     if column == "probe":
-        chance = at(metrics, "probe", "chance")
-        return Reading(at(metrics, "probe", "accuracy"), note="" if chance is None else f"chance {chance:.0f} %")
+        people = at(metrics, "probe", "people")
+        return Reading(at(metrics, "probe", "balanced_accuracy"), note="" if not people else f"chance {100 / people:.0f} %")
     steps, tried = at(metrics, "relearning", "steps"), at(metrics, "relearning", "at_most")
     return Reading(tried, at_least=tried is not None) if steps is None else Reading(steps)
 

@@ -59,6 +59,18 @@ def markdown(groups: Sequence[Group]) -> str:
     return "\n".join([*parts, f"{_legend(groups)}\n"])
 
 
+def glance(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """Return the tables without intervals, as `title`, `columns` and `rows` of texts: what fits a terminal."""
+    return [
+        {
+            "title": _about(group),
+            "columns": _heads(group),
+            "rows": [_texts(line, group, ends=False) for section in sections(group.lines) for line in section],
+        }
+        for group in groups
+    ]
+
+
 def latex(groups: Sequence[Group]) -> str:
     """Return the tables as LaTeX for the package booktabs, each with a caption and a label `tab:oneshui-DATASET-FORGET`."""
     parts, used = ["% \\usepackage{booktabs}\n"], set[str]()
@@ -134,21 +146,21 @@ def _heads(group: Group) -> list[str]:
     return ["method", *(f"{column.named(group.score)} {'↑' if column.ideal == 'up' else f'→ {column.ideal}'}" for column in columns)]
 
 
-def _texts(line: Line, group: Group) -> list[str]:
-    """Return the cells of a line, its label first."""
+def _texts(line: Line, group: Group, *, ends: bool = True) -> list[str]:
+    """Return the cells of a line, its label first, with or without the intervals."""
     label = line.label if line.done == line.seeds else f"{line.label} ({line.done} of {line.seeds} seeds)"
     if not line.done:
         return [label, "failed", *["-"] * (len(group.columns) - 1)]
-    return [label, *(_text(line.values[column], COLUMNS[column].decimals) for column in group.columns)]
+    return [label, *(_text(line.values[column], COLUMNS[column].decimals, ends=ends) for column in group.columns)]
 
 
-def _text(value: Value, decimals: int) -> str:
+def _text(value: Value, decimals: int, *, ends: bool) -> str:
     if value.mean is None:
         return "-"
     text = value.sign + fixed(value.mean, decimals)
-    if value.low is not None and value.high is not None:
-        ends = f"[{fixed(value.low, decimals)}, {fixed(value.high, decimals)}]"
-        text += f" ± {fixed(value.high - value.mean, decimals)}" if value.seeds > 1 else f" {ends}"
+    if ends and value.low is not None and value.high is not None:
+        between = f"[{fixed(value.low, decimals)}, {fixed(value.high, decimals)}]"
+        text += f" ± {fixed(value.high - value.mean, decimals)}" if value.seeds > 1 else f" {between}"
     return text + (MARK if value.within_floor else "")
 
 

@@ -32,8 +32,8 @@ from ..cache import Cache
 from ..errors import OneshuiError, UsageError, did_you_mean, is_disk_full
 from ..reporting import SILENT, Labelled, Reporter
 from ..results.groups import summarise
-from ..results.tables import costs_csv, latex, markdown, tidy
-from ..runs import CURVES, read_object, write_bytes, write_json
+from ..results.tables import costs_csv, glance, latex, markdown, tidy
+from ..runs import CURVES, read_object, sealed, write_bytes, write_json
 from .evaluate import evaluate
 from .grid import Grid, read_grid
 from .options import BenchmarkOptions
@@ -49,8 +49,8 @@ def benchmark(options: BenchmarkOptions, accelerator: Accelerator | None = None,
     """Do what is left of a grid, and write its tables.
 
     Returns:
-        `output`, the folder; `tables`, the Markdown; `rows`, how many there are; `failed`, those that did not work, with the reason;
-        `missing`, how many other shards have still to do.
+        `output`, the folder; `tables`, the means at a glance; `rows`, how many there are; `failed`, those that did not work, with the
+        reason; `missing`, how many other shards have still to do.
 
     Raises:
         UsageError: The grid, an option or the folder is wrong.
@@ -70,11 +70,11 @@ def benchmark(options: BenchmarkOptions, accelerator: Accelerator | None = None,
         name = f"{job.cell.dataset}, {job.cell.forget} people, seed {job.cell.seed}, {job.label}"
         reporter.say(f"{name}.")
         row = job.told() | _attempt(job, grid, stock, options, Labelled(reporter, name))
-        on_main(accelerator, lambda: write_json(output / ROWS / f"{job.key}.json", row))  # noqa: B023
+        on_main(accelerator, lambda: write_json(output / ROWS / f"{job.key}.json", sealed(row)))  # noqa: B023
     on_main(accelerator, lambda: write_tables(output, plan))
     rows = _rows(output, plan)
     failed = [{name: row[name] for name in ("dataset", "forget", "seed", "method", "reason")} for row in rows if row["state"] == "failed"]
-    tables = (output / "tables.md").read_text(encoding="utf-8")
+    tables = glance(summarise(rows))
     return {"output": str(output), "tables": tables, "rows": len(rows), "failed": failed, "missing": len(plan) - len(rows)}
 
 

@@ -20,7 +20,7 @@ from ..errors import OneshuiError, UsageError
 from ..metrics.measure import Comparison, Says, Settings, measure
 from ..models.load import load_model
 from ..reporting import SILENT, Reporter
-from ..runs import CURVES, METRICS, RECORD, SPLIT, Run, dump_json, hash_file, read_object, write_json
+from ..runs import CURVES, METRICS, RECORD, SPLIT, Run, dump_json, hash_file, is_sealed, read_object, sealed, write_json
 from .options import EvaluateOptions
 from .predictions import Forecaster, made_from
 from .processes import make_accelerator, on_main
@@ -87,8 +87,10 @@ def evaluate(
         steps = relearning(model, data().sets["forget"], back, task, accelerator, at_most=options.relearn_steps, seed=run.record.seed)
         result["relearning"] = {"steps": steps, "at_most": options.relearn_steps}
 
+    result = sealed(result)
+
     def write() -> None:
-        write_json(run.path / CURVES, {"key": key, **curves})
+        write_json(run.path / CURVES, sealed({"key": key, **curves}))
         write_json(run.path / METRICS, result)  # last, since it is looked for first
 
     on_main(accelerator, write)
@@ -103,7 +105,7 @@ def _known(run: Run, key: str) -> dict[str, Any] | None:
         metrics, curves = (read_object(run.path / file) for file in (METRICS, CURVES))
     except OneshuiError:  # damaged; they can be made again
         return None
-    return metrics if metrics.get("key") == curves.get("key") == key else None
+    return metrics if metrics.get("key") == curves.get("key") == key and is_sealed(metrics) and is_sealed(curves) else None
 
 
 def _key(run: Run, witnesses: Witnesses, options: EvaluateOptions) -> str:

@@ -73,18 +73,19 @@ def foresee(options: BenchmarkOptions, accelerator: Accelerator | None = None, r
     share([], options.shard)
     stock = open_stock(options, grid, output, accelerator or make_accelerator(), reporter)
     notes: list[str] = []
+    problems: list[str] = []
     plan: dict[Cell, list[Job]] = {}
     for cell in grid.cells:
         try:
             plan[cell] = jobs_of(grid, cell, stock)
         except OneshuiError as error:
-            notes.append(f"{cell.dataset} cannot be planned: {error}")
+            problems.append(f"{cell.dataset} cannot be planned: {error}")
     every = [job for jobs in plan.values() for job in jobs]
     rows = {job.key: row for job in every if (row := read_row(output, job))}
     mine = {job.key for job in share(every, options.shard)}
     finished = {key for key, row in rows.items() if not (options.retry and row["state"] == "failed")}
     clock = _Clock(grid, stock, list(rows.values()), functools.cache(functools.partial(_speed, stock.accelerator)))
-    told, total = [], Work(at_least=bool(notes))
+    told, total = [], Work(at_least=bool(problems))
     for cell, jobs in plan.items():
         here = [job for job in jobs if job.key in mine]
         left = [job for job in here if job.key not in finished]
@@ -94,14 +95,14 @@ def foresee(options: BenchmarkOptions, accelerator: Accelerator | None = None, r
         try:
             work, peak = clock.work(cell, missing, left) if left else (Work(), None)
         except OneshuiError as error:  # no backbone to time, say
-            notes.append(f"{cell.dataset} cannot be timed: {error}")
+            problems.append(f"{cell.dataset} cannot be timed: {error}")
             work, peak = Work(at_least=True), None
         told.append(about | {"models_cached": there, "models_to_train": missing, **dataclasses.asdict(work), "peak_mb": peak})
         total += work
-    if total.at_least:
+    if total.at_least and not problems:
         notes.append("Not counted: what methods take at the request that have not run on the data set yet.")
     head = {"name": grid.name, "output": str(output), "jobs": len(mine), "done": len(mine & finished)}
-    return head | {"plan": told, "notes": list(dict.fromkeys(notes)), **dataclasses.asdict(total)}
+    return head | {"plan": told, "notes": notes, "problems": list(dict.fromkeys(problems)), **dataclasses.asdict(total)}
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -61,6 +62,7 @@ LARGEST_FILE = 1_000_000  # bytes
 LARGEST_LABEL = 40  # characters: labels stand in tables
 MOST_VALUES, DEEPEST = 20_000, 12  # of the YAML, with all that it repeats
 MOST_CELLS = 10_000
+PATH = re.compile(r"~|\.|/|.*\\")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +139,8 @@ def read_grid(source: str) -> Grid:
     if "name" not in grid:
         raise UsageError(f"{file.name} has no 'name: NAME' line.")
     name = _label(grid["name"], "name", file.at(grid, "name"))
+    if "/" in name:
+        raise UsageError(f"{file.at(grid, 'name')}: the grid's name names its folder, so it holds no '/'.")
     cells = _cells(grid, file)
     methods = _methods(grid, cells, file)
     evaluate = _evaluation(grid, file)
@@ -494,6 +498,8 @@ def _label(value: Any, what: str, place: str) -> str:
     text = str(value).strip()
     if not text or len(text) > LARGEST_LABEL or not text.isprintable() or "|" in text:
         raise UsageError(f"{place}: a {what} has 1 to {LARGEST_LABEL} characters, all of which can be printed and none of which is '|'.")
+    if PATH.match(text):
+        raise UsageError(f"{place}: a {what} stands in tables for others to read, and '{text}' looks like a path; write a word.")
     return text
 
 

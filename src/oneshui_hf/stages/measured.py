@@ -245,7 +245,7 @@ METRICS_TOLD = {
     "intervals": {"retain": SCORE_ENDS, "forget": SCORE_ENDS, "test": SCORE_ENDS, "tow": _ends, "gap_closure": _ends},
     "to_oracle": {"forget": _numbers_of("jensen_shannon", "loss_gap")},
     "attacks": _attacks,
-    "probe": _numbers_of("accuracy", "chance"),
+    "probe": _numbers_of("balanced_accuracy", "people"),
     "relearning": {"steps": _number, "at_most": _whole},
     "noise_floor": _numbers_of("retain", "forget", "test", "tow", "gap_closure", "jensen_shannon", "auc_either_way"),
     "cannot_tell": lambda sentences: [_text(sentence) for sentence in sentences or []],

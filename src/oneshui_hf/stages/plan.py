@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ..errors import OneshuiError
 from ..methods.contract import Method
 from ..plugins import METHODS, Plugins
-from ..runs import dump_json, read_object
+from ..runs import dump_json, is_sealed, read_object
 from .evaluate import FORMAT
 from .grid import Cell, Grid, MethodEntry
 from .options import EvaluateOptions
@@ -97,6 +98,9 @@ def method_values(entry: MethodEntry, cell: Cell) -> dict[str, Any]:
 
 
 def read_row(output: Path, job: Job) -> dict[str, Any] | None:
-    """Return a job's row, or None where it has not been done."""
-    file = output / ROWS / f"{job.key}.json"
-    return read_object(file) if file.exists() else None
+    """Return a job's row, or None where it has not been done, or what was written of it is damaged and is to be done again."""
+    try:
+        row = read_object(output / ROWS / f"{job.key}.json")
+    except OneshuiError:
+        return None
+    return row if is_sealed(row) else None

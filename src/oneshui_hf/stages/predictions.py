@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 SETS = ("retain", "forget", "val", "test", "support")
 ASKED = ("forget", "test")  # about which attacks ask in several versions
 
+NEEDED = {"logits", "labels", "losses", "identities"}
+VIEW = NEEDED - {"logits"}  # what the file of another view leaves to that of the photos themselves
+
 Tensors = dict[str, torch.Tensor]
 
 
@@ -87,6 +90,11 @@ class Forecaster:
         folder, key = run.path / PREDICTIONS, made_from(run, self.batch_size)
         found = {place: _stored(_file(folder, *place), key) for place in places(self.queries)}
         missing = [place for place, tensors in found.items() if tensors is None]
+        if missing and not run.has_weights:
+            told = ", ".join(sorted({name for name, _ in missing}))
+            raise OneshuiError(
+                f"{run.path} lacks predictions of {told}, and so it does the weights that would make them; make the run again."
+            )
         if missing:
             model = load_model(run.require_complete().path, self.accelerator.device)[0]
             sets = self.sets()
@@ -140,7 +148,8 @@ def _stored(file: Path, key: str) -> Tensors | None:
         return None
     try:
         with safe_open(file, "pt") as stored:
-            return load_file(file) if stored.metadata() == {"made_from": key} else None
+            whole = stored.metadata() == {"made_from": key} and set(stored.keys()) | (VIEW if "-view" in file.stem else set()) >= NEEDED
+            return load_file(file) if whole else None
     except SafetensorError:  # predictions can be made again
         return None
 

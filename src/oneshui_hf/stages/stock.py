@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from accelerate import Accelerator
 from ..cache import Cache
 from ..data.load import load_faces
 from ..data.split import load_split, make_split
-from ..errors import UsageError
+from ..errors import OneshuiError, UsageError
 from ..methods.contract import Method
 from ..models.load import TINY
 from ..options import fields
@@ -70,6 +71,7 @@ class Stock:
     def original(self, options: TrainOptions) -> Run:
         """Return the original model of a recipe."""
         with self._entry("original", self.original_key(options), {"dataset": dataset_word(options.dataset), "seed": options.seed}) as path:
+            self._remove_damaged(path)
             if (path / RECORD).exists():
                 found = Run.open(path)
                 if found.record.state == "complete":
@@ -93,6 +95,7 @@ class Stock:
         """Return the oracle of an original's recipe and split, with a seed of its own for order and augmentation."""
         about = {"dataset": dataset_name(original.record), "seed": seed}
         with self._entry("oracle", self.oracle_key(original, seed), about) as path:
+            self._remove_damaged(path)
             resume = (path / RECORD).exists()
             if resume and (found := Run.open(path)).record.state == "complete":
                 return found
@@ -129,6 +132,7 @@ class Stock:
         key = self._method_key(run, method, resolved, seed) | {"prepared": prepared}
         about = {"dataset": dataset_name(run.record), "method": method, "seed": seed}
         with self._entry("unlearned", key, about) as path:
+            self._remove_damaged(path)
             if not (path / RECORD).exists() or self._lacks_weights(Run.open(path)):
                 options = UnlearnOptions(
                     method=method, from_split=True, seed=seed, data_dir=self.data_dir, output_dir=str(path), overwrite=True
@@ -162,6 +166,16 @@ class Stock:
         """Remove the weights of an unlearned model of this cache, whose predictions are kept."""
         if run.record.kind == "unlearned" and run.path.parent == self.cache.root:
             on_main(self.accelerator, lambda: _remove_weights(run.path))
+
+    def _remove_damaged(self, path: Path) -> None:
+        """Remove a model that is not as it was made, so that it is made again; a cache holds nothing that cannot be."""
+
+        def remove() -> None:
+            if path.exists() and not _is_whole(path):
+                self.reporter.warn(f"{path.name} in the cache is damaged and is made again.")
+                shutil.rmtree(path)
+
+        on_main(self.accelerator, remove)
 
     def _lacks_weights(self, run: Run) -> bool:
         """Whether a model's weights were let go and are needed again: predictions are missing, or it is to learn."""
@@ -219,6 +233,17 @@ def require_repeatable(run: Run) -> None:
             f"{run.path} forgot photos that were handed in, which are not kept, so no reference model can repeat the request; "
             "measure it without --references, or forget the split's own request with --from-split."
         )
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a model's record can be read and its weights are those of the record. Weights of an unlearned one may have been let go."""
+    try:
+        run = Run.open(path)
+        if run.record.state == "complete" and (run.has_weights or run.record.kind != "unlearned"):
+            run.require_complete()
+    except OneshuiError:
+        return False
+    return True
 
 
 def _remove_weights(folder: Path) -> None:
