@@ -112,8 +112,9 @@ def rows_of(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def results_of(folder: Path) -> dict[str, Any]:
-    """Return what must be the same from run to run: rows without what they cost, and tables."""
-    rows = {key: {name: value for name, value in row.items() if name != "cost"} for key, row in rows_of(folder).items()}
+    """Return what must be the same from run to run: rows without what they cost (and without their hash, which tells of it), and tables."""
+    apart = ("cost", "content")
+    rows = {key: {name: value for name, value in row.items() if name not in apart} for key, row in rows_of(folder).items()}
     return {"rows": rows, **{name: (folder / name).read_bytes() for name in TABLES}}
 
 
