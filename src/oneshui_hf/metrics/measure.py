@@ -109,7 +109,8 @@ def measure(compared: Comparison, kind: TaskKind, settings: Settings) -> tuple[d
     model, original, oracle = compared.model, compared.original, compared.oracle
     found: dict[str, Any] = {"task": kind, "score": name}
     found |= {name: _summary(said, kind) for name, said in model.items()}
-    scores = {who: _scores(says, kind) for who, says in (("model", model), ("original", original), ("oracle", oracle)) if says}
+    scores = {who: _scores(says, kind) for who, says in (("original", original), ("oracle", oracle)) if says}
+    scores["model"] = {name: found[name][found["score"]] for name in SCORED}
     found["tow"] = _tow(scores["model"], scores["oracle"]) if oracle else None
     found["noise_floor"] = _noise_floor(compared, scores, kind, settings) if oracle and compared.oracles else None
     gap = _gap(scores, found["noise_floor"])

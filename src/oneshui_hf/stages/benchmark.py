@@ -178,7 +178,7 @@ def _attempt(job: Job, grid: Grid, stock: Stock, options: BenchmarkOptions, repo
 def do(job: Job, grid: Grid, stock: Stock, options: BenchmarkOptions, reporter: Reporter) -> dict[str, Any]:
     """Make what a job needs and measure its model."""
     stock = dataclasses.replace(stock, data_dir=job.cell.train.data_dir, reporter=reporter)
-    original = stock.original(job.cell.train)
+    original = stock.original(job.cell.train, job.made_from)
     oracle = stock.oracle(original, original.record.seed)
     if job.entry is None:
         run, cost = original if job.row == "original" else oracle, None

@@ -89,7 +89,7 @@ def foresee(options: BenchmarkOptions, accelerator: Accelerator | None = None, r
     for cell, jobs in plan.items():
         here = [job for job in jobs if job.key in mine]
         left = [job for job in here if job.key not in finished]
-        there = _models_there(grid, cell, stock)
+        there = _models_there(grid, jobs[0], stock)
         missing = 2 + grid.evaluate.references - there if left else 0
         about = {"dataset": cell.dataset, "forget": cell.forget, "seed": cell.seed, "jobs": len(here), "done": len(here) - len(left)}
         try:
@@ -167,9 +167,9 @@ class _Blank:
         return np.zeros((len(rows), 3, self.size, self.size), dtype=np.uint8)
 
 
-def _models_there(grid: Grid, cell: Cell, stock: Stock) -> int:
+def _models_there(grid: Grid, job: Job, stock: Stock) -> int:
     """Return how many of a cell's models are kept already: original, oracle, oracles of other seeds."""
-    original = stock.there("original", stock.original_key(cell.train))
+    original = stock.there("original", job.made_from)
     if original is None:
         return 0
     seeds = [original.record.seed + number for number in range(grid.evaluate.references + 1)]

@@ -33,6 +33,7 @@ class Job:
         entry: The method; None for original and oracle.
         row: What kind of row it is.
         values: Of the method's options: the preset's, and those given.
+        made_from: What the cell's original is made from.
     """
 
     key: str
@@ -40,6 +41,7 @@ class Job:
     entry: MethodEntry | None
     row: Literal["original", "oracle", "method"]
     values: dict[str, Any]
+    made_from: dict[str, Any]
 
     @property
     def label(self) -> str:
@@ -77,7 +79,7 @@ def _job(grid: Grid, cell: Cell, made_from: dict[str, Any], entry: MethodEntry |
     }
     name = f"{cell.dataset}-{cell.forget}-{cell.seed}-{entry.label if entry else row}"
     readable = "".join(letter if letter.isalnum() else "-" for letter in name.lower())
-    return Job(f"{readable}-{hashlib.sha256(dump_json(parts)).hexdigest()[:12]}", cell, entry, row, values)
+    return Job(f"{readable}-{hashlib.sha256(dump_json(parts)).hexdigest()[:12]}", cell, entry, row, values, made_from)
 
 
 def measured_by(options: EvaluateOptions) -> dict[str, Any]:

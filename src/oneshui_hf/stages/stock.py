@@ -68,9 +68,11 @@ class Stock:
     data_dir: str | None = None
     measured: EvaluateOptions | None = None
 
-    def original(self, options: TrainOptions) -> Run:
-        """Return the original model of a recipe."""
-        with self._entry("original", self.original_key(options), {"dataset": dataset_word(options.dataset), "seed": options.seed}) as path:
+    def original(self, options: TrainOptions, made_from: Mapping[str, Any] | None = None) -> Run:
+        """Return the original model of a recipe; `made_from` is its key where that is known, since finding it out reads the data."""
+        with self._entry(
+            "original", made_from or self.original_key(options), {"dataset": dataset_word(options.dataset), "seed": options.seed}
+        ) as path:
             self._remove_damaged(path)
             if (path / RECORD).exists():
                 found = Run.open(path)
