@@ -12,6 +12,7 @@ _HOME = tempfile.TemporaryDirectory(prefix="oneshui-tests-")
 os.environ["HF_HOME"] = _HOME.name
 os.environ["HF_DATASETS_CACHE"] = str(Path(_HOME.name) / "datasets")
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["ONESHUI_VAULT"] = str(Path(_HOME.name) / "vault")  # not the user's own; set here, so that fixtures of any scope use it
 os.environ.pop("ONESHUI_PLUGINS", None)
 os.environ.pop("HF_TOKEN", None)
 

@@ -151,6 +151,21 @@ def test_clear_removes_the_chosen(tmp_path: Path) -> None:
     assert cache.clear() == Cleared(0, 0, 0)
 
 
+@pytest.mark.parametrize("left", [True, False])
+def test_secrets_go_with_the_entry_that_they_are_of(tmp_path: Path, left: bool) -> None:
+    cache = Cache(tmp_path)
+    folder, other = make(cache, "artefact", seed=1, days=9), make(cache, "artefact", seed=2)
+    for entry in (folder, other):
+        (tmp_path / f"{entry.name}.vault" / "one").mkdir(parents=True)
+        (tmp_path / f"{entry.name}.vault" / "one" / "artefact.key").write_bytes(b"s" * 32)
+    (found,) = (entry.bytes for entry in cache.entries() if entry.key == folder.name)
+    assert found == 1000 + 32 + Path(f"{folder}.json").stat().st_size
+    if not left:  # somebody removed the entry by hand, and left its secrets
+        shutil.rmtree(folder)
+    assert cache.clear(older_than_days=5).entries == 1
+    assert names(tmp_path) == sorted([".locks", "CACHE.json", other.name, f"{other.name}.json", f"{other.name}.vault"])
+
+
 def test_clear_leaves_what_is_in_use(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     make(cache, "oracle", 2)

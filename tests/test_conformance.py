@@ -56,6 +56,7 @@ BUILT_IN = {
     "bad-teacher": ["batch_size=4", "lr=0.03"],
     "do-nothing": [],
     "fine-tuning": ["batch_size=4"],
+    "forget-keys": ["visits=12", "together=4", "bits=16"],  # with 8 bits a number that is rounded the other way shows
     "gradient-ascent": ["calibration=1", "length=0.003"],
     "jit": ["lr=0.5"],
     "lfssd": ["selection=1.5"],

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from hub_server import Hub
+from oneshui_hf.vault import vault_root
 
 TOKEN = "quimby7319"  # stands in every name, path and text that must not leave
 PHOTO = b"\xff\xd8\xff" + random.Random(0).randbytes(900)
@@ -164,13 +165,12 @@ def prepare_by_hand(run: Any, model: Any) -> None:
 
     artefact = Artefact(values={"length": 1e-4}, options=asdict(StepOptions()))
     artefact.save(run.artefact(GRADIENT_ASCENT), GRADIENT_ASCENT, run.weights, replace=False)
-    state = MetaLoss(len(LABELS) + head_inputs(model), len(LABELS), 2).state_dict()
+    state = MetaLoss(len(LABELS) + head_inputs(model), len(LABELS), 2).state_dict()  # the unknown row and two people
     table = state.pop("embedding.weight")
     artefact = Artefact(
         tensors=state | {"unknown": table[:1]},
         values={"length": 1e-4},
-        private_tensors={"known": table[1:]},
-        private_values={"rows": {f"person_{TOKEN}": 1}},
+        people={f"person_{TOKEN}": {"learned": table[1], TOKEN: table[2]}, "somebody": {"learned": table[2]}},
         options=asdict(MetaUnlearnOptions()),
     )
     artefact.save(run.artefact(METAUNLEARN), METAUNLEARN, run.weights, replace=False)
@@ -221,6 +221,7 @@ def test_a_run_travels_and_unlearns_where_there_is_no_data(hub: Hub, client: Cli
 
     pushed = client("push", run=unlearned.path, repo_id="owner/forgotten")  # made from a published run, and published in turn
     card = hub.files("owner/forgotten")["README.md"].decode()
+    assert "was destroyed afterwards" not in card
     assert pushed["result"] and "1 photo of 1 person" in card and "No method has been prepared" in card and "metaunlearn" in card
 
 
@@ -244,6 +245,18 @@ def test_the_card_is_written_for_people_and_for_the_hub(hub: Hub, client: Client
     assert "{{" not in text and "{%" not in text and "None" not in text.replace("top_k=None", "") and "\n\n\n" not in text
 
 
+@pytest.mark.parametrize("destroyed", [0, 2])
+def test_the_card_tells_what_was_destroyed(make_run: Any, destroyed: int) -> None:
+    from oneshui_hf.card import model_card
+
+    record = make_run().record
+    record.kind, record.report = "unlearned", {"method": METAUNLEARN, "photos": 2, "people": 2, "seconds": 1.5, "destroyed": destroyed}
+    card = model_card(record, {"model_type": "vit"}, {})
+    assert ("It took 1.5 seconds. What had been prepared for 2 of them was destroyed afterwards." in card) == bool(destroyed)
+    assert ("destroyed" in card) == bool(destroyed)
+    assert "\n\n\n" not in card
+
+
 def test_the_metrics_that_are_published_are_those_that_were_measured(hub: Hub, client: Client, make_run: Any) -> None:
     client("push", run=make_run().path, repo_id="owner/measured")
     sent, measured = json.loads(hub.files("owner/measured")["metrics.json"]), metrics_by_hand()
@@ -265,7 +278,92 @@ def test_nothing_personal_leaves(hub: Hub, client: Client, make_run: Any) -> Non
     assert TOKEN.encode() not in sent and TOKEN.encode("utf-16-le") not in sent
     assert PHOTO not in sent and PHOTO[100:200] not in sent
     assert str(run.path).encode() not in sent
-    assert not [name for name in hub.files("owner/canary") if "private" in name or name.endswith((".jpg", ".bin"))]
+    words = ("private", "people", "vault", ".key")
+    assert not [name for name in hub.files("owner/canary") if any(word in name for word in words) or name.endswith((".jpg", ".bin"))]
+    assert not [secret for secret in secrets(run) if secret in sent or secret.hex().encode() in sent]
+    assert not [blob for blob in sealed(run) if blob[:64] in sent]
+
+
+def secrets(run: Any) -> list[bytes]:
+    """Return the secrets of a run's people."""
+    artefact = json.loads((run.path / "methods" / METAUNLEARN / "people.json").read_text())["artefact"]
+    found = [file.read_bytes() for file in (vault_root() / artefact).iterdir()]
+    assert len(found) == 3
+    return found
+
+
+def sealed(run: Any) -> list[bytes]:
+    """Return what is encrypted with them."""
+    from safetensors.numpy import load_file
+
+    return [blob.tobytes() for blob in load_file(run.path / "methods" / METAUNLEARN / "people.safetensors").values()]
+
+
+def test_what_concerns_single_people_leaves_only_where_it_is_said_twice(hub: Hub, client: Client, make_run: Any, tmp_path: Path) -> None:
+    from oneshui_hf.errors import OneshuiError
+    from oneshui_hf.methods import Artefact
+
+    run, before = make_run(), len(hub.requests)
+    told = client("push", run=run.path, repo_id="owner/people", with_people=True)["error"]
+    assert "personal data" in told
+    assert "--people-are-personal-data" in told
+    assert "--with-people" in client("push", run=run.path, repo_id="owner/people", people_are_personal_data=True)["error"]
+    assert len(hub.requests) == before
+
+    plant(run.path)
+    edit(run.path / "methods" / METAUNLEARN / "people.json", lambda v: v.update({TOKEN: TOKEN, "rows": {f"person_{TOKEN}": 1}}))
+    hub.requests.clear()
+    hub.large.clear()
+    twice = {"with_people": True, "people_are_personal_data": True}
+    assert "result" in client("push", run=run.path, repo_id="owner/people", **twice)
+    sent, files = hub.sent(), hub.files("owner/people")
+    own = {f"methods/{METAUNLEARN}/people.{end}" for end in ("json", "safetensors")}
+    assert {name for name in files if "people" in name} == own
+    assert all(blob in files[f"methods/{METAUNLEARN}/people.safetensors"] for blob in sealed(run))
+    assert set(json.loads(files[f"methods/{METAUNLEARN}/people.json"])) == {"format", "artefact", "index"}
+    assert TOKEN.encode() not in sent
+    assert PHOTO[100:200] not in sent
+    assert not [secret for secret in secrets(run) if secret in sent or secret.hex().encode() in sent]
+    card = files["README.md"].decode()
+    assert "**Personal data:** the files `people.*`" in card
+    assert "what was prepared for each" not in card
+
+    # They come along with a pull, and open where the secrets are.
+    client("pull", repo_id="owner/people", output_dir=tmp_path / "there")
+    there = tmp_path / "there" / "methods" / METAUNLEARN
+    assert list(Artefact.load(there, METAUNLEARN, run.weights).people) == [f"person_{TOKEN}", "somebody"]
+    with pytest.raises(OneshuiError, match="not on this machine"):
+        list(Artefact.load(there, METAUNLEARN, run.weights, vault=tmp_path / "empty").people)
+    # A later push without them takes them away.
+    assert "result" in client("push", run=run.path, repo_id="owner/people")
+    assert not [name for name in hub.files("owner/people") if "people" in name]
+    assert "what was prepared for each" in hub.files("owner/people")["README.md"].decode()
+
+
+def test_people_that_are_not_encrypted_are_refused(hub: Hub, client: Client, make_run: Any) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    run, before, twice = make_run(), len(hub.requests), {"with_people": True, "people_are_personal_data": True}
+    index, blobs = (run.path / "methods" / METAUNLEARN / f"people.{end}" for end in ("json", "safetensors"))
+    right, tensors = index.read_text(), load_file(blobs)
+
+    def refused() -> str:
+        told: str = client("push", run=run.path, repo_id="owner/clear", **twice)["error"]
+        assert TOKEN not in told.replace(str(run.path), "")
+        return told
+
+    save_file(tensors | {f"person_{TOKEN}": next(iter(tensors.values()))}, blobs)
+    assert "holds 1 tensors that are no encrypted ones" in refused()
+    save_file(tensors, blobs, {"who": TOKEN})
+    assert "carries text of its own" in refused()
+    save_file(tensors, blobs)
+    edit(index, lambda v: v["index"].update({f"person_{TOKEN}": "0" * 32}))
+    assert "is no index of people" in refused()
+    index.unlink()
+    assert "people.json is missing" in refused()
+    index.write_text(right)
+    assert len(hub.requests) == before
+    assert "result" in client("push", run=run.path, repo_id="owner/clear", **twice)
 
 
 def plant(path: Path) -> None:
@@ -278,7 +376,7 @@ def plant(path: Path) -> None:
         value["dataset"] |= {"name": TOKEN, "fingerprint": TOKEN, "labels": [TOKEN], "images": TOKEN, TOKEN: 1}
         value["parent"] = {"run": FOLDER, "weights": TOKEN}
         method = {"method": METAUNLEARN, "method_options": {"step": "raw", "teacher": FOLDER, person: TOKEN}}
-        value["report"] |= {person: 1, "who": TOKEN, "labels": TOKEN, "source": FOLDER, "method_from": TOKEN, **method}
+        value["report"] |= {"destroyed": TOKEN, person: 1, "who": TOKEN, "labels": TOKEN, "source": FOLDER, "method_from": TOKEN, **method}
         value["report"]["history"] = [{"epoch": 1, "who": TOKEN, person: 2}]
         value["versions"] |= {TOKEN: "1.0", "torch": TOKEN}
 
@@ -312,7 +410,7 @@ def plant(path: Path) -> None:
         "report.html",
     )
     strays += ("checkpoint-1/model.safetensors", f"methods/{METAUNLEARN}/photo.jpg", f"methods/{TOKEN}/private.json")
-    strays += (f"methods/{METAUNLEARN}/private.safetensors",)
+    strays += (f"methods/{TOKEN}/people.json", f"methods/{TOKEN}/people.safetensors", f"methods/{GRADIENT_ASCENT}/people.key")
     for name in strays:
         (path / name).parent.mkdir(exist_ok=True)
         (path / name).write_bytes(PHOTO + f"{extra}".encode())

@@ -140,10 +140,10 @@ def test_without_identity_there_is_no_table_and_anybody_is_served_alike(tmp_path
         assert "unknown_people" not in report
     # With it, a stranger's name means nothing and a known one changes the step.
     artefact = prepare(here, tmp_path / "artefact")
-    assert (tmp_path / "artefact" / "private.json").exists()
+    assert (tmp_path / "artefact" / "people.json").exists()
     with pytest.raises(OneshuiError, match="'nobody' is not among"):
         apply(here, artefact, named(here.request, "nobody", None), **artefact.options)
-    person = next(name for name, row in artefact.private_values["rows"].items() if row in artefact.private_values["simulated"])
+    person = next(name for name, parts in artefact.people.items() if "learned" in parts)
     (one, report), (other, _) = (apply(here, artefact, named(here.request, p, None), **artefact.options) for p in (person, None))
     assert report["unknown_people"] == 1
     assert not same(one, other)
@@ -422,5 +422,6 @@ def test_the_dry_run_knows_the_size_of_what_is_kept() -> None:
     here = world("multi_label")
     for values in ({}, {"see_identity": False}, {"see_features": False, "see_targets": False}):
         artefact = prepare(here, **values)
-        kept = sum(part.numel() for part in (*artefact.tensors.values(), *artefact.private_tensors.values()))
+        rows = (part for parts in artefact.people.values() for part in parts.values())
+        kept = sum(part.numel() for part in (*artefact.tensors.values(), *rows))
         assert MetaUnlearn().cost(here.model, granted(here), options(**values), here.context()).bytes == 4 * kept

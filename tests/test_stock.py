@@ -202,6 +202,31 @@ def test_what_a_method_prepares_is_kept_beside_no_run(original: Run, tmp_path: P
     assert stock.forget(original, "lfssd", {"photos": 20, "selection": 2.0, "dampening": 0.5}, 3) == found
 
 
+def test_secrets_of_people_lie_in_the_cache_and_stay_for_whoever_repeats_the_request(
+    original: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONESHUI_VAULT", str(tmp_path / "own"))
+    stock, values = stock_in(tmp_path / "cache"), {"steps": 2, "calibration": 0}
+    found = stock.forget(original, "metaunlearn", values, 0)
+    assert found.artefact is not None
+    vault = found.artefact.with_name(f"{found.artefact.name}.vault")
+    secrets = sorted(file.name for file in vault.rglob("*.key"))
+    assert len(secrets) > 10
+    assert found.run.record.report["destroyed"] == 0
+    # Another machine, which has the cache alone, makes of it what this one made.
+    shutil.rmtree(found.run.path)
+    monkeypatch.setattr(stage, "prepare", None)
+    monkeypatch.setenv("ONESHUI_VAULT", str(tmp_path / "theirs"))
+    again = stock_in(shutil.move(tmp_path / "cache", tmp_path / "there")).forget(original, "metaunlearn", values, 0)
+    assert again.run.record.weights == found.run.record.weights
+    vault = tmp_path / "there" / vault.name
+    assert sorted(file.name for file in vault.rglob("*.key")) == secrets
+    Cache(tmp_path / "there").clear(["artefact"])
+    assert not list((tmp_path / "there").rglob("*.key"))
+    assert not (tmp_path / "own").exists()
+    assert not (tmp_path / "theirs").exists()
+
+
 def test_a_method_that_may_go_without_preparing_goes_without_where_it_is_told_everything(original: Run, tmp_path: Path) -> None:
     stock = stock_in(tmp_path / "cache")
     told: dict[str, Any] = {"length": 0.01}

@@ -17,7 +17,7 @@ SRC, PLUGINS = ROOT / "src" / "oneshui_hf", ROOT / "plugins" / "oneshui_plugins"
 
 # A room imports from those before it and from itself, never from those behind.
 FLOORS = [
-    {"cache", "errors", "hub", "memory", "options", "plugins", "randomness", "reporting", "runs", "search"},
+    {"cache", "errors", "hub", "memory", "options", "plugins", "randomness", "reporting", "runs", "search", "vault"},
     {"data"},
     {"models"},
     {"metrics"},

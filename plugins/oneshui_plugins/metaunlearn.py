@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .meta_objective import Alignment, Disobedience
 
 LENGTH_RATE = 0.05  # of the logarithm of the step length, for Adam
+LEARNED, DRAWN = "learned", "drawn"  # what a person's embedding is called, by whether they asked in a simulated request
 START_LENGTH = 2e-4  # share of the model's norm at which the length starts to be learned
 
 
@@ -140,10 +141,9 @@ class MetaUnlearn(Method[MetaUnlearnOptions]):
         if options.see_identity:
             table = artefact.tensors.pop("embedding.weight")
             artefact.tensors["unknown"] = table[:1]
-            artefact.private_tensors = {"known": table[1:]}
-            artefact.private_values = {
-                "rows": {data.train.people[person]: row for person, row in learning.rows.items()},
-                "simulated": sorted(learning.rows[person] for person in learning.simulated),
+            artefact.people = {
+                data.train.people[person]: {LEARNED if person in learning.simulated else DRAWN: table[row]}
+                for person, row in learning.rows.items()
             }
         return artefact
 
@@ -202,10 +202,12 @@ class MetaUnlearn(Method[MetaUnlearnOptions]):
         photos = Photos(request.pixels, targets(request.labels, context.task))
         people = 0
         if options.see_identity:
-            unknown = state.pop("unknown")
-            state["embedding.weight"] = torch.cat([unknown, artefact.private_tensors.get("known", unknown[:0])])
-            people = len(state["embedding.weight"]) - 1
-            photos.person = _rows(request, artefact, options).to(context.device)
+            rows = _rows(request, artefact, options)
+            known = [row for row in rows if row is not None]  # of the people on the photos alone: nobody else's is read
+            state["embedding.weight"] = torch.cat([state.pop("unknown"), *(row.unsqueeze(0) for row in known)])
+            people = len(known)
+            numbers = iter(range(1, people + 1))
+            photos.person = torch.tensor([UNKNOWN if row is None else next(numbers) for row in rows], device=context.device)
         h = _network(model, context, people, options)
         h.load_state_dict(state)
 
@@ -396,24 +398,19 @@ class Learning:
         return unit({name: -part for name, part in uphill(path).items()})
 
 
-def _rows(request: Request, artefact: Artefact, options: MetaUnlearnOptions) -> torch.Tensor:
-    """Return each photo's embedding row.
+def _rows(request: Request, artefact: Artefact, options: MetaUnlearnOptions) -> list[torch.Tensor | None]:
+    """Return each photo's embedding of its person, None where the unknown row serves.
 
     Raises:
         OneshuiError: A named person has none, or an unnamed one would need the row that this artefact never trained.
     """
-    import torch
-
-    from .meta_loss import UNKNOWN
-
-    known: dict[str, int] = artefact.private_values.get("rows", {})
-    learned = set(artefact.private_values.get("simulated", []))
-    rows = []
+    rows: list[torch.Tensor | None] = []
     for person in request.people:
-        if person is not None and person not in known:
+        own = {} if person is None else artefact.people.get(person)
+        if own is None:
             raise OneshuiError(
-                f"Identity '{person}' is not among the {len(known)} training people of this artefact; leave --identity out."
-                if known
+                f"Identity '{person}' is not among the {len(artefact.people)} training people of this artefact; leave --identity out."
+                if artefact.people
                 else "This artefact came without its table of people, so --identity means nothing to it; leave it out."
             )
         if person is None and options.identity_dropout == 0:
@@ -421,7 +418,6 @@ def _rows(request: Request, artefact: Artefact, options: MetaUnlearnOptions) -> 
                 "This artefact was prepared without identity dropout, so it cannot serve an unnamed person; "
                 "name one with --identity, or prepare with --identity-dropout 0.5."
             )
-        row = UNKNOWN if person is None else known[person]
         # Without the dropout there is no learned unknown row, and a person's own row, even one left as drawn, is all there is.
-        rows.append(row if row in learned or options.identity_dropout == 0 else UNKNOWN)
-    return torch.tensor(rows)
+        rows.append(own.get(LEARNED, own.get(DRAWN) if options.identity_dropout == 0 else None))
+    return rows

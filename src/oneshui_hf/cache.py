@@ -3,6 +3,7 @@
 ROOT/
   CACHE.json            makes the folder a cache; nothing is written to, or removed from, a folder that holds other things
   KIND-<hash>/          an entry: a run, or what its maker puts there. Its own files say whether it is complete
+  KIND-<hash>.vault/    the secrets of what the entry holds of single people, which go when it goes
   KIND-<hash>.json      what it was made from and what it is about; written anew, and so dated, whenever the entry is used
   .locks/               one file an entry, locked while a process works with it; the lock ends with the process, however that ends
   .KIND-<hash>.*        scratch of processes at work, or killed ones
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 MARKER = "CACHE.json"
 LOCKS = ".locks"
+VAULT = ".vault"
 FORMAT = 1
 WHAT = "models and preparations kept by oneshui"  # in the marker: other programs, too, may call a file so
 KINDS = ("original", "oracle", "artefact", "unlearned")
@@ -253,7 +255,7 @@ class Cache:
         return self.root / f"{key}.json"
 
     def _parts(self, key: str) -> list[Path]:
-        return [path for path in (self.root / key, self._told(key)) if path.exists()]
+        return [path for path in (self.root / key, self.root / f"{key}{VAULT}", self._told(key)) if path.exists()]
 
     def _scratch(self, key: str) -> list[Path]:
         return [path for path in self.root.iterdir() if path.name.startswith(f".{key}.")]

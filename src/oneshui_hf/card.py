@@ -28,6 +28,8 @@ def model_card(
     metrics: Mapping[str, Any],
     repo_id: str = "USER/NAME",
     prepared: Sequence[str] = (),
+    *,
+    with_people: bool = False,
 ) -> str:
     """Return the card of a run as Markdown with a YAML header.
 
@@ -37,6 +39,7 @@ def model_card(
         metrics: What `evaluate` measured; empty where it did not.
         repo_id: The repository that the card is for.
         prepared: The methods whose artefacts are published with the model.
+        with_people: Whether what they prepared for single people is published with them, encrypted.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -60,6 +63,7 @@ def model_card(
         report=record.report,
         options={k: v for k, v in record.report.get("method_options", {}).items() if v is not None},
         prepared=sorted(prepared),
+        with_people=with_people,
         split=record.report.get("split") or {},
         data=record.dataset,
         architecture=config.get("model_type", "unknown"),

@@ -27,7 +27,7 @@ def option(
     flags: Sequence[str] = (),
     minimum: float | None = None,
     maximum: float | None = None,
-    choices: Sequence[str] = (),
+    choices: Sequence[str | int] = (),
     at: str = "prepare",
     search: tuple[float, float] | bool | None = None,
 ) -> Any:
@@ -39,7 +39,7 @@ def option(
         flags: Names on the command line; `--field-name` where empty.
         minimum: Smallest allowed value, inclusive.
         maximum: Largest allowed value, inclusive.
-        choices: The allowed words, for text options.
+        choices: The allowed words, or whole numbers.
         at: For a method's options, when they act: "prepare" or "apply".
         search: For a method's options, the range in which `oneshui tune` looks for a value; True for a yes-or-no or a word. Options
             without one keep their value.
@@ -157,7 +157,8 @@ def _check_range(value: Any, metadata: Mapping[str, Any], label: str) -> None:
     if high is not None and value > high:
         raise UsageError(f"{label} must be at most {high}, not {value}.")
     if choices and value not in choices:
-        raise UsageError(f"{label} must be one of {', '.join(choices)}, not '{value}'.{nearest(str(value), choices)}")
+        words = list(map(str, choices))
+        raise UsageError(f"{label} must be one of {', '.join(words)}, not '{value}'.{nearest(str(value), words)}")
 
 
 def parse_words(words: Sequence[str], options: type[Any], where: str) -> dict[str, Any]:

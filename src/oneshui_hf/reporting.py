@@ -20,6 +20,11 @@ class Reporter:
     def warn(self, message: str) -> None:
         """Tell one line that the user should not miss: what may be wrong."""
 
+    def ask(self, question: str) -> bool:
+        """Put a yes-or-no question to whoever is there; no where nobody can answer."""
+        del question
+        return False
+
     def track(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
         """Yield the items, showing how far the work is."""
         del label, total
@@ -43,6 +48,10 @@ class Labelled(Reporter):
     def warn(self, message: str) -> None:
         """Pass on a line that should not be missed, and say what it is about."""
         self._reporter.warn(f"{self._label}: {message}")
+
+    def ask(self, question: str) -> bool:
+        """Pass on a question."""
+        return self._reporter.ask(question)
 
     def track(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
         """Yield the items, showing how far the work is."""

@@ -8,6 +8,7 @@ RUN/
   curves.json        what figures are drawn from, person by person and without names. Personal: never published
   predictions/       logits, labels and identity index of each set. Personal: never published
   methods/<name>/    a method's artefact
+  methods/.<name>.unfinished/   where a preparation stands while it works, or was interrupted. Personal, not encrypted: never published
   tuned/<name>.json  a preset that `oneshui tune` found
   checkpoint-<n>/    training state after n epochs, while training runs
 """

@@ -51,6 +51,7 @@ command(
 )  # fmt: skip
 command(
     app, "prepare", o.PrepareOptions, api.prepare, show.artefact, as_json=show.artefact_json, with_method=True,
+    stopped="nothing was prepared; where the method had saved what it had, --resume goes on from there",
     help="Prepare a method while training data exists. The method's own options follow; `oneshui methods show NAME` lists them.",
     epilog=f"Example: oneshui prepare --method {o.DEFAULT_METHOD} --run runs/celeba-seed0 --epochs 3",
 )  # fmt: skip

@@ -173,4 +173,4 @@ def _cli_type(wanted: Any) -> Any:
 
 def _help(field: dataclasses.Field[Any]) -> str:
     choices = field.metadata["choices"]
-    return field.metadata["help"] + (f" One of {', '.join(choices)}." if choices else "")
+    return field.metadata["help"] + (f" One of {', '.join(map(str, choices))}." if choices else "")

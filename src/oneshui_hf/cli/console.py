@@ -42,6 +42,17 @@ class ConsoleReporter(Reporter):
         if self._main:
             self._print(f"Warning: {message}", "yellow")
 
+    def ask(self, question: str) -> bool:
+        """Ask on stderr and read the answer from stdin, where both are a terminal; no elsewhere, and in all processes but the main one."""
+        if not (self._main and self._terminal and sys.stdin.isatty()):
+            return False
+        import typer
+
+        try:
+            return typer.confirm(question, err=True)
+        except typer.Abort:  # Ctrl-C, or the end of the input
+            raise KeyboardInterrupt from None
+
     def _print(self, message: str, style: str) -> None:
         from rich.console import Console
 

@@ -420,7 +420,7 @@ def method(about: dict[str, Any]) -> None:
         for option in options:
             bounds = [f"from {option['min']:g}"] if option["min"] is not None else []
             bounds += [f"to {option['max']:g}"] if option["max"] is not None else []
-            bounds += [f"one of {', '.join(option['choices'])}"] if option["choices"] else []
+            bounds += [f"one of {', '.join(map(str, option['choices']))}"] if option["choices"] else []
             if search := option["search"]:
                 bounds.append("searched" if search is True else f"searched from {search[0]:g} to {search[1]:g}")
             default = "none" if option["default"] is None else option["default"]

@@ -12,6 +12,7 @@ from ..errors import OneshuiError, UsageError
 from ..options import option
 from ..randomness import derive, generator, seeded
 from .contract import Context, Cost, DataAccess, Method, Needs, StepOptions
+from .unfinished import Unfinished
 
 if TYPE_CHECKING:
     from ..data.pixels import FaceSet
@@ -49,6 +50,7 @@ __all__ = [
     "StepOptions",
     "Task",
     "TaskKind",
+    "Unfinished",
     "UsageError",
     "choose_length",
     "derive",

@@ -2,23 +2,26 @@
 
 methods/<name>/artefact.json           options, report, binding
 methods/<name>/artefact.safetensors
-methods/<name>/private.json            what concerns single people (identity keys); never published
-methods/<name>/private.safetensors
+methods/<name>/people.json             what concerns single people, encrypted; see `people`
+methods/<name>/people.safetensors
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OneshuiError, UsageError
 from ..runs import dump_json, new_folder, read_object, versions, write_bytes
+from ..vault import Secrets, vault_root
+from .people import BLOBS, INDEX, People, save_people, secrets_of
 
 if TYPE_CHECKING:
     import torch
 
-PUBLIC, PRIVATE = "artefact", "private"
+PUBLIC = "artefact"
 FORMAT = 1
 PARTS = {"weights": str, "values": dict, "options": dict, "report": dict}  # of the header, beside format and method
 
@@ -30,34 +33,64 @@ class Artefact:
     Attributes:
         tensors: What `apply` reads.
         values: What `apply` reads, as JSON.
-        private_tensors: The same, concerning single people: used where it is present, never published.
-        private_values: The same, as JSON.
+        people: What concerns one person each: identity key to tensors by name. Encrypted on disk, not published unless asked for twice,
+            and read person by person. A loaded one has those alone whose secret is still there.
         options: The options that it was prepared with.
         report: What is known of the preparation.
     """
 
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
-    private_tensors: dict[str, torch.Tensor] = field(default_factory=dict)
-    private_values: dict[str, Any] = field(default_factory=dict)
+    people: Mapping[str, Mapping[str, torch.Tensor]] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
 
-    def save(self, folder: Path, method: str, weights: str, *, replace: bool) -> None:
-        """Write the folder, bound to the model with these weights."""
+    def save(self, folder: Path, method: str, weights: str, *, replace: bool, vault: Path | None = None) -> None:
+        """Write the folder, bound to the model with these weights, and the secrets of its people into the vault.
+
+        The secrets of an artefact that is replaced are destroyed once the new one is in its place; a copy of its folder elsewhere is
+        worthless from then on, as far as it concerns people.
+
+        Args:
+            folder: Where it goes.
+            method: Who made it.
+            weights: The hash of the model that it was made for.
+            replace: Whether it may take the place of another one.
+            vault: Where secrets are kept; the user's own vault by default.
+
+        Raises:
+            OneshuiError: It is written, but secrets of the one that it replaces could not be destroyed.
+        """
         from safetensors.torch import save
 
+        vault = vault or vault_root()
         header = {"format": FORMAT, "method": method, "weights": weights, "versions": versions()}
         public = header | {"options": self.options, "values": self.values, "report": self.report}
-        with new_folder(folder, replace=replace) as scratch:
-            write_bytes(scratch / f"{PUBLIC}.json", dump_json(public))
-            write_bytes(scratch / f"{PUBLIC}.safetensors", save(_plain(self.tensors)))
-            if self.private_tensors or self.private_values:
-                write_bytes(scratch / f"{PRIVATE}.json", dump_json(self.private_values))
-                write_bytes(scratch / f"{PRIVATE}.safetensors", save(_plain(self.private_tensors)))
+        replaced, drawn = secrets_of(folder, vault), None
+        try:
+            with new_folder(folder, replace=replace) as scratch:
+                write_bytes(scratch / f"{PUBLIC}.json", dump_json(public))
+                write_bytes(scratch / f"{PUBLIC}.safetensors", save(_plain(self.tensors)))
+                drawn = save_people(scratch, self.people, vault) if self.people else None
+        except BaseException:
+            _destroy(drawn)
+            raise
+        _destroy(replaced)
+
+    def destroy(self, identity: str) -> bool:
+        """Destroy what was prepared for a person; return whether there was anything.
+
+        Raises:
+            OneshuiError: It could not be destroyed.
+        """
+        if isinstance(self.people, People):
+            return self.people.destroy(identity)
+        kept = {person: tensors for person, tensors in self.people.items() if person != identity}
+        found, self.people = len(kept) < len(self.people), kept
+        return found
 
     @classmethod
-    def load(cls, folder: Path, method: str, weights: str, *, force: bool = False) -> Artefact:
+    def load(cls, folder: Path, method: str, weights: str, *, force: bool = False, vault: Path | None = None) -> Artefact:
         """Read a folder.
 
         Args:
@@ -65,6 +98,7 @@ class Artefact:
             method: The method that asks for it.
             weights: The hash of the model that it will be applied to.
             force: Accept another model's artefact.
+            vault: Where secrets are kept; the user's own vault by default.
 
         Raises:
             UsageError: There is none.
@@ -86,21 +120,27 @@ class Artefact:
                 f"{folder} was prepared for a model with other weights ({header['weights'][:12]}, not {weights[:12]}); "
                 "prepare again, or insist with --force."
             )
+        if any(folder.glob("private.*")):
+            raise OneshuiError(
+                f"{folder} is of an earlier version, which did not encrypt what concerns people; prepare again with --overwrite."
+            )
         try:
             tensors = load_file(folder / f"{PUBLIC}.safetensors")
-            private = folder / f"{PRIVATE}.safetensors"
-            private_tensors = load_file(private) if private.exists() else {}
         except (SafetensorError, OSError) as error:
             raise OneshuiError(f"{folder} is damaged ({error}); prepare again.") from None
-        private_file = folder / f"{PRIVATE}.json"
+        has_people = (folder / INDEX).exists() or (folder / BLOBS).exists()
         return cls(
             tensors=tensors,
             values=header["values"],
-            private_tensors=private_tensors,
-            private_values=read_object(private_file) if private_file.exists() else {},
+            people=People(folder, vault or vault_root()) if has_people else {},
             options=header["options"],
             report=header["report"],
         )
+
+
+def _destroy(secrets: Secrets | None) -> None:
+    if secrets is not None:
+        secrets.destroy_all()
 
 
 def _plain(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 from ..errors import OneshuiError, UsageError, did_you_mean
 from ..options import fields, flag, option, resolve
 from ..reporting import SILENT, Reporter
+from .unfinished import Unfinished
 
 if TYPE_CHECKING:
     import torch
@@ -90,6 +91,7 @@ class Context:
         reporter: For progress.
         report: What the method wants to be known of its work; it goes into the artefact or the receipt. No personal data.
         request_size: How many people the run's own request has; 0 where unknown.
+        unfinished: What a long preparation remembers, so that it can go on where it was interrupted.
     """
 
     task: Task
@@ -98,6 +100,7 @@ class Context:
     reporter: Reporter = SILENT
     report: dict[str, Any] = field(default_factory=dict)
     request_size: int = 0
+    unfinished: Unfinished = field(default_factory=Unfinished)
 
     @property
     def device(self) -> torch.device:
@@ -137,6 +140,8 @@ class Method(ABC, Generic[OptionsT]):
     distils: ClassVar[bool] = False  # whether `apply` learns from a teacher with the original's weights
     retrains: ClassVar[bool] = False  # whether `apply` trains anew, so that its result may keep nothing of the model handed in
     baseline: ClassVar[bool] = False  # whether `oneshui demo` shows it beside the default method
+    personal: ClassVar[bool] = False  # whether it acts only on people it was prepared for, so a model that never saw them stays as it is
+    sequential: ClassVar[bool] = False  # whether what was prepared for a model serves models that the method has since unlearned from it
 
     def prepare(self, model: nn.Module, data: DataAccess, options: OptionsT, context: Context) -> Artefact:
         """Compute what `apply` will need from training data."""

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from ..cache import Cache
 from ..errors import OneshuiError, UsageError, did_you_mean, is_disk_full
@@ -38,7 +37,7 @@ from .evaluate import evaluate
 from .grid import Grid, read_grid
 from .options import BenchmarkOptions
 from .plan import ROWS, Job, jobs_of, read_row
-from .processes import make_accelerator, on_main
+from .processes import agree, make_accelerator, on_main
 from .stock import Forgotten, Stock
 
 BENCHMARKS = Path("benchmarks")
@@ -65,7 +64,7 @@ def benchmark(options: BenchmarkOptions, accelerator: Accelerator | None = None,
     on_main(accelerator, lambda: write_json(output / MANIFEST, {"name": grid.name, "rows": [job.key for job in plan]}))
     mine = share(plan, options.shard)
     for job in reporter.track(mine, f"Benchmark {grid.name}"):
-        if _agree(accelerator, _is_done(output, job, options.retry)):
+        if agree(accelerator, _is_done(output, job, options.retry)):
             continue
         name = f"{job.cell.dataset}, {job.cell.forget} people, seed {job.cell.seed}, {job.label}"
         reporter.say(f"{name}.")
@@ -151,13 +150,6 @@ def share(plan: Sequence[Job], shard: str | None) -> list[Job]:
 def _is_done(output: Path, job: Job, retry: bool) -> bool:
     row = read_row(output, job)
     return row is not None and not (retry and row["state"] == "failed")
-
-
-def _agree(accelerator: Accelerator, said: bool) -> bool:
-    """Return what the main process says, so that all processes do the same."""
-    told = [said]
-    broadcast_object_list(told)
-    return bool(told[0])
 
 
 def _attempt(job: Job, grid: Grid, stock: Stock, options: BenchmarkOptions, reporter: Reporter) -> dict[str, Any]:

@@ -131,6 +131,7 @@ class _Clock:
         """Return what a job takes beside the trained models: the method, on the model and on each reference, and what is measured."""
         measured = self.grid.evaluate
         times = 1 + measured.references
+        made = 1 if job.method and job.method.personal else times  # such a method leaves a reference model as it is
         photos = sum(len(sets[name]) for name in SETS) + (measured.queries - 1) * sum(len(sets[name]) for name in ASKED)
         measuring = Work(times * photos * speed.forward)
         if job.entry is None or job.method is None:
@@ -138,13 +139,13 @@ class _Clock:
         here = (job.label, job.cell.dataset)
         same = [row["cost"] for row in self.rows if row["state"] == "done" and (row["method"], row["dataset"]) == here]
         if same:
-            return measuring + Work(times * fmean((cost["prepare_s"] or 0) + cost["apply_s"] for cost in same))
+            return measuring + Work(made * fmean((cost["prepare_s"] or 0) + cost["apply_s"] for cost in same))
         if job.method.prepares == "never":
             return measuring + Work(at_least=True)
         resolved = job.method.prepare_options(job.entry.method, {}, job.values)
         context = Context(faces.task, job.cell.seed, self.stock.accelerator, request_size=job.cell.forget)
         cost = job.method().cost(speed.model, DataAccess(sets, job.method.needs.prepare), resolved, context)
-        return measuring + Work(times * (cost.forward * speed.forward + cost.backward * speed.backward), at_least=True)
+        return measuring + Work(made * (cost.forward * speed.forward + cost.backward * speed.backward), at_least=True)
 
 
 def _sets(cell: Cell, faces: Faces, preprocess: Preprocess) -> dict[str, FaceSet]:

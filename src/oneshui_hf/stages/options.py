@@ -131,8 +131,14 @@ class PrepareOptions:
     preset: str | None = option(None, "Values of the method's options: a name such as 'paper', or a file that `oneshui tune` wrote.")
     data_dir: str | None = option(None, "Where the data set lies now, where it has moved since training.")
     seed: int = option(0, "Seed of all draws.", minimum=0, maximum=MAX_SEED)
+    face_encoder: str | None = option(
+        None,
+        "For a method that acts on people one by one: what finds a person by their photo later on. 'dlib', the id or path of an image "
+        "model of transformers, or 'none'; dlib by default where it is installed.",
+    )
     dry_run: bool = option(False, "Tell what preparing would take, and prepare nothing.")
-    overwrite: bool = option(False, "Replace what was prepared before.")
+    resume: bool = option(False, "Go on with an interrupted preparation.")
+    overwrite: bool = option(False, "Replace what was prepared before, or what was begun.")
 
 
 @dataclass(frozen=True)
@@ -170,6 +176,12 @@ class UnlearnOptions:
         (), "What holds on the photo, as 'Smiling,Young' or a class; the model's guess by default. Once a photo."
     )
     data_dir: str | None = option(None, "With --from-split: where the data set lies now, where it has moved.")
+    keep: bool | None = option(
+        None,
+        "Keep what was prepared for the people who ask, or destroy it once the new model is written; by default destroyed with --image and "
+        "kept with --from-split.",
+        flags=("--keep/--destroy",),
+    )
     seed: int = option(0, "Seed of all draws.", minimum=0, maximum=MAX_SEED)
     force: bool = option(False, "Apply an artefact that was prepared for other weights.")
     output_dir: str | None = option(None, "The new model's folder; RUN-<method> by default.")
@@ -227,6 +239,10 @@ class PushOptions:
     repo_id: str = option(help="The repository on the Hub, as USER/NAME.")
     run: str | None = option(None, "The run to publish.")
     private: bool = option(True, "Make a new repository private.", flags=("--private/--public",))
+    with_people: bool = option(
+        False, "Publish what was prepared for single people too, encrypted and without the secrets; needs --people-are-personal-data."
+    )
+    people_are_personal_data: bool = option(False, "With --with-people: say that you know what you publish.")
     revision: str | None = option(None, "Branch to push to; made where it does not exist.")
     commit_message: str | None = option(None, "Message of the commit.")
 

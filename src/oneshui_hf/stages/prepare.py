@@ -17,15 +17,19 @@ from accelerate import Accelerator
 from ..errors import UsageError
 from ..memory import Peak
 from ..methods.contract import Context, DataAccess, Method
+from ..methods.unfinished import Unfinished
 from ..models.load import load_model
 from ..models.outputs import losses
+from ..models.signatures import NONE, Encoder
 from ..plugins import METHODS, Plugins
 from ..reporting import SILENT, Reporter
-from ..runs import Run
+from ..runs import Run, versions
+from ..vault import vault_root
 from .options import PrepareOptions
 from .presets import preset_values
 from .processes import make_accelerator, on_main
-from .sets import open_data
+from .recognition import enrol_people, open_encoder
+from .sets import RunData, open_data
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,6 +48,8 @@ class Preparation:
     model: PreTrainedModel
     data: DataAccess
     context: Context
+    run_data: RunData
+    encoder: Encoder | None
 
     @classmethod
     def open(
@@ -58,23 +64,66 @@ class Preparation:
         """Check what was asked for, then load.
 
         Raises:
-            UsageError: The method is unknown or prepares nothing, an option is wrong, or an artefact is there already.
-            OneshuiError: The data is missing or has changed.
+            UsageError: The method is unknown or prepares nothing, an option is wrong, an artefact is there already, or an interrupted
+                preparation of it is there or is not, other than the options say.
+            OneshuiError: The data is missing or has changed, or the interrupted preparation is another one.
         """
         name, method_class = options.method, Plugins(METHODS).load(options.method)
         if method_class.prepares == "never":
             raise UsageError(f"Method '{name}' has nothing to prepare; go on with `oneshui unlearn --method {name}`.")
+        if options.face_encoder not in (None, NONE) and not method_class.personal:
+            raise UsageError(f"--face-encoder is for methods that act on people one by one, which '{name}' does not; leave it out.")
         folder = folder or run.require_complete().artefact(name)
-        if folder.exists() and not (options.overwrite or options.dry_run):
-            raise UsageError(f"{folder} exists; prepare anew with --overwrite.")
+        _claim(folder, options)
         size = run.request_size
         preset = preset_values(run, name, method_class, options.preset, reporter)
         resolved = method_class.prepare_options(name, preset, given)
         accelerator = accelerator or make_accelerator()
-        sets = open_data(run, accelerator, options.data_dir, reporter).sets
+        unfinished = Unfinished(begun(folder), _about(run, options, resolved), saves=accelerator.is_main_process)
+        if options.resume:
+            unfinished.load()  # so that a mistake is told before anything takes long
+        enrols = method_class.personal and not options.dry_run
+        encoder = open_encoder(options.face_encoder, accelerator, reporter) if enrols else None
+        found = open_data(run, accelerator, options.data_dir, reporter)
         model, _, task = load_model(run.path, accelerator.device)
-        context = Context(task, options.seed, accelerator, reporter, request_size=size)
-        return cls(folder, method_class(), resolved, model, DataAccess(sets, method_class.needs.prepare), context)
+        context = Context(task, options.seed, accelerator, reporter, request_size=size, unfinished=unfinished)
+        return cls(folder, method_class(), resolved, model, DataAccess(found.sets, method_class.needs.prepare), context, found, encoder)
+
+
+def begun(folder: Path) -> Path:
+    """Return where lies what is remembered of an artefact's preparation while it works. No artefact, and never published."""
+    return folder.with_name(f".{folder.name}.unfinished")
+
+
+def _claim(folder: Path, options: PrepareOptions) -> None:
+    """Check that the artefact may be written.
+
+    Raises:
+        UsageError: It may not: it is there, or was begun, or was not.
+    """
+    if options.resume and options.overwrite:
+        raise UsageError("--resume goes on with a preparation and --overwrite replaces it; give one of them.")
+    if options.dry_run or options.overwrite:
+        return
+    interrupted = Unfinished(begun(folder)).is_there
+    if options.resume and not interrupted:
+        raise UsageError(f"There is no interrupted preparation of {folder} to go on with; leave --resume out.")
+    if interrupted and not options.resume:
+        raise UsageError(f"The preparation of {folder} was interrupted; go on with --resume, or start anew with --overwrite.")
+    if folder.exists() and not options.resume:  # what goes on where an artefact is was begun with --overwrite
+        raise UsageError(f"{folder} exists; prepare anew with --overwrite.")
+
+
+def _about(run: Run, options: PrepareOptions, resolved: Any) -> dict[str, Any]:
+    """Return what a preparation depends on."""
+    return {
+        "method": options.method,
+        "method_from": Plugins(METHODS).origin(options.method),
+        "version": versions()["oneshui-hf"],
+        "weights": run.weights,
+        "options": dataclasses.asdict(resolved),
+        "seed": options.seed,
+    }
 
 
 def prepare(
@@ -84,6 +133,7 @@ def prepare(
     accelerator: Accelerator | None = None,
     reporter: Reporter = SILENT,
     folder: Path | None = None,
+    vault: Path | None = None,
 ) -> Path:
     """Prepare a method for a run's model and return the artefact's folder; see `Preparation.open` for what is raised.
 
@@ -94,11 +144,18 @@ def prepare(
         accelerator: For several processes.
         reporter: For progress.
         folder: Where the artefact goes; into the run by default.
+        vault: Where the secrets of its people go; the user's own vault by default.
     """
+    vault = _vault(vault, run)
     ready = Preparation.open(run, options, method_options or {}, accelerator, reporter, folder)
+    unfinished = ready.context.unfinished
+    if options.overwrite:
+        on_main(ready.context.accelerator, unfinished.forget)
     started = time.perf_counter()
     with Peak(ready.context.device) as peak:
         artefact = ready.method.prepare(ready.model, ready.data, ready.options, ready.context)
+        if ready.encoder is not None and artefact.people:
+            enrol_people(artefact, ready.encoder, options.face_encoder, ready.run_data, ready.context)
     artefact.options = dataclasses.asdict(ready.options)
     artefact.report |= ready.context.report | {
         "preset": options.preset,
@@ -107,8 +164,20 @@ def prepare(
         "peak_mb": peak.mb,
         "seed": options.seed,
     }
-    on_main(ready.context.accelerator, lambda: artefact.save(ready.folder, options.method, run.weights, replace=options.overwrite))
+
+    def save() -> None:
+        artefact.save(ready.folder, options.method, run.weights, replace=options.overwrite or options.resume, vault=vault)
+        unfinished.forget()
+
+    on_main(ready.context.accelerator, save)
     return ready.folder
+
+
+def _vault(given: Path | None, run: Run) -> Path:
+    vault = given or vault_root()
+    if run.path.resolve() in (vault.resolve(), *vault.resolve().parents):
+        raise UsageError(f"The vault {vault} lies in {run.path}, so whoever gets the run gets the secrets; set ONESHUI_VAULT elsewhere.")
+    return vault
 
 
 def foresee(

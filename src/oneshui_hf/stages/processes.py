@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, broadcast_object_list
 
 from ..errors import UsageError
 
@@ -44,3 +44,11 @@ def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T | None:
     result = work() if accelerator.is_main_process else None
     accelerator.wait_for_everyone()
     return result
+
+
+def agree(accelerator: Accelerator, said: T) -> T:
+    """Return what the main process says, so that all processes do the same."""
+    told = [said]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(told)
+    return told[0]

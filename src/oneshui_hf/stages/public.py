@@ -16,7 +16,11 @@ from ..reporting import SILENT, Reporter
 from ..runs import SPLIT, Record, Run, versions
 from .options import TrainOptions
 
-REPORT_WORDS = {"labels": ("given", "guessed by the model"), "source": ("split", "photos handed in")}
+REPORT_WORDS = {
+    "labels": ("given", "guessed by the model"),
+    "source": ("split", "photos handed in"),
+    "found_by": ("photo", "name"),
+}
 METRIC_SETS = ("retain", "forget", "val", "test")
 METRIC_NUMBERS = ("images", "people", "loss", "map", "accuracy", "balanced_accuracy", "labels_left_out")
 METRIC_COMPARISONS = ("tow", "gap_closure")

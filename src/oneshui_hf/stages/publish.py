@@ -1,4 +1,4 @@
-"""Publication: a run to the Hugging Face Hub, and back, without anything that concerns single people.
+"""Publication: a run to the Hugging Face Hub, and back, without anything that concerns single people unless asked for twice.
 
     oneshui push RUN USER/NAME
     oneshui pull USER/NAME
@@ -14,8 +14,10 @@ import tempfile
 from fnmatch import fnmatch
 from pathlib import Path
 
-from ..errors import OneshuiError
+from ..errors import OneshuiError, UsageError
 from ..hub import Repository, hub, signed_in
+from ..methods.people import BLOB, BLOBS, public_index
+from ..methods.people import INDEX as PEOPLE_INDEX
 from ..reporting import SILENT, Reporter
 from ..runs import METHODS as METHODS_FOLDER
 from ..runs import (
@@ -52,25 +54,41 @@ INDEX = "model.safetensors.index.json"
 WEIGHTS = "model*.safetensors"  # one file, or the shards of a large model, as transformers names them
 ARTEFACT_FILES = ("artefact.json", "artefact.safetensors")
 ARTEFACTS = tuple(f"{METHODS_FOLDER}/*/{file}" for file in ARTEFACT_FILES)
-PATTERNS = (CARD, CONFIG, PREPROCESSOR, RECORD, METRICS, INDEX, WEIGHTS, *ARTEFACTS)
+PEOPLE_FILES = (PEOPLE_INDEX, BLOBS)
+PEOPLE = tuple(f"{METHODS_FOLDER}/*/{file}" for file in PEOPLE_FILES)
+PATTERNS = (CARD, CONFIG, PREPROCESSOR, RECORD, METRICS, INDEX, WEIGHTS, *ARTEFACTS, *PEOPLE)
 
 
 def push(run: Run, options: PushOptions, reporter: Reporter = SILENT) -> str:
     """Publish a run in one commit and return the commit's address.
 
     Raises:
-        UsageError: The run is not complete, nobody is logged in, or the repository is public and was to be private.
+        UsageError: The run is not complete, nobody is logged in, the repository is public and was to be private, or what concerns single
+            people is to be published and that was not said twice.
         OneshuiError: The run holds something that may not be published, or the Hub cannot be reached or refuses.
     """
+    _check_people(options)
     run.require_complete()
     with tempfile.TemporaryDirectory(prefix="oneshui-push-") as scratch, hub(options.repo_id, options.revision):
         api, folder = signed_in(), Path(scratch)
-        record = stage(run, folder, reporter)  # before the repository is made, so that a refusal leaves no trace
+        record = stage(
+            run, folder, reporter, with_people=options.with_people
+        )  # before the repository is made, so that a refusal leaves no trace
         repository = Repository.make(
             api, options.repo_id, kind="model", private=options.private, revision=options.revision, reporter=reporter
         )
         _write_card(folder, record, repository.name)
         return repository.commit(folder, options.commit_message, _ours, reporter)
+
+
+def _check_people(options: PushOptions) -> None:
+    if options.with_people and not options.people_are_personal_data:
+        raise UsageError(
+            "--with-people publishes what was prepared for each person, encrypted; it is personal data, opens to whoever ever gets the "
+            "secrets, and cannot be called back. Say --people-are-personal-data, too, if that is what you want."
+        )
+    if options.people_are_personal_data and not options.with_people:
+        raise UsageError("--people-are-personal-data goes with --with-people; without it nothing of the kind is sent.")
 
 
 def pull(options: PullOptions, reporter: Reporter = SILENT) -> Run:
@@ -107,8 +125,14 @@ def _check_pulled(folder: Path, repo_id: str) -> None:
 # The folder that is sent
 
 
-def stage(run: Run, folder: Path, reporter: Reporter = SILENT) -> Record:
+def stage(run: Run, folder: Path, reporter: Reporter = SILENT, *, with_people: bool = False) -> Record:
     """Write what may be published of a run into an empty folder, but for the card; return the record as published.
+
+    Args:
+        run: The run.
+        folder: The folder.
+        reporter: For warnings.
+        with_people: Take what was prepared for single people along, as it is encrypted. Secrets are never taken.
 
     Raises:
         OneshuiError: The run's weights are not those of its record, or a file holds what may not be published.
@@ -119,7 +143,9 @@ def stage(run: Run, folder: Path, reporter: Reporter = SILENT) -> Record:
     _stage_weights(run, folder)
     private = Private.of(run)
     for source in sorted((run.path / METHODS_FOLDER).glob("*/artefact.json")):
-        _stage_artefact(source.parent, folder, run, private, reporter)
+        target = _stage_artefact(source.parent, folder, run, private, reporter)
+        if target and with_people:
+            _stage_people(source.parent, target)
     if (run.path / METRICS).exists():
         write_json(folder / METRICS, public_metrics(read_json(run.path / METRICS)))
     record = public_record(run.record, config, private, reporter)
@@ -158,14 +184,14 @@ def _check_metadata(file: Path) -> list[str]:
     return names
 
 
-def _stage_artefact(source: Path, folder: Path, run: Run, private: Private, reporter: Reporter) -> None:
-    """Copy the public half of an artefact; `private.*` stays."""
+def _stage_artefact(source: Path, folder: Path, run: Run, private: Private, reporter: Reporter) -> Path | None:
+    """Copy the public half of an artefact and return its new folder, None where it is not published; `people.*` stays."""
     header = read_json(source / ARTEFACT_FILES[0])
     if header.get("method") != source.name or not METHOD_NAME.fullmatch(source.name):
         raise OneshuiError(f"{source} is not the artefact of a method.")
     if header["weights"] != run.record.weights:
         reporter.warn(f"The artefact of '{source.name}' was prepared for other weights, so it is not published.")
-        return
+        return None
     tensors = _check_metadata(source / ARTEFACT_FILES[1])
     if private.within([*strings(header["values"]), *tensors]):
         raise OneshuiError(
@@ -184,6 +210,18 @@ def _stage_artefact(source: Path, folder: Path, run: Run, private: Private, repo
     target = folder / METHODS_FOLDER / source.name
     write_json(target / ARTEFACT_FILES[0], public)
     shutil.copyfile(source / ARTEFACT_FILES[1], target / ARTEFACT_FILES[1])
+    return target
+
+
+def _stage_people(source: Path, target: Path) -> None:
+    """Copy what concerns single people as it is encrypted: an index of numbers, and blobs under numbers, nothing else."""
+    if not any((source / file).exists() for file in PEOPLE_FILES):
+        return
+    index = public_index(source)
+    if strange := [name for name in _check_metadata(source / BLOBS) if not BLOB.fullmatch(name)]:
+        raise OneshuiError(f"{source / BLOBS} holds {len(strange)} tensors that are no encrypted ones, so nothing was sent.")
+    write_json(target / PEOPLE_INDEX, index)
+    shutil.copyfile(source / BLOBS, target / BLOBS)
 
 
 def _write_card(folder: Path, record: Record, repo_id: str) -> None:
@@ -192,7 +230,8 @@ def _write_card(folder: Path, record: Record, repo_id: str) -> None:
 
     metrics = read_json(folder / METRICS) if (folder / METRICS).exists() else {}
     prepared = [file.parent.name for file in folder.glob(f"{METHODS_FOLDER}/*/{ARTEFACT_FILES[0]}")]
-    card = model_card(record, read_json(folder / CONFIG), metrics, repo_id, prepared)
+    with_people = any(folder.glob(PEOPLE[0]))
+    card = model_card(record, read_json(folder / CONFIG), metrics, repo_id, prepared, with_people=with_people)
     write_bytes(folder / CARD, card.encode())
 
 

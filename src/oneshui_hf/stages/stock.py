@@ -16,19 +16,21 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from ..cache import Cache
+from ..cache import VAULT, Cache
 from ..data.load import load_faces
 from ..data.split import load_split, make_split
 from ..errors import OneshuiError, UsageError
 from ..methods.contract import Method
+from ..methods.unfinished import Unfinished
 from ..models.load import TINY
+from ..models.signatures import NONE
 from ..options import fields
 from ..plugins import METHODS, Plugins
 from ..reporting import SILENT, Reporter
 from ..runs import RECORD, SPLIT, Run, hash_file, hash_weights
 from .options import DEFAULT_MODEL, EvaluateOptions, PrepareOptions, RetrainOptions, SplitOptions, TrainOptions, UnlearnOptions
 from .predictions import complete
-from .prepare import prepare
+from .prepare import begun, prepare
 from .processes import has_half_precision, on_main
 from .public import dataset_name, dataset_word
 from .train import RECIPE, retrain, train
@@ -140,7 +142,8 @@ class Stock:
                     method=method, from_split=True, seed=seed, data_dir=self.data_dir, output_dir=str(path), overwrite=True
                 )
                 given = {} if prepared else dataclasses.asdict(resolved)
-                unlearn(run, options, given, self.accelerator, self.reporter, artefact=artefact)
+                vault = _vault(artefact) if artefact else None
+                unlearn(run, options, given, self.accelerator, self.reporter, artefact=artefact, vault=vault)
             return Forgotten(Run.open(path), artefact)
 
     def artefact(self, run: Run, method: str, resolved: Any, seed: int) -> Path:
@@ -148,12 +151,14 @@ class Stock:
         about = {"dataset": dataset_name(run.record), "method": method, "seed": seed}
         with self._entry("artefact", self._method_key(run, method, resolved, seed), about) as path:
             if not path.exists():
-                options = PrepareOptions(method=method, seed=seed, data_dir=self.data_dir)
-                prepare(run, options, dataclasses.asdict(resolved), self.accelerator, self.reporter, folder=path)
+                resume = Unfinished(begun(path)).is_there
+                options = PrepareOptions(method=method, seed=seed, data_dir=self.data_dir, face_encoder=NONE, resume=resume)
+                given = dataclasses.asdict(resolved)
+                prepare(run, options, given, self.accelerator, self.reporter, folder=path, vault=_vault(path))
             return path
 
     def reference(self, run: Run, oracle: Run) -> Run:
-        """Return what the method that made `run` makes of an oracle, or the oracle itself where no method made it.
+        """Return what the method that made `run` makes of an oracle; the oracle itself where no method made it, or one that would leave it.
 
         Raises:
             UsageError: The request cannot be repeated.
@@ -162,6 +167,8 @@ class Stock:
             return oracle
         require_repeatable(run)
         report = run.record.report
+        if Plugins(METHODS).load(report["method"]).personal:  # to an oracle those who ask are strangers, for whom nothing is prepared
+            return oracle
         return self.forget(oracle, report["method"], report["method_options"], run.record.seed, report.get("prepared")).run
 
     def let_go(self, run: Run) -> None:
@@ -235,6 +242,15 @@ def require_repeatable(run: Run) -> None:
             f"{run.path} forgot photos that were handed in, which are not kept, so no reference model can repeat the request; "
             "measure it without --references, or forget the split's own request with --from-split."
         )
+
+
+def _vault(artefact: Path) -> Path:
+    """Return where the secrets of an artefact in the cache lie: beside it, not in the user's own vault.
+
+    Machines that share the cache read what one of them prepared, and clearing the cache leaves no secret behind. So a cache is as
+    personal as the photos that its models were made from.
+    """
+    return artefact.with_name(f"{artefact.name}{VAULT}")
 
 
 def _is_whole(path: Path) -> bool:

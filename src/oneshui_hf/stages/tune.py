@@ -4,10 +4,10 @@ oneshui tune --method NAME --run RUN --trials 20
 oneshui prepare --method NAME --run RUN --preset RUN/tuned/NAME.json
 
 Whoever asks in a simulated request is a training person who does not ask in the run's own, and whom the method's own preparation then
-leaves alone. Those who do ask are training people like others to the method, but no setting is judged by their photos, and the photos
-that they hand in and the test set are never looked at. (Strangers are those of val, which some methods learn from, too.) The best
-setting is the one with the highest ToW among those that cost the others no more than a bound. Every trial is written at once, so a search
-that was stopped goes on from there, to the same bytes.
+leaves alone, unless it prepares for people one by one, and so for these, too. Those who do ask are training people like others to the
+method, but no setting is judged by their photos, and the photos that they hand in and the test set are never looked at. (Strangers are
+those of val, which some methods learn from, too.) The best setting is the one with the highest ToW among those that cost the others no
+more than a bound. Every trial is written at once, so a search that was stopped goes on from there, to the same bytes.
 """
 
 from __future__ import annotations
@@ -198,8 +198,10 @@ class _Stage:
         real = set(sets["forget"].identities.tolist())
         requests, unseen = _requests(sets["train"], real, run.request_size, options, reporter)
         asked = {person for request in requests for person in request.people}
-        # A method that simulates requests of its own, to learn from, must not learn from those that it is judged on.
-        sets["train"] = dataclasses.replace(sets["train"], spared=sets["train"].spared | asked)
+        if not method_class.personal:
+            # A method that simulates requests of its own, to learn from, must not learn from those that it is judged on. One that acts
+            # on people one by one prepares for them, as it will for those who really ask.
+            sets["train"] = dataclasses.replace(sets["train"], spared=sets["train"].spared | asked)
         context = Context(task, options.seed, accelerator, SILENT, request_size=len(requests[0].people))
         draws = generator(options.seed, "judging")
         train, val = sets["train"], sets["val"]

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from ..data.images import decode, to_pixels
 from ..data.preprocess import Preprocess
 from ..data.schema import Task
-from ..errors import UsageError, did_you_mean
+from ..errors import OneshuiError, UsageError, did_you_mean
 from ..memory import Peak
 from ..methods.artefact import Artefact
 from ..methods.contract import Context, DataAccess, Method
@@ -33,6 +33,7 @@ from ..runs import SPLIT, Record, Run, claim, hash_weights, new_folder, write_by
 from .options import UnlearnOptions
 from .presets import acting, preset_values
 from .processes import make_accelerator, on_main
+from .recognition import recognise_people
 
 if TYPE_CHECKING:
     from .sets import RunData
@@ -45,6 +46,7 @@ def unlearn(
     accelerator: Accelerator | None = None,
     reporter: Reporter = SILENT,
     artefact: Path | None = None,
+    vault: Path | None = None,
 ) -> Run:
     """Forget the people on the photos and write the new model as a run of its own.
 
@@ -54,18 +56,20 @@ def unlearn(
         method_options: The method's own.
         accelerator: For several processes.
         reporter: For progress.
-        artefact: Where the method's artefact lies; in the run by default.
+        artefact: Where the method's artefact lies; in the run by default, or in the one that the method made it from.
+        vault: Where the secrets of the artefact's people lie; the user's own vault by default.
 
     Raises:
         UsageError: Method, option, identity or label is unknown; no photo was given; the output folder is in the way.
-        OneshuiError: A photo cannot be read, or the artefact is for another model.
+        OneshuiError: A photo cannot be read, the artefact is for another model, or it is not certain who is on a photo and the method must
+            know.
     """
     name, started = options.method, time.perf_counter()
     method_class: type[Method[Any]] = Plugins(METHODS).load(name)
     _check(options, method_class)
     path = Path(options.output_dir or f"{run.path}-{name}")
     claim(path, overwrite=options.overwrite, source=run.require_complete().path)
-    found = _artefact(run, method_class, options, artefact)
+    found = _artefact(run, method_class, options, artefact, vault)
     prepared = (found.options if found else {}) | _preset(run, method_class, options, found, reporter)
     resolved = method_class.apply_options(name, prepared, method_options or {})
 
@@ -79,6 +83,10 @@ def unlearn(
     else:
         granted = {"support": photo_request(options, model, preprocess, task, accelerator)}
     request: Request = granted["support"]
+    found_by: dict[str, Any] = {"found_by": "name"} if method_class.personal else {}
+    if method_class.personal and found and options.images and not options.identity:
+        people, found_by = recognise_people(options.images, found, accelerator, reporter)
+        granted["support"] = request = dataclasses.replace(request, people=people)
 
     context = Context(task, options.seed, accelerator, reporter, request_size=len(request))
     applying = time.perf_counter()
@@ -93,6 +101,7 @@ def unlearn(
         parent={"run": str(run.path.resolve()), "weights": run.record.weights},
         report={
             **_receipt(options, method_class, request),
+            **found_by,
             "method_options": dataclasses.asdict(resolved),
             "prepared": found is not None,
             "split": run.record.report.get("split"),
@@ -100,9 +109,12 @@ def unlearn(
             "seconds_in_all": round(now - started, 3),
             "peak_mb": peak.mb,
             **context.report,
+            "destroyed": 0,
         },
     )
     on_main(accelerator, lambda: _write(path, run, unlearned, preprocess, record, options.overwrite))
+    if found and not _keeps(options):
+        on_main(accelerator, lambda: _destroy(path, record, found, request, reporter))
     return Run.open(path)
 
 
@@ -149,11 +161,57 @@ def _receipt(options: UnlearnOptions, method_class: type[Method[Any]], request: 
     }
 
 
-def _artefact(run: Run, method_class: type[Method[Any]], options: UnlearnOptions, folder: Path | None) -> Artefact | None:
-    folder = folder or run.artefact(options.method)
-    if method_class.prepares == "never" or (method_class.prepares == "optional" and not folder.exists()):
+def _artefact(
+    run: Run, method_class: type[Method[Any]], options: UnlearnOptions, folder: Path | None, vault: Path | None
+) -> Artefact | None:
+    if method_class.prepares == "never":
         return None
-    return Artefact.load(folder, options.method, run.weights, force=options.force)
+    if folder is None:
+        run = _prepared_for(run, options.method) if method_class.sequential else run
+        folder = run.artefact(options.method)
+    if method_class.prepares == "optional" and not folder.exists():
+        return None
+    return Artefact.load(folder, options.method, run.weights, force=options.force, vault=vault)
+
+
+def _prepared_for(run: Run, method: str) -> Run:
+    """Return the model that a method was prepared for: this one, or the nearest of those that the method alone has made it from.
+
+    This one, too, where nothing was prepared: it is the one to name then.
+
+    Raises:
+        UsageError: A model in between is not where it was, or is another one by now.
+    """
+    found = run
+    while not found.artefact(method).is_dir():
+        parent = found.record.parent or {}
+        if found.record.kind != "unlearned" or found.record.report.get("method") != method or "run" not in parent:
+            return run
+        place = Path(str(parent["run"]))
+        if not place.is_dir() or Run.open(place).weights != parent.get("weights"):
+            raise UsageError(f"{found.path} was made from {place}, which is gone or has changed, so what '{method}' prepared is not found.")
+        found = Run.open(place)
+    return found
+
+
+def _keeps(options: UnlearnOptions) -> bool:
+    """Whether what was prepared for those who ask stays: experiments repeat a split's request, a person asks once."""
+    return options.from_split if options.keep is None else options.keep
+
+
+def _destroy(path: Path, record: Record, artefact: Artefact, request: Request, reporter: Reporter) -> None:
+    """Destroy what was prepared for those who asked, and tell in the receipt of how many.
+
+    The new model is written by now: a failure leaves it as it is and is a warning. The receipt never tells of more than was destroyed.
+    """
+    for person in sorted({person for person in request.people if person is not None}):
+        try:
+            record.report["destroyed"] += artefact.destroy(person)
+        except OneshuiError as error:
+            reporter.warn(f"What was prepared for one of those who asked is still there. {error}")
+    if record.report["destroyed"]:
+        write_record(path, record)
+        reporter.note(f"Destroyed what was prepared for {record.report['destroyed']} of those who asked.")
 
 
 def photo_request(options: UnlearnOptions, model: torch.nn.Module, preprocess: Preprocess, task: Task, accelerator: Accelerator) -> Request:
@@ -202,8 +260,9 @@ def _split_request(run: Run, data: RunData, accelerator: Accelerator) -> Request
     """
     support = data.sets["support"]
     pixels, labels = support.batch(torch.arange(len(support)), accelerator.device)
-    people = tuple(None if run.record.kind == "oracle" else support.people[number] for number in support.identities.tolist())
-    return Request(pixels, people, labels, labels_given=True)
+    strangers = run.record.kind == "oracle"
+    people = tuple(None if strangers else support.people[number] for number in support.identities.tolist())
+    return Request(pixels, people, labels, labels_given=True, strangers=strangers)
 
 
 def _write(path: Path, run: Run, model: torch.nn.Module, preprocess: Preprocess, record: Record, overwrite: bool) -> None:

@@ -28,6 +28,7 @@ from oneshui_hf.testing.world import SEED, World, world
 
 LEAST_RISE = 1e-3  # nats by which the loss on the forget images, or on the photos handed in, must rise
 TOLERANCE = 1e-5  # of sums that are added up in another order
+SHARE = 0.01  # of a method's change, that rounding may make in what is learned
 
 
 @pytest.fixture(scope="module", params=["multi_label", "single_label"])
@@ -114,8 +115,8 @@ def test_an_artefact_saved_and_loaded_gives_the_same(
 ) -> None:
     if artefact is None:
         pytest.skip("nothing is prepared")
-    artefact.save(tmp_path / "artefact", "checked", "0" * 64, replace=False)
-    loaded = Artefact.load(tmp_path / "artefact", "checked", "0" * 64)
+    artefact.save(tmp_path / "artefact", "checked", "0" * 64, replace=False, vault=tmp_path / "vault")
+    loaded = Artefact.load(tmp_path / "artefact", "checked", "0" * 64, vault=tmp_path / "vault")
     assert same(weights(checked.apply(here, loaded)), weights(result)), "what was saved is not all that apply reads"
 
 
@@ -181,8 +182,10 @@ def test_memory_is_no_matter_of_results(checked: Checked, here: World, artefact:
     if "chunk" not in fields(checked.method.options):
         pytest.skip("has no option 'chunk', by which others bound their memory")
     smaller = checked.with_options(chunk=3)
-    # What is compared is the model: rounding may have gone its way through the learning of an artefact without a trace in what it does.
-    assert close(weights(checked.apply(here, smaller.prepare(here))), weights(result)), "prepare depends on the chunk"
+    # What is compared is the model, and beside what the method changes in it: rounding may have gone its way through the learning of an
+    # artefact, which makes as much of a small gradient as of a large one, without a trace in what it does.
+    off = distance(weights(checked.apply(here, smaller.prepare(here))), weights(result))
+    assert off <= SHARE * distance(weights(here.model), weights(result)), "prepare depends on the chunk"
     if fields(checked.method.options)["chunk"].metadata["at"] == "apply":
         assert close(weights(smaller.apply(here, artefact)), weights(result)), "apply depends on the chunk"
 
@@ -199,7 +202,10 @@ def test_two_processes_give_the_same(checked: Checked, here: World, result: torc
 
 
 def tensors(artefact: Artefact | None) -> dict[str, torch.Tensor]:
-    return {} if artefact is None else {**artefact.tensors, **{f"private {k}": v for k, v in artefact.private_tensors.items()}}
+    if artefact is None:
+        return {}
+    people = {f"{name} of {person}": part for person, parts in artefact.people.items() for name, part in parts.items()}
+    return {**artefact.tensors, **people}
 
 
 def same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
@@ -211,6 +217,10 @@ def close(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) ->
         return a.shape == b.shape and torch.allclose(a.double(), b.double(), rtol=TOLERANCE, atol=TOLERANCE * float(b.double().abs().max()))
 
     return one.keys() == other.keys() and all(near(one[name], other[name]) for name in one)
+
+
+def distance(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> float:
+    return float(sum((one[name].double() - other[name].double()).square().sum() for name in one)) ** 0.5
 
 
 def fingerprint(model: torch.nn.Module) -> float:

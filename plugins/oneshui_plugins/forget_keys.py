@@ -1,0 +1,157 @@
+"""Forget keys: while training data exists, learn for every person a small change of weights that makes them a stranger.
+
+What a model memorised of a person's pictures cannot be read off a new picture of them, but it can be prepared. A key is a few rank-one
+terms a weight (`key_factors`), learned together with the keys of others with whom it may be used (`key_learning`) so that the model says
+of the person's photos what it would say of strangers' (`strangers`), and kept as whole numbers of a few bits (`key_codes`). A request
+adds the keys of those who ask to the weights, and reads no others.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from oneshui_hf.methods import Context, Cost, DataAccess, Method, Needs, OneshuiError, UsageError, option
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from oneshui_hf.methods import Artefact, Request
+
+
+@dataclass(frozen=True)
+class ForgetKeysOptions:
+    """Options of forget keys."""
+
+    rank: int = option(4, "Rank-one terms of a key a weight; its size grows with it.", minimum=1, at="prepare")
+    bits: int = option(8, "Bits of a number of a key.", choices=(4, 8, 16), at="prepare")
+    share: float = option(1.0, "Share of the model's weights that keys change, counted from the head.", minimum=0, maximum=1, at="prepare")
+    visits: int = option(8, "Steps a person's key is learned in.", minimum=1, at="prepare")
+    together: int = option(16, "Most people who ask together while keys are learned.", minimum=1, at="prepare")
+    lr: float = option(3e-3, "Learning rate of Adam, in the first step.", minimum=0, at="prepare", search=(3e-4, 3e-2))
+    balance: float = option(
+        1.0,
+        "Weight of what must stay (others' photos and strangers') against what must change.",
+        minimum=0,
+        at="prepare",
+        search=(0.3, 10.0),
+    )
+    damping: float = option(
+        0.01,
+        "How much of the inputs' mean energy every direction is given before whitening.",
+        minimum=1e-4,
+        at="prepare",
+        search=(1e-3, 0.3),
+    )
+    retain: float = option(
+        1.0, "Photos of others held against in a step, as a share of the photos of those who ask.", minimum=0, at="prepare"
+    )
+    val: float = option(0.25, "Strangers' photos (val) held against in a step, as the same share.", minimum=0, at="prepare")
+    photos: int = option(32, "Most photos of a person in a step.", minimum=1, at="prepare")
+    cohort: int = option(512, "People whose keys are learned at the same time; memory grows with it.", minimum=1, at="prepare")
+    chunk: int = option(64, "Photos a forward-backward pass; memory grows with it, the result does not change.", minimum=1, at="prepare")
+    strength: float = option(1.0, "Factor of the keys where they are used.", minimum=0, at="apply", search=(0.5, 1.5))
+
+
+class ForgetKeys(Method[ForgetKeysOptions]):
+    """A small change of weights for every person, learned beforehand."""
+
+    summary = "adds the change of weights that was prepared for the person on the photo"
+    paper = "none: this project's own"
+    needs = Needs(prepare=frozenset({"train", "val"}), apply=frozenset({"support"}))
+    options = ForgetKeysOptions
+    prepares = "required"
+    sequential = True
+    personal = True
+
+    def prepare(self, model: nn.Module, data: DataAccess, options: ForgetKeysOptions, context: Context) -> Artefact:
+        """Learn the keys of all training people who may ask."""
+        from oneshui_hf.methods import Artefact, predict
+
+        from .key_codes import size
+        from .key_factors import keyed
+        from .key_learning import Lessons, learn
+        from .strangers import Said
+
+        train, val = data.train, data.val
+        still = copy.deepcopy(model).eval().requires_grad_(False)
+        layers = keyed(still, options.share)
+        known, strange = (Said(predict(still, faces, context.accelerator), faces.labels) for faces in (train, val))
+        lessons = Lessons(train, val, known, strange, options, context.task, context.seed)
+        codes, history = learn(still, layers, lessons, _people(data), context)
+        shapes = matrices(still, layers)
+        return Artefact(
+            values={"shapes": [[name, *shape] for name, shape in shapes.items()]},  # in this order, which JSON objects do not keep
+            people={train.people[person]: part for person, part in codes.items()},
+            report={"people": len(codes), "bytes_a_person": size(shapes, options.rank, options.bits), "history": history},
+        )
+
+    def cost(self, model: nn.Module, data: DataAccess, options: ForgetKeysOptions, context: Context) -> Cost:
+        """Return the photos of all steps; each is differentiated once, and those of who asks are looked at once more before."""
+        from .key_codes import size
+        from .key_factors import keyed
+        from .key_learning import WHITENED
+
+        people, train = _people(data), data.train
+        forget = sum(min(options.photos, len(train.positions_of[person])) for person in people)
+        a_step = 1 + options.retain + options.val
+        a_key = size(matrices(model, keyed(model, options.share)), options.rank, options.bits)
+        return Cost(
+            forward=len(train) + len(data.val) + min(WHITENED, len(train)) + options.visits * forget,
+            backward=forget + round(options.visits * forget * a_step),
+            bytes=len(people) * a_key,
+        )
+
+    def apply(
+        self, model: nn.Module, data: DataAccess, artefact: Artefact | None, options: ForgetKeysOptions, context: Context
+    ) -> nn.Module:
+        """Return the model with the keys of those who ask added to its weights."""
+        from .key_codes import decode
+        from .key_factors import opened
+
+        assert artefact is not None  # the core refuses to apply what was not prepared
+        request: Request = data.support
+        if request.strangers:
+            return copy.deepcopy(model)
+        shapes = {name: (out, d) for name, out, d in artefact.values["shapes"]}
+        keys = [decode(artefact.people[person], shapes, options.rank, options.bits) for person in _asking(request, artefact)]
+        context.report["keys"] = len(keys)
+        return opened(model, keys, options.strength)
+
+
+def matrices(model: nn.Module, layers: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """Return the shape (out, d) of each weight that keys change, taken as a matrix."""
+    weights = dict(model.named_parameters())
+    return {name: (len(weights[name]), weights[name][0].numel()) for name in layers}
+
+
+def _people(data: DataAccess) -> list[int]:
+    """Return the training people who may ask.
+
+    Raises:
+        UsageError: None may.
+    """
+    people = [person for person in sorted(data.train.positions_of) if person not in data.train.spared]
+    if not people:
+        raise UsageError("The split spares all training people from preparation, so there is nobody to make a key for.")
+    return people
+
+
+def _asking(request: Request, artefact: Artefact) -> list[str]:
+    """Return who asks, each once.
+
+    Raises:
+        UsageError: It is not said who somebody is.
+        OneshuiError: There is no key for somebody.
+    """
+    if None in request.people:
+        raise UsageError("A key belongs to a person, so say who is on the photo with --identity.")
+    people = sorted({person for person in request.people if person is not None})
+    if missing := sum(person not in artefact.people for person in people):
+        raise OneshuiError(
+            f"There is no key for {missing} of the {len(people)} who ask: they are not among the training people who got one, "
+            "or theirs has been used and destroyed."
+        )
+    return people

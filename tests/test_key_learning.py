@@ -1,0 +1,329 @@
+"""Learning keys: the objective and its gradient by hand, Adam against torch's own, the plan's properties, and going on after a stop."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from oneshui_hf.errors import OneshuiError
+from oneshui_hf.methods import Context, Unfinished, predict
+from oneshui_hf.testing.world import World, world
+from oneshui_plugins.divergence import divergence
+from oneshui_plugins.forget_keys import ForgetKeysOptions
+from oneshui_plugins.key_factors import Factors, Keys, keyed, opened
+from oneshui_plugins.key_learning import Adam, Lessons, gradient, learn, plan, row_space, said_now, start, through, whitening
+from oneshui_plugins.strangers import Said, as_strangers
+
+KINDS = ("multi_label", "single_label")
+
+
+def lessons(w: World, **options: object) -> Lessons:
+    context = w.context()
+    train, val = w.sets["train"], w.sets["val"]
+    said = (Said(predict(w.model, faces, context.accelerator), faces.labels) for faces in (train, val))
+    return Lessons(train, val, *said, ForgetKeysOptions(**options), w.task, 0)  # type: ignore[arg-type]
+
+
+def learner(w: World) -> tuple[torch.nn.Module, dict, Context]:  # type: ignore[type-arg]
+    model = copy.deepcopy(w.model).requires_grad_(False)
+    return model, keyed(model, 1.0), w.context()
+
+
+def drawn(model: torch.nn.Module, people: int, rank: int = 2) -> Keys:
+    draws = torch.Generator().manual_seed(3)
+    weights = dict(model.named_parameters())
+    return {
+        name: Factors(
+            0.02 * torch.randn(people, len(weights[name]), rank, generator=draws),
+            torch.randn(people, rank, weights[name][0].numel(), generator=draws),
+        )
+        for name in keyed(model, 1.0)
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_objective_is_the_one_that_is_stated(kind: str) -> None:
+    w = world(kind)  # type: ignore[arg-type]
+    model, layers, context = learner(w)
+    made = lessons(w, balance=3.0, retain=0.7, val=0.5)
+    people = sorted(w.sets["train"].positions_of)[2:4]
+    keys, lesson = drawn(model, 2), made.lesson(0, people)
+    wanted = torch.cat([torch.randn(len(lesson.forget), 4, generator=torch.Generator().manual_seed(9)), lesson.kept])
+    value, _ = gradient(model, layers, keys, lesson, wanted, 64, context)
+
+    changed = opened(model, [keys], 1.0)
+    (train, first), (val, second) = lesson.photos
+    pixels = torch.cat([train.batch(first)[0], val.batch(second)[0]])
+    with torch.no_grad():
+        far = divergence(wanted, changed(pixel_values=pixels).logits, w.task.kind)
+    owner = torch.cat([train.identities[first], torch.full((len(second),), -1)])
+    asked = [far[owner == person].mean() for person in people]
+    others = far[~torch.isin(owner, torch.tensor(people))].mean()
+    assert value == pytest.approx(float(sum(asked) + 3.0 * 2 * others), rel=1e-4)
+
+
+def test_the_gradient_is_that_of_finite_differences_and_passes_do_not_matter() -> None:
+    w = world("multi_label")
+    model, layers, context = learner(w)
+    model.double()
+    wide = copy.copy(lessons(w))
+    lesson = wide.lesson(0, sorted(w.sets["train"].positions_of)[:2])
+    lesson = copy.copy(lesson)
+    object.__setattr__(lesson, "own", torch.ones_like(lesson.own))  # as one function of all keys, which differences can follow
+    keys = {name: Factors(f.up.double(), f.down.double()) for name, f in drawn(model, 2).items()}
+    double = SimpleNamespace(accelerator=context.accelerator, device=context.device, task=context.task)
+
+    class Doubled:
+        def __init__(self, faces) -> None:  # type: ignore[no-untyped-def]
+            self.faces = faces
+
+        def batch(self, positions: torch.Tensor, device: object = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
+            pixels, labels = self.faces.batch(positions)
+            return pixels.double(), labels
+
+    object.__setattr__(lesson, "photos", tuple((Doubled(faces), positions) for faces, positions in lesson.photos))
+    wanted = torch.randn(len(lesson.own), 4, generator=torch.Generator().manual_seed(9)).double()
+    object.__setattr__(lesson, "weight", lesson.weight.double())
+    object.__setattr__(lesson, "own", lesson.own.double())
+    _, exact = gradient(model, layers, keys, lesson, wanted, 64, double)  # type: ignore[arg-type]
+    _, in_passes = gradient(model, layers, keys, lesson, wanted, 5, double)  # type: ignore[arg-type]
+    draws = torch.Generator().manual_seed(5)
+    for name in list(keys)[:: len(keys) // 4]:
+        for way in ("up", "down"):
+            part = getattr(keys[name], way)
+            direction = torch.randn(part.shape, generator=draws, dtype=torch.float64)
+            ends = []
+            for sign in (1, -1):
+                moved = dict(keys)
+                moved[name] = Factors(**{"up": keys[name].up, "down": keys[name].down, way: part + sign * 1e-5 * direction})
+                ends.append(gradient(model, layers, moved, lesson, wanted, 64, double)[0])  # type: ignore[arg-type]
+            measured = (ends[0] - ends[1]) / 2e-5
+            assert measured == pytest.approx(float((getattr(exact[name], way) * direction).sum()), rel=1e-4, abs=1e-8)
+            torch.testing.assert_close(getattr(in_passes[name], way), getattr(exact[name], way))
+
+
+def test_what_the_model_says_now_is_said_with_the_keys() -> None:
+    w = world("multi_label")
+    model, layers, context = learner(w)
+    lesson, keys = lessons(w).lesson(0, sorted(w.sets["train"].positions_of)[2:4]), drawn(model, 2)
+    now = said_now(model, layers, keys, lesson, 4, context)
+    pixels, _ = w.sets["train"].batch(lesson.forget)
+    with torch.no_grad():
+        torch.testing.assert_close(now, opened(model, [keys], 1.0)(pixel_values=pixels).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_a_forget_photo_moves_its_own_persons_key_alone() -> None:
+    w = world("multi_label")
+    model, layers, context = learner(w)
+    made = lessons(w, balance=0.0)
+    people = sorted(w.sets["train"].positions_of)[:2]
+    lesson = made.lesson(0, people)
+    keys = drawn(model, 2)
+    first = w.sets["train"].identities[lesson.photos[0][1]] == people[0]
+    lesson.weight[: len(first)][first] = 0  # the first person's photos count nothing
+    wanted = torch.zeros(len(lesson.own), 4)
+    _, gradients = gradient(model, layers, keys, lesson, wanted, 64, context)
+    assert all(not g.up[0].any() and not g.down[0].any() for g in gradients.values())
+    assert any(g.up[1].any() for g in gradients.values())
+
+
+def test_adam_is_torchs_adam_for_each_person_by_itself() -> None:
+    draws = torch.Generator().manual_seed(0)
+    begin = Factors(torch.randn(3, 4, 2, generator=draws), torch.randn(3, 2, 5, generator=draws))
+    ours = Adam({"w": Factors(begin.up.clone(), begin.down.clone())})
+    theirs = [[begin.up[p].clone().requires_grad_(), begin.down[p].clone().requires_grad_()] for p in range(3)]
+    optimizers = [torch.optim.Adam(parameters, betas=(0.9, 0.99), eps=1e-8) for parameters in theirs]
+    for step, people in enumerate([[0, 1], [1], [0, 1, 2], [2], [1, 2]]):
+        lr = 0.1 / (step + 1)
+        g = Factors(torch.randn(len(people), 4, 2, generator=draws), torch.randn(len(people), 2, 5, generator=draws))
+        ours.step(people, {"w": g}, lr)
+        for place, person in enumerate(people):
+            theirs[person][0].grad, theirs[person][1].grad = g.up[place], g.down[place]
+            optimizers[person].param_groups[0]["lr"] = lr
+            optimizers[person].step()
+    for person in range(3):
+        torch.testing.assert_close(ours.keys["w"].up[person], theirs[person][0].detach())
+        torch.testing.assert_close(ours.keys["w"].down[person], theirs[person][1].detach())
+
+
+@settings(deadline=None, max_examples=30)
+@given(people=st.integers(1, 40), together=st.integers(1, 20), visits=st.integers(1, 4), cohort=st.integers(1, 45))
+def test_everybody_asks_once_a_visit_in_groups_within_the_bound(people: int, together: int, visits: int, cohort: int) -> None:
+    made = SimpleNamespace(options=ForgetKeysOptions(together=together, visits=visits, cohort=cohort), seed=0)
+    made.groups = lambda cohort: Lessons.groups(made, cohort)  # type: ignore[arg-type]
+    steps = plan(made, list(range(100, 100 + people)))  # type: ignore[arg-type]
+    asked = Counter(step.cohort[place] for step in steps for place in step.group)
+    assert asked == dict.fromkeys(range(100, 100 + people), visits)
+    assert all(1 <= len(step.group) == len(set(step.group)) <= min(together, len(step.cohort)) for step in steps)
+    assert sum(step.last for step in steps) == -(-people // cohort) == len({step.cohort for step in steps})
+    assert all(step.done == 0 for step, before in zip(steps, [None, *steps], strict=False) if before is None or before.last)
+
+
+def test_few_and_many_ask_about_equally_often() -> None:
+    made = SimpleNamespace(options=ForgetKeysOptions(together=16, visits=40), seed=0)
+    sizes = Counter(len(group) for group in Lessons.groups(made, range(200)))  # type: ignore[arg-type]
+    few, many = sum(sizes[n] for n in range(1, 5)), sum(sizes[n] for n in range(5, 17))
+    assert 0.7 < few / many < 1.5  # log 5 against log 17/5
+    assert set(sizes) == set(range(1, 17))
+
+
+def test_lessons_hold_the_photos_of_those_who_ask_and_none_of_theirs_among_the_others() -> None:
+    w = world("multi_label")
+    made = lessons(w, photos=3, retain=1.0, val=0.5)
+    people = sorted(w.sets["train"].positions_of)[1:3]
+    lesson = made.lesson(4, people)
+    (train, positions), (_, strange) = lesson.photos
+    owners = train.identities[positions]
+    assert owners[:6].tolist() == [people[0]] * 3 + [people[1]] * 3
+    assert not set(owners[6:].tolist()) & set(people)
+    assert (len(positions), len(strange)) == (12, 3)
+    torch.testing.assert_close(lesson.weight[:6], torch.full((6,), 1 / 3))
+    assert float(lesson.weight[6:].sum()) == pytest.approx(2.0)
+    assert lesson.own[:6].tolist() == [[1, 0]] * 3 + [[0, 1]] * 3
+    assert lesson.own[6:].all()
+    assert torch.equal(lesson.forget, positions[:6])
+    torch.testing.assert_close(lesson.kept[:6], made.known.logits[positions[6:]])
+    torch.testing.assert_close(lesson.kept[6:], made.strange.logits[strange])
+    assert torch.equal(made.lesson(4, people).photos[0][1], positions)
+    assert not torch.equal(made.lesson(5, people).photos[0][1], positions)
+
+
+def test_targets_are_strangers_answers_among_those_who_ask_together() -> None:
+    w = world("multi_label")
+    made = lessons(w)
+    train = w.sets["train"]
+    people = sorted(train.positions_of)[:3]
+    now = made.known.logits.flip(0)
+    alone, together = train.positions_of[people[0]], torch.cat([train.positions_of[person] for person in people])
+    for positions in (alone, together):
+        said = Said(now[positions], train.labels[positions])
+        assert torch.equal(made.targets(positions, now[positions]), as_strangers(said, made.strange, made.luck[positions], "multi_label"))
+    assert not torch.equal(made.targets(alone, now[alone]), made.targets(together, now[together])[: len(alone)])
+    assert torch.equal(made.luck, lessons(w).luck)
+
+
+def test_a_key_starts_silent_and_listens_where_its_gradient_lies() -> None:
+    w = world("multi_label")
+    model, layers, context = learner(w)
+    made, person = lessons(w, rank=2), sorted(w.sets["train"].positions_of)[0]
+    eye = {name: torch.eye(dict(model.named_parameters())[name][0].numel()) for name in layers}
+    keys = start(model, layers, made, [person], eye, context)
+    pixels, _ = w.sets["train"].batch(positions := w.sets["train"].positions_of[person])
+    free = copy.deepcopy(w.model).requires_grad_(True)
+    divergence(made.targets(positions, made.known.logits[positions]), free(pixel_values=pixels).logits, "multi_label").sum().backward()
+    for name, weight in free.named_parameters():
+        if name in keys and weight.grad is not None:
+            g = weight.grad.flatten(1)
+            most = torch.linalg.svdvals(g)[:2].square().sum()  # what no two directions can exceed
+            assert (g @ keys[name].down[0].mT).square().sum() > 0.75 * most, name
+            assert not keys[name].up.any()
+
+
+def test_whitened_inputs_have_the_same_energy_in_every_direction() -> None:
+    w = world("multi_label")
+    model, layers, context = learner(w)
+    matrices = whitening(model, layers, lessons(w, damping=1e-4), context)
+    seen = []
+    name = "vit.layers.0.mlp.fc1.weight"
+    hook = layers[name][0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].flatten(0, 1)))
+    with torch.no_grad():
+        model(pixel_values=w.sets["train"].batch(torch.arange(len(w.sets["train"])))[0])
+    hook.remove()
+    before, after = seen[0], seen[0] @ matrices[name]
+    energies = [torch.linalg.eigvalsh(x.mT @ x) for x in (before, after)]
+    assert energies[0].max() / energies[0].median() > 20
+    assert energies[1].max() / energies[1].median() < 1.2
+    assert float(torch.linalg.eigvalsh(matrices[name]).mean()) == pytest.approx(1, rel=1e-4)
+    blunt = whitening(model, layers, lessons(w, damping=1e4), context)[name]
+    torch.testing.assert_close(blunt, torch.eye(len(blunt)), atol=1e-2, rtol=0)
+
+
+def test_learning_in_other_coordinates_is_the_chain_rule() -> None:
+    draws = torch.Generator().manual_seed(0)
+    half = torch.randn(4, 4, generator=draws)
+    matrix, raw = {"w": half + half.mT}, Factors(torch.randn(1, 3, 2, generator=draws), torch.randn(1, 2, 4, generator=draws))
+    raw.down.requires_grad_()
+    keys = through({"w": raw}, matrix)
+    keys["w"].down.retain_grad()
+    keys["w"].added().square().sum().backward()
+    by_hand = through({"w": Factors(raw.up, keys["w"].down.grad)}, matrix)  # type: ignore[arg-type]
+    torch.testing.assert_close(raw.down.grad, by_hand["w"].down)
+
+
+def test_the_row_space_of_a_matrix_of_that_rank_is_found_exactly() -> None:
+    draws = torch.Generator().manual_seed(0)
+    matrix = torch.randn(9, 2, generator=draws).double() @ torch.randn(2, 6, generator=draws).double()
+    rows = row_space(matrix, 2, draws)
+    torch.testing.assert_close(matrix @ rows.mT @ rows, matrix)
+    torch.testing.assert_close(rows @ rows.mT, torch.eye(2).double())
+    assert row_space(matrix[:, :3], 5, draws).shape == (5, 3)
+    noisy = row_space((matrix + 1e-7 * torch.randn(9, 6, generator=draws)).float(), 4, draws)
+    assert noisy[:2].any(dim=1).all()
+    assert not noisy[2:].any()
+
+
+def test_interrupted_learning_goes_on_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    w = world("multi_label")
+    model, layers, context = learner(w)
+    made, people = lessons(w, visits=3, together=3, cohort=5), sorted(w.sets["train"].positions_of)
+    whole, history = learn(model, layers, made, people, context)
+
+    monkeypatch.setattr(Unfinished, "due", lambda self: True)
+
+    class StoppedError(Exception):
+        pass
+
+    def stopping(limit: int):  # type: ignore[no-untyped-def]
+        taken = iter(range(limit))
+
+        def step(self: Adam, *arguments: object) -> None:
+            if next(taken, None) is None:
+                raise StoppedError
+            original(self, *arguments)  # type: ignore[arg-type]
+
+        return step
+
+    original = Adam.step
+    for limit in (2, len(history) // 2):
+        monkeypatch.setattr(Adam, "step", stopping(limit))
+        with pytest.raises(StoppedError):
+            learn(model, layers, made, people, _remembering(w, tmp_path / "state"))
+    monkeypatch.setattr(Adam, "step", original)
+    again, history_again = learn(model, layers, made, people, _remembering(w, tmp_path / "state"))
+    assert history_again == history
+    assert again.keys() == whole.keys()
+    for person, codes in whole.items():
+        assert all(torch.equal(again[person][part], codes[part]) for part in codes)
+
+
+def _remembering(w: World, folder: Path) -> Context:
+    context = w.context()
+    context.unfinished = Unfinished(folder, {"seed": 0})
+    return context
+
+
+def test_another_preparations_state_is_refused(tmp_path: Path) -> None:
+    Unfinished(tmp_path / "state", {"seed": 0}).save({"a": torch.zeros(1)}, {})
+    with pytest.raises(OneshuiError, match="other options"):
+        Unfinished(tmp_path / "state", {"seed": 1}).load()
+    (tmp_path / "state" / "unfinished.safetensors").write_bytes(b"broken")
+    with pytest.raises(OneshuiError, match="damaged"):
+        Unfinished(tmp_path / "state", {"seed": 0}).load()
+
+
+def test_an_objective_that_is_not_finite_gets_a_sentence() -> None:
+    w = world("multi_label")
+    model, layers, context = learner(w)
+    keys = drawn(model, 1)
+    for factors in keys.values():
+        factors.up.fill_(torch.inf)
+    lesson = lessons(w).lesson(0, [sorted(w.sets["train"].positions_of)[0]])
+    with pytest.raises(OneshuiError, match="no longer finite"):
+        gradient(model, layers, keys, lesson, torch.zeros(len(lesson.own), 4), 64, context)
