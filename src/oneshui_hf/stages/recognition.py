@@ -161,7 +161,6 @@ def recognise_people(
     found = []
     for number, match in enumerate(matches, 1):
         where = f"Photo {number} of {len(matches)}: " if len(matches) > 1 else ""
-        reporter.note(f"{where}{match}")
         found.append(_certain(match, where, accelerator, reporter))
     told = {
         "found_by": "photo",
@@ -196,13 +195,16 @@ def _as_enrolled(artefact: Artefact, accelerator: Accelerator) -> tuple[Encoder,
 
 
 def _certain(match: Match, where: str, accelerator: Accelerator, reporter: Reporter) -> str:
-    """Return who is on a photo, where it is certain or somebody at the terminal says so."""
+    """Return who is on a photo, where it is certain or somebody at the terminal says so; tell how certain it is."""
     if match.person is None:
         raise OneshuiError(
             f"{where}No face was found in the photo, so it does not tell who is on it; hand in another one, or name the person "
             "with --identity."
         )
-    question = f"Is it '{match.person}' who is on the photo, and shall they be forgotten?"
-    if match.accepted or agree(accelerator, reporter.ask(question)):
+    if match.accepted:
+        reporter.note(f"{where}{match}")
+        return match.person
+    question = f"{where}{match} Is it '{match.person}' who is on the photo, and shall they be forgotten?"
+    if agree(accelerator, reporter.ask(question)):
         return match.person
     raise OneshuiError(f"{where}{match} Nothing was done; hand in another photo, or name the person with --identity.")
