@@ -15,7 +15,8 @@ from oneshui_hf.data.schema import TaskKind
 from oneshui_hf.errors import OneshuiError, UsageError
 from oneshui_hf.methods import Artefact, DataAccess, Request, predict
 from oneshui_hf.testing.world import World, world
-from oneshui_plugins.forget_keys import ForgetKeys, ForgetKeysOptions
+from oneshui_plugins.forget_keys import ForgetKeys
+from oneshui_plugins.key_options import ForgetKeysOptions
 from oneshui_plugins.strangers import Said, as_strangers
 
 OPTIONS = ForgetKeysOptions(visits=12, together=4, lr=1e-2)

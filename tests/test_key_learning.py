@@ -16,9 +16,11 @@ from oneshui_hf.errors import OneshuiError
 from oneshui_hf.methods import Context, Unfinished, predict
 from oneshui_hf.testing.world import World, world
 from oneshui_plugins.divergence import divergence
-from oneshui_plugins.forget_keys import ForgetKeysOptions
 from oneshui_plugins.key_factors import Factors, Keys, keyed, opened
-from oneshui_plugins.key_learning import Adam, Lessons, gradient, learn, plan, row_space, said_now, start, through, whitening
+from oneshui_plugins.key_learning import Adam, gradient, learn, plan, said_now
+from oneshui_plugins.key_lessons import Lessons
+from oneshui_plugins.key_options import ForgetKeysOptions
+from oneshui_plugins.key_start import row_space, start, through, whitening
 from oneshui_plugins.strangers import Said, as_strangers
 
 KINDS = ("multi_label", "single_label")

@@ -10,49 +10,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from oneshui_hf.methods import Context, Cost, DataAccess, Method, Needs, OneshuiError, UsageError, option
+from oneshui_hf.methods import Context, Cost, DataAccess, Method, Needs, OneshuiError, UsageError
+
+from .key_options import ForgetKeysOptions
 
 if TYPE_CHECKING:
     from torch import nn
 
     from oneshui_hf.methods import Artefact, Request
-
-
-@dataclass(frozen=True)
-class ForgetKeysOptions:
-    """Options of forget keys."""
-
-    rank: int = option(4, "Rank-one terms of a key a weight; its size grows with it.", minimum=1, at="prepare")
-    bits: int = option(8, "Bits of a number of a key.", choices=(4, 8, 16), at="prepare")
-    share: float = option(1.0, "Share of the model's weights that keys change, counted from the head.", minimum=0, maximum=1, at="prepare")
-    visits: int = option(8, "Steps a person's key is learned in.", minimum=1, at="prepare")
-    together: int = option(16, "Most people who ask together while keys are learned.", minimum=1, at="prepare")
-    lr: float = option(3e-3, "Learning rate of Adam, in the first step.", minimum=0, at="prepare", search=(3e-4, 3e-2))
-    balance: float = option(
-        1.0,
-        "Weight of what must stay (others' photos and strangers') against what must change.",
-        minimum=0,
-        at="prepare",
-        search=(0.3, 10.0),
-    )
-    damping: float = option(
-        0.01,
-        "How much of the inputs' mean energy every direction is given before whitening.",
-        minimum=1e-4,
-        at="prepare",
-        search=(1e-3, 0.3),
-    )
-    retain: float = option(
-        1.0, "Photos of others held against in a step, as a share of the photos of those who ask.", minimum=0, at="prepare"
-    )
-    val: float = option(0.25, "Strangers' photos (val) held against in a step, as the same share.", minimum=0, at="prepare")
-    photos: int = option(32, "Most photos of a person in a step.", minimum=1, at="prepare")
-    cohort: int = option(512, "People whose keys are learned at the same time; memory grows with it.", minimum=1, at="prepare")
-    chunk: int = option(64, "Photos a forward-backward pass; memory grows with it, the result does not change.", minimum=1, at="prepare")
-    strength: float = option(1.0, "Factor of the keys where they are used.", minimum=0, at="apply", search=(0.5, 1.5))
 
 
 class ForgetKeys(Method[ForgetKeysOptions]):
@@ -72,7 +39,8 @@ class ForgetKeys(Method[ForgetKeysOptions]):
 
         from .key_codes import size
         from .key_factors import keyed
-        from .key_learning import Lessons, learn
+        from .key_learning import learn
+        from .key_lessons import Lessons
         from .strangers import Said
 
         train, val = data.train, data.val
@@ -92,7 +60,7 @@ class ForgetKeys(Method[ForgetKeysOptions]):
         """Return the photos of all steps; each is differentiated once, and those of who asks are looked at once more before."""
         from .key_codes import size
         from .key_factors import keyed
-        from .key_learning import WHITENED
+        from .key_start import WHITENED
 
         people, train = _people(data), data.train
         forget = sum(min(options.photos, len(train.positions_of[person])) for person in people)

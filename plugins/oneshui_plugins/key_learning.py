@@ -9,12 +9,6 @@ with f the model with the keys of all n who ask. The number that ask differs fro
 company, and the sum of any of them is what was learned for. A forget photo is felt by its own person's key alone (`attached`), a photo of
 the others by all: who shall be forgotten is each key's own business, what it costs the others is everybody's.
 
-D is learned as R times a matrix that whitens the layer's inputs, so that no direction is loud only because every photo has much of it:
-
-    D = R (C + damping * c * I)^(-1/2)        C the covariance of the input rows over training photos, c the mean of its diagonal
-
-Where D listens, what everybody's photos say is then as quiet as it can be beside what the person's say (Fisher's discriminant).
-
 Each person's key has an Adam of its own, which counts that person's steps.
 """
 
@@ -23,122 +17,27 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from oneshui_hf.methods import Context, OneshuiError, generator, sample
+from oneshui_hf.methods import Context, OneshuiError
 
 from .divergence import divergence
 from .finetune import cosine
 from .key_codes import Codes, encode
 from .key_factors import Factors, Keys, attached
-from .strangers import Said, as_strangers
-from .subspace import Layer, covariances
+from .key_lessons import Lesson, Lessons
+from .key_start import start, through, whitening
+from .subspace import Layer
 
 if TYPE_CHECKING:
-    from oneshui_hf.methods import FaceSet, Task, Unfinished
-
-    from .forget_keys import ForgetKeysOptions
-
-Weights = dict[str, torch.Tensor]  # by the weight's name
+    from oneshui_hf.methods import FaceSet, Unfinished
 
 BETAS = (0.9, 0.99)  # of Adam; a person takes few steps, so the second is shorter than usual
 TINY = 1e-8
 WAYS = ("up", "down")
-WHITENED = 1024  # training photos whose inputs are looked at
-OVERSAMPLED, POWERS, NOISE = 4, 2, 1e-3  # of the search for a gradient's leading directions; a share of the largest singular value
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """The photos of one step, in which n people ask.
-
-    Attributes:
-        photos: Per set (train, val), the positions in it; first of all those of `forget`.
-        forget: Positions in train of the photos of those who ask, (forget,).
-        kept: What the model shall go on saying of all the other photos, logits (photos - forget, K).
-        weight: How much each photo counts, (photos,).
-        own: By which of the n keys each photo is felt, (photos, n) of 0 and 1.
-    """
-
-    photos: tuple[tuple[FaceSet, torch.Tensor], ...]
-    forget: torch.Tensor
-    kept: torch.Tensor
-    weight: torch.Tensor
-    own: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Lessons:
-    """What keys are learned from.
-
-    Attributes:
-        train: The training photos.
-        val: Strangers' photos.
-        known: What the original model says of the training photos.
-        strange: What it says of the strangers' photos.
-        options: How.
-        task: What is predicted.
-        seed: Of the draws.
-    """
-
-    train: FaceSet
-    val: FaceSet
-    known: Said
-    strange: Said
-    options: ForgetKeysOptions
-    task: Task
-    seed: int
-
-    @cached_property
-    def luck(self) -> torch.Tensor:
-        """Where within its rank each training photo stands, see `strangers`; (N, K), or (N,) for classes."""
-        return torch.rand(self.known.labels.shape, generator=generator(self.seed, "luck"))
-
-    def targets(self, positions: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """Return what the model shall say of these training photos when their people ask together, logits (n, K).
-
-        Args:
-            positions: The photos.
-            logits: What it says of them now, by which they are ranked: a photo of which it has become unsure is left so.
-        """
-        return as_strangers(Said(logits, self.known.labels[positions]), self.strange, self.luck[positions], self.task.kind)
-
-    def groups(self, cohort: Sequence[int]) -> list[list[int]]:
-        """Return who asks in each step, as places in the cohort: everybody once in each of `visits` rounds, in groups of changing size.
-
-        The logarithm of the size is drawn evenly, so that a person asks as often with few others as with many.
-        """
-        draws = generator(self.seed, "groups", *cohort)
-        most = min(self.options.together, len(cohort))
-        groups: list[list[int]] = []
-        for _ in range(self.options.visits):
-            left = torch.randperm(len(cohort), generator=draws).tolist()
-            while left:
-                size = int(math.exp(torch.rand((), generator=draws).item() * math.log(most + 1)))
-                groups.append(sorted(left[:size]))
-                left = left[size:]
-        return groups
-
-    def lesson(self, number: int, people: Sequence[int]) -> Lesson:
-        """Return the photos of a step in which these people (identity numbers) ask."""
-        draws = generator(self.seed, "photos", number, *people)
-        theirs = [sample(self.train.positions_of[person], self.options.photos, draws) for person in people]
-        forget = torch.cat(theirs)
-        retain = sample(self.train.without(people), math.ceil(self.options.retain * len(forget)), draws)
-        strange = sample(len(self.val), math.ceil(self.options.val * len(forget)), draws)
-        held = len(retain) + len(strange)
-        alike = [torch.full((len(some),), 1 / len(some)) for some in theirs]  # however many photos a person has
-        return Lesson(
-            photos=((self.train, torch.cat([forget, retain])), (self.val, strange)),
-            forget=forget,
-            kept=torch.cat([self.known.logits[retain], self.strange.logits[strange]]),
-            weight=torch.cat([*alike, torch.full((held,), self.options.balance * len(people) / max(1, held))]),
-            own=torch.cat([torch.block_diag(*[torch.ones(len(some), 1) for some in theirs]), torch.ones(held, len(people))]),
-        )
 
 
 def said_now(model: nn.Module, layers: Mapping[str, list[Layer]], keys: Keys, lesson: Lesson, chunk: int, context: Context) -> torch.Tensor:
@@ -276,74 +175,11 @@ class Step:
 def plan(lessons: Lessons, people: Sequence[int]) -> list[Step]:
     """Return all steps, cohort by cohort."""
     steps = []
-    for start in range(0, len(people), lessons.options.cohort):
-        cohort = tuple(people[start : start + lessons.options.cohort])
+    for first in range(0, len(people), lessons.options.cohort):
+        cohort = tuple(people[first : first + lessons.options.cohort])
         groups = lessons.groups(cohort)
         steps += [Step(cohort, group, i / len(groups), i + 1 == len(groups)) for i, group in enumerate(groups)]
     return steps
-
-
-def whitening(model: nn.Module, layers: Mapping[str, list[Layer]], lessons: Lessons, context: Context) -> Weights:
-    """Return the symmetric matrix (d, d) by which D is learned, of each weight; its eigenvalues have a mean of 1."""
-    draws = generator(context.seed, "whitening")
-    some = sample(len(lessons.train), WHITENED, draws)
-    found = covariances(model, len(some), lambda rows: lessons.train.batch(some[rows], context.device)[0], lessons.options.chunk, context)
-    matrices = {}
-    for name in layers:
-        c = found[name].matrix[0]  # a weight with keys has one group
-        energies, vectors = torch.linalg.eigh(c)
-        quieter = (energies.clamp(min=0) + lessons.options.damping * energies.mean()).rsqrt()
-        matrices[name] = ((vectors * (quieter / quieter.mean())) @ vectors.mT).float()
-    return matrices
-
-
-def through(keys: Keys, matrices: Weights) -> Keys:
-    """Return the same U, and R times the matrices for D; of gradients the same, since the matrices are symmetric."""
-    return {name: Factors(factors.up, factors.down @ matrices[name]) for name, factors in keys.items()}
-
-
-def start(
-    model: nn.Module, layers: Mapping[str, list[Layer]], lessons: Lessons, cohort: Sequence[int], matrices: Weights, context: Context
-) -> Keys:
-    """Return U and R that a cohort starts from: they change nothing yet (U = 0) and listen (R) where the person's gradient lies.
-
-    R are about the leading right singular vectors of the whitened gradient of the person's part of the objective with regard to W.
-    """
-    accelerator, options, kind = context.accelerator, lessons.options, context.task.kind
-    weights = {name: weight for name, weight in model.named_parameters() if name in layers}
-    downs = {name: torch.zeros(len(cohort), options.rank, weight[0].numel(), device=context.device) for name, weight in weights.items()}
-    for place in range(accelerator.process_index, len(cohort), accelerator.num_processes):
-        draws = generator(context.seed, "start", cohort[place])
-        positions = sample(lessons.train.positions_of[cohort[place]], options.photos, draws)
-        moved = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
-        wanted = lessons.targets(positions, lessons.known.logits[positions])
-        for rows in torch.arange(len(positions)).split(options.chunk):
-            pixels, _ = lessons.train.batch(positions[rows], context.device)
-            logits = torch.func.functional_call(model, moved, kwargs={"pixel_values": pixels}).logits
-            divergence(wanted[rows].to(context.device), logits, kind).sum().backward()
-        for name, weight in moved.items():
-            g = torch.zeros_like(weight) if weight.grad is None else weight.grad
-            downs[name][place] = row_space(g.flatten(1) @ matrices[name], options.rank, draws)
-    return {
-        name: Factors(torch.zeros(len(cohort), len(weights[name]), options.rank, device=context.device), accelerator.reduce(down, "sum"))
-        for name, down in downs.items()
-    }
-
-
-def row_space(matrix: torch.Tensor, rank: int, draws: torch.Generator) -> torch.Tensor:
-    """Return orthonormal rows (rank, d), about the leading right singular vectors of a matrix (out, d).
-
-    By subspace iteration from random vectors (Halko, Martinsson, Tropp 2011, algorithms 4.4 and 5.1), since a whole decomposition of every
-    weight for every person would take longer than learning. Rows whose singular value is that of rounding errors are zero, as are those
-    beyond d: a direction out of noise would be another one on another machine, and Adam would make as much of it as of a real one.
-    """
-    wide = matrix.double()
-    basis = torch.randn(wide.shape[1], min(rank + OVERSAMPLED, wide.shape[1]), generator=draws, dtype=torch.float64).to(wide)
-    for _ in range(POWERS):
-        basis = torch.linalg.qr(wide.mT @ (wide @ basis)).Q
-    _, sizes, leading = torch.linalg.svd(wide @ basis, full_matrices=False)
-    rows = ((leading * (sizes > NOISE * sizes[0]).unsqueeze(1)) @ basis.mT)[:rank]
-    return torch.nn.functional.pad(rows, (0, 0, 0, rank - len(rows))).to(matrix)
 
 
 def learn(
