@@ -14,7 +14,8 @@ pytest.importorskip("matplotlib")
 
 from oneshui_hf.errors import OneshuiError
 from oneshui_hf.results import figures
-from oneshui_hf.results.figures import Curve, Person, Point
+from oneshui_hf.results.figures import Curve, Person, Point, labels
+from oneshui_hf.results.figures.panel import WIDTH
 
 NS = "{http://www.w3.org/2000/svg}"
 PEOPLE = [Person(0.1, 0.5, 0.6), Person(0.2, None, 0.5), Person(None, 9.5, None)]
@@ -163,7 +164,7 @@ def test_names_overlap_neither_each_other_nor_a_mark(count: int, monkeypatch: py
     draws = np.random.default_rng(count)
     points = [Point(f"a-rather-long-name-{n}", 10 ** draws.normal(0, 0.2), draws.normal(95, 0.5), bool(n % 2)) for n in range(count)]
     placed, marks = [], []
-    place = figures._place
+    place = labels.place
 
     def spy(*arguments: object) -> object:
         found = place(*arguments)  # type: ignore[arg-type]
@@ -174,7 +175,7 @@ def test_names_overlap_neither_each_other_nor_a_mark(count: int, monkeypatch: py
             placed.append(found[0])
         return found
 
-    monkeypatch.setattr(figures, "_place", spy)
+    monkeypatch.setattr(labels, "place", spy)
     svg = figures.cost("cost", "Cost", points, {}, (90, 100))
     assert {point.label for point in points} <= set(texts(svg))
     assert len(placed) == len(marks) == count
@@ -184,4 +185,4 @@ def test_names_overlap_neither_each_other_nor_a_mark(count: int, monkeypatch: py
         meets = (others[:, 0] < right) & (left < others[:, 2]) & (others[:, 1] < top) & (bottom < others[:, 3])
         assert not meets.any()
         assert left >= 0
-        assert right <= figures.WIDTH
+        assert right <= WIDTH

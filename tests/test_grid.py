@@ -17,7 +17,8 @@ from oneshui_hf.errors import UsageError
 from oneshui_hf.options import resolve
 from oneshui_hf.plugins import METHODS, Plugins
 from oneshui_hf.results.columns import OWN_ROWS
-from oneshui_hf.stages.grid import Grid, read_grid, shipped
+from oneshui_hf.stages.grid import Grid, read_grid
+from oneshui_hf.stages.grid_file import shipped
 from oneshui_hf.stages.options import EvaluateOptions, TrainOptions
 
 

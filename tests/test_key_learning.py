@@ -271,6 +271,27 @@ def test_the_row_space_of_a_matrix_of_that_rank_is_found_exactly() -> None:
     assert not noisy[2:].any()
 
 
+def test_learning_ranks_photos_by_what_the_model_says_in_that_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    w = world("multi_label")
+    model, layers, context = learner(w)
+    made, people = lessons(w, visits=3, together=1, cohort=1), sorted(w.sets["train"].positions_of)[:1]
+    asked, targets = [], Lessons.targets
+
+    def spied(self: Lessons, positions: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        asked.append((positions, logits))
+        return targets(self, positions, logits)
+
+    monkeypatch.setattr(Lessons, "targets", spied)
+    learn(model, layers, made, people, context)
+    (_, at_start), *steps = asked  # the first are asked for to find where a key starts
+    known = made.known.logits
+    assert len(steps) == 3
+    torch.testing.assert_close(steps[0][1], known[steps[0][0]])  # a key starts silent
+    for positions, logits in steps[1:]:  # what it says by then is no longer what it said before there was a key
+        assert not torch.allclose(logits, known[positions], atol=1e-3)
+    torch.testing.assert_close(at_start, known[asked[0][0]])
+
+
 def test_interrupted_learning_goes_on_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     w = world("multi_label")
     model, layers, context = learner(w)

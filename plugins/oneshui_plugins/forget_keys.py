@@ -51,7 +51,6 @@ class ForgetKeys(Method[ForgetKeysOptions]):
         codes, history = learn(still, layers, lessons, _people(data), context)
         shapes = matrices(still, layers)
         return Artefact(
-            values={"shapes": [[name, *shape] for name, shape in shapes.items()]},  # in this order, which JSON objects do not keep
             people={train.people[person]: part for person, part in codes.items()},
             report={"people": len(codes), "bytes_a_person": size(shapes, options.rank, options.bits), "history": history},
         )
@@ -77,13 +76,13 @@ class ForgetKeys(Method[ForgetKeysOptions]):
     ) -> nn.Module:
         """Return the model with the keys of those who ask added to its weights."""
         from .key_codes import decode
-        from .key_factors import opened
+        from .key_factors import keyed, opened
 
         assert artefact is not None  # the core refuses to apply what was not prepared
         request: Request = data.support
         if request.strangers:
             return copy.deepcopy(model)
-        shapes = {name: (out, d) for name, out, d in artefact.values["shapes"]}
+        shapes = matrices(model, keyed(model, options.share))
         keys = [decode(artefact.people[person], shapes, options.rank, options.bits) for person in _asking(request, artefact)]
         context.report["keys"] = len(keys)
         return opened(model, keys, options.strength)

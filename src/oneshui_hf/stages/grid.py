@@ -16,24 +16,21 @@ Every mistake is told before anything runs, with the file and the line.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar, get_origin
 
-import yaml
-
 from ..data.load import FOLDER
 from ..data.split import load_split
-from ..errors import OneshuiError, UsageError, did_you_mean
+from ..errors import UsageError, did_you_mean
 from ..methods.contract import Method
 from ..models.load import TINY
 from ..options import flag, names, resolve, types_of
 from ..plugins import DATASETS, METHODS, Plugins
 from ..results.columns import OWN_ROWS
+from .grid_file import GridFile, GridList, GridMapping, open_grid, parse, require_known, short, told
 from .options import EvaluateOptions, TrainOptions
 from .presets import read_preset
 
@@ -58,9 +55,7 @@ NOT_IN_EVALUATION = {
     "data_dir": "it belongs to a data set, under 'datasets'",
 }
 
-LARGEST_FILE = 1_000_000  # bytes
 LARGEST_LABEL = 40  # characters: labels stand in tables
-MOST_VALUES, DEEPEST = 20_000, 12  # of the YAML, with all that it repeats
 MOST_CELLS = 10_000
 PATH = re.compile(r"~|\.|/|.*\\")
 
@@ -119,11 +114,6 @@ class Grid:
         return [entry for entry in self.methods if entry.runs_in(cell)]
 
 
-def shipped() -> list[str]:
-    """Return the names of the grids that come with the package."""
-    return sorted(file.name.removesuffix(".yaml") for file in _shipped().iterdir() if file.name.endswith(".yaml"))
-
-
 def read_grid(source: str) -> Grid:
     """Read a grid.
 
@@ -133,9 +123,9 @@ def read_grid(source: str) -> Grid:
     Raises:
         UsageError: There is no such grid, or anything in it is wrong: the sentence names file and line.
     """
-    text, file = _open(source)
-    grid = _parse(text, file)
-    _require_known(grid, KEYS, "a grid", file)
+    text, file = open_grid(source)
+    grid = parse(text, file)
+    require_known(grid, KEYS, "a grid", file)
     if "name" not in grid:
         raise UsageError(f"{file.name} has no 'name: NAME' line.")
     name = _label(grid["name"], "name", file.at(grid, "name"))
@@ -147,136 +137,15 @@ def read_grid(source: str) -> Grid:
     return Grid(name, tuple(cells), tuple(methods), evaluate)
 
 
-class _Mapping(dict[str, Any]):
-    """A mapping of the file, which knows its line and that of each key."""
-
-    line: int
-    lines: dict[str, int]
-
-
-class _List(list[Any]):
-    """A list of the file, which knows the line of each item."""
-
-    lines: list[int]
-
-
-@dataclasses.dataclass(frozen=True)
-class _File:
-    """The file that is read."""
-
-    name: str
-    folder: Path | None  # where relative paths are looked for first
-
-    def at(self, within: _Mapping, key: str | None = None) -> str:
-        """Return the place of a mapping, or of one of its keys, for messages."""
-        return f"{self.name}, line {within.line if key is None else within.lines[key]}"
-
-    def path(self, value: Any) -> Any:
-        """Return a path from the file's folder where something is there, and the value as it is elsewhere."""
-        if not isinstance(value, str) or not value or self.folder is None:
-            return value
-        with contextlib.suppress(OSError, ValueError):  # no path at all
-            found = self.folder / Path(value).expanduser()
-            return str(found) if found.exists() else value
-        return value
-
-
-def _shipped() -> Any:
-    return resources.files(__package__.rpartition(".")[0]) / "grids"
-
-
-def _open(source: str) -> tuple[str, _File]:
-    if source in shipped():
-        return (_shipped() / f"{source}.yaml").read_text(encoding="utf-8"), _File(f"grid '{source}'", None)
-    path = Path(source).expanduser()
-    if not path.is_file():
-        raise UsageError(f"'{source}' is neither a file nor a grid that comes with the package.{did_you_mean(source, shipped())}")
-    try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise UsageError(f"{source} is larger than 1 MB, so it is no grid.")
-        return path.read_text(encoding="utf-8-sig"), _File(source, path.resolve().parent)
-    except OSError as error:
-        raise UsageError(f"{source} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{source} is not YAML: it is no text in UTF-8.") from None
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads plain YAML, with the line of everything."""
-
-
-def _read_mapping(loader: _Loader, node: yaml.MappingNode) -> _Mapping:
-    loader.flatten_mapping(node)
-    found = _Mapping((key.value, loader.construct_object(value, deep=True)) for key, value in node.value)
-    found.line, found.lines = node.start_mark.line + 1, {key.value: key.start_mark.line + 1 for key, _ in node.value}
-    return found
-
-
-def _read_list(loader: _Loader, node: yaml.SequenceNode) -> _List:
-    found = _List(loader.construct_object(item, deep=True) for item in node.value)
-    found.lines = [item.start_mark.line + 1 for item in node.value]
-    return found
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _read_mapping)
-_Loader.add_constructor("tag:yaml.org,2002:seq", _read_list)
-
-
-def _parse(text: str, file: _File) -> _Mapping:
-    loader = None
-    try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        if not isinstance(node, yaml.MappingNode):
-            raise UsageError(f"{file.name} must hold 'name: value' lines; see the grids that come with the package.")
-        values, depth = _measure(node, {})
-        if values > MOST_VALUES or depth > DEEPEST:
-            raise RecursionError
-        return loader.construct_document(node)
-    except RecursionError:
-        raise UsageError(f"{file.name} is nested too deeply or repeats itself too often to be a grid.") from None
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UsageError(f"{file.name}{line}, is not YAML that can be read: {error.problem}.") from None
-    except (yaml.YAMLError, ValueError) as error:  # a date that is none, say
-        raise UsageError(f"{file.name} is not YAML that can be read: {' '.join(str(error).split())}.") from None
-    finally:
-        if loader is not None:
-            loader.dispose()
-
-
-def _measure(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
-    """Return how many values a node holds, and how deep they lie, once its aliases are written out.
-
-    Raises:
-        yaml.MarkedYAMLError: A key is no word, or is given twice, of which YAML would silently take the last.
-    """
-    if id(node) not in known:
-        known[id(node)] = (MOST_VALUES + 1, 0)  # met again from within, it holds itself
-        if isinstance(node, yaml.MappingNode):
-            seen: set[str] = set()
-            for key, _ in node.value:
-                if not isinstance(key, yaml.ScalarNode) or key.value in seen:
-                    wrong = f"'{key.value}' is given twice" if isinstance(key, yaml.ScalarNode) else "a key is no word"
-                    raise yaml.MarkedYAMLError(problem=wrong, problem_mark=key.start_mark)
-                seen.add(key.value)
-            children = [value for _, value in node.value]
-        else:
-            children = node.value if isinstance(node, yaml.SequenceNode) else []
-        inner = [_measure(child, known) for child in children]
-        known[id(node)] = (1 + sum(count for count, _ in inner), 1 + max((depth for _, depth in inner), default=0))
-    return known[id(node)]
-
-
-def _cells(grid: _Mapping, file: _File) -> list[Cell]:
+def _cells(grid: GridMapping, file: GridFile) -> list[Cell]:
     entries = grid.get("datasets")
-    if not isinstance(entries, _List) or not entries:
+    if not isinstance(entries, GridList) or not entries:
         raise UsageError(f"{file.name} has no list of data sets: 'datasets:' and a line '- dataset: NAME' for each.")
     cells: list[Cell] = []
     for number, entry in enumerate(entries, start=1):
         place = f"{file.name}, line {entries.lines[number - 1]}"
-        if not isinstance(entry, _Mapping):
-            raise UsageError(f"{place}: a data set is a mapping with 'dataset: NAME' and options of `oneshui train`, not {_short(entry)}.")
+        if not isinstance(entry, GridMapping):
+            raise UsageError(f"{place}: a data set is a mapping with 'dataset: NAME' and options of `oneshui train`, not {short(entry)}.")
         for cell in _dataset_cells(grid, entry, number, file):
             cells.append(cell)
             if len(cells) > MOST_CELLS:
@@ -293,7 +162,7 @@ def _cells(grid: _Mapping, file: _File) -> list[Cell]:
     return cells
 
 
-def _dataset_cells(grid: _Mapping, entry: _Mapping, number: int, file: _File) -> Iterator[Cell]:
+def _dataset_cells(grid: GridMapping, entry: GridMapping, number: int, file: GridFile) -> Iterator[Cell]:
     """Yield the cells of one data set."""
     place, installed = file.at(entry), Plugins(DATASETS).names
     given = {key: value for key, value in entry.items() if key not in ("name", "forget", "seeds")}
@@ -301,8 +170,8 @@ def _dataset_cells(grid: _Mapping, entry: _Mapping, number: int, file: _File) ->
         raise UsageError(f"{place}: a data set needs a 'dataset: NAME' line.")
     _require_allowed(given, TrainOptions, NOT_IN_TRAINING, entry, file)
     source = str(given["dataset"])
-    told = source if source in installed and source != FOLDER else f"data {number}"  # a path may be somebody's name
-    name = _label(entry["name"], "name", file.at(entry, "name")) if "name" in entry else told
+    usual = source if source in installed and source != FOLDER else f"data {number}"  # a path may be somebody's name
+    name = _label(entry["name"], "name", file.at(entry, "name")) if "name" in entry else usual
     words = {"dataset": installed, "model": [TINY]}  # no paths, whatever folder is called so
     for key in PLACES:
         if key in given and given[key] not in words.get(key, ()):
@@ -312,7 +181,7 @@ def _dataset_cells(grid: _Mapping, entry: _Mapping, number: int, file: _File) ->
     if source not in installed and "/" not in source and not recipe.data_dir and not Path(recipe.dataset).expanduser().exists():
         raise UsageError(f"{file.at(entry, 'dataset')}: '{source}' is neither a data set nor a folder.{did_you_mean(source, installed)}")
     if recipe.split is not None:
-        with _told(file.at(entry, "split")):
+        with told(file.at(entry, "split")):
             asking = len(load_split(Path(recipe.split)).forget)
         if sizes != [asking]:
             raise UsageError(f"{file.at(entry, 'split')}: {asking} people of this split ask; write 'forget: [{asking}]' for '{name}'.")
@@ -320,14 +189,14 @@ def _dataset_cells(grid: _Mapping, entry: _Mapping, number: int, file: _File) ->
         yield from (Cell(name, dataclasses.replace(recipe, forget=forget, seed=seed), forget, seed) for seed in seeds)
 
 
-def _whole_numbers(grid: _Mapping, entry: _Mapping, key: str, option: str, file: _File) -> list[int]:
+def _whole_numbers(grid: GridMapping, entry: GridMapping, key: str, option: str, file: GridFile) -> list[int]:
     """Return a data set's own list of numbers of people or of seeds, or else the grid's, in the range of a training option."""
     holder = entry if key in entry else grid
     if key not in holder:
         raise UsageError(f"{file.at(entry)}: neither the data set nor the grid has a list '{key}'.")
     place, listed = file.at(holder, key), holder[key]
     if not isinstance(listed, list) or not listed:
-        raise UsageError(f"{place}: '{key}' is a list of whole numbers, such as [1, 2], not {_short(listed)}.")
+        raise UsageError(f"{place}: '{key}' is a list of whole numbers, such as [1, 2], not {short(listed)}.")
     found: list[int] = []
     for item in listed:
         _require_plain({option: item}, TrainOptions, place)
@@ -337,24 +206,24 @@ def _whole_numbers(grid: _Mapping, entry: _Mapping, key: str, option: str, file:
     return found
 
 
-def _methods(grid: _Mapping, cells: Sequence[Cell], file: _File) -> list[MethodEntry]:
+def _methods(grid: GridMapping, cells: Sequence[Cell], file: GridFile) -> list[MethodEntry]:
     found: Any = grid.get("methods", ALL)
     line = f"{file.name}, line {grid.lines['methods']}" if "methods" in grid else file.name
     items = [found] if found == ALL else found
     if not isinstance(items, list) or not items:
-        raise UsageError(f"{line}: 'methods' is the word all or a list of methods, not {_short(found)}.")
-    named = {str(item.get("method") if isinstance(item, _Mapping) else item) for item in items}
+        raise UsageError(f"{line}: 'methods' is the word all or a list of methods, not {short(found)}.")
+    named = {str(item.get("method") if isinstance(item, GridMapping) else item) for item in items}
     entries: list[MethodEntry] = []
     for number, item in enumerate(items):
-        place = f"{file.name}, line {items.lines[number]}" if isinstance(items, _List) else line
+        place = f"{file.name}, line {items.lines[number]}" if isinstance(items, GridList) else line
         if item == ALL:
             added = [MethodEntry(name, name) for name in _reading() if name not in named]
-        elif isinstance(item, _Mapping):
+        elif isinstance(item, GridMapping):
             added = [_entry(item, cells, file)]
         elif isinstance(item, str):
             added = [MethodEntry(item, item)]
         else:
-            raise UsageError(f"{place}: a method is a name or a mapping with 'method: NAME', not {_short(item)}.")
+            raise UsageError(f"{place}: a method is a name or a mapping with 'method: NAME', not {short(item)}.")
         entries += [_checked(entry, cells, place) for entry in added]
     _require_distinct(entries, cells, line)
     return entries
@@ -367,34 +236,34 @@ def _reading() -> list[str]:
     return [name for name in sound if needs[name].prepare or needs[name].apply]
 
 
-def _entry(item: _Mapping, cells: Sequence[Cell], file: _File) -> MethodEntry:
+def _entry(item: GridMapping, cells: Sequence[Cell], file: GridFile) -> MethodEntry:
     """Read a method that is a mapping. Its options are still as they were given."""
-    _require_known(item, METHOD_KEYS, "a method", file)
+    require_known(item, METHOD_KEYS, "a method", file)
     place, method = file.at(item), item.get("method")
     if not isinstance(method, str):
         raise UsageError(f"{place}: a method needs a 'method: NAME' line.")
     label = _label(item["label"], "label", file.at(item, "label")) if "label" in item else method
     preset, options = item.get("preset"), item.get("options")
     if not isinstance(preset, str | None) or preset == "":
-        raise UsageError(f"{file.at(item, 'preset')}: a preset is a name or a file, not {_short(preset)}.")
-    if options is not None and not isinstance(options, _Mapping):
-        raise UsageError(f"{file.at(item, 'options')}: the options of a method are a mapping, not {_short(options)}.")
+        raise UsageError(f"{file.at(item, 'preset')}: a preset is a name or a file, not {short(preset)}.")
+    if options is not None and not isinstance(options, GridMapping):
+        raise UsageError(f"{file.at(item, 'options')}: the options of a method are a mapping, not {short(options)}.")
     preset = file.path(preset) if preset and preset.endswith(PRESET_FILE) else preset
     return MethodEntry(label, method, preset, dict(options or {}), _when(item, cells, file))
 
 
-def _when(item: _Mapping, cells: Sequence[Cell], file: _File) -> dict[str, Any]:
+def _when(item: GridMapping, cells: Sequence[Cell], file: GridFile) -> dict[str, Any]:
     when = item.get("when")
     if when is None:
         return {}
-    if not isinstance(when, _Mapping):
-        raise UsageError(f"{file.at(item, 'when')}: 'when' is a mapping of dataset and forget, not {_short(when)}.")
-    _require_known(when, ("dataset", "forget"), "'when'", file)
+    if not isinstance(when, GridMapping):
+        raise UsageError(f"{file.at(item, 'when')}: 'when' is a mapping of dataset and forget, not {short(when)}.")
+    require_known(when, ("dataset", "forget"), "'when'", file)
     found = {}
     for key, value in when.items():
         there = {str(getattr(cell, key)): getattr(cell, key) for cell in cells}
         if str(value) not in there:
-            raise UsageError(f"{file.at(when, key)}: the grid has no cell with {key} {_short(value)}.{did_you_mean(str(value), there)}")
+            raise UsageError(f"{file.at(when, key)}: the grid has no cell with {key} {short(value)}.{did_you_mean(str(value), there)}")
         found[key] = there[str(value)]
     if not any(all(getattr(cell, key) == value for key, value in found.items()) for cell in cells):
         raise UsageError(f"{file.at(when)}: the grid has no cell with both, so the method would never run.")
@@ -405,13 +274,13 @@ def _checked(entry: MethodEntry, cells: Sequence[Cell], place: str) -> MethodEnt
     """Return an entry with its options in their own types, after trying them, with its preset, in every cell where it runs."""
     if entry.label in OWN_ROWS.values():
         raise UsageError(f"{place}: every table has a row '{entry.label}' already; give the method another label.")
-    with _told(place):
+    with told(place):
         method_class: type[Method[Any]] = Plugins(METHODS).load(entry.method)
     _require_plain(entry.options, method_class.options, place)
     spellings = names(method_class.options)
     values = dict(entry.options)
     for dataset, forget in sorted({(cell.train.dataset, cell.forget) for cell in cells if entry.runs_in(cell)}):
-        with _told(place):
+        with told(place):
             preset = _preset(entry, method_class, dataset, forget)
             resolved = method_class.prepare_options(entry.method, preset, entry.options)
         given = (spellings[key.lstrip("-").replace("-", "_")] for key in entry.options)
@@ -441,38 +310,23 @@ def _require_distinct(entries: Sequence[MethodEntry], cells: Sequence[Cell], pla
                 )
 
 
-def _evaluation(grid: _Mapping, file: _File) -> EvaluateOptions:
+def _evaluation(grid: GridMapping, file: GridFile) -> EvaluateOptions:
     found = grid.get("evaluate")
     if found is None:
         return EvaluateOptions()
-    if not isinstance(found, _Mapping):
-        raise UsageError(f"{file.at(grid, 'evaluate')}: 'evaluate' is a mapping of options of `oneshui evaluate`, not {_short(found)}.")
+    if not isinstance(found, GridMapping):
+        raise UsageError(f"{file.at(grid, 'evaluate')}: 'evaluate' is a mapping of options of `oneshui evaluate`, not {short(found)}.")
     _require_allowed(found, EvaluateOptions, NOT_IN_EVALUATION, found, file)
     return _resolve(EvaluateOptions, found, "'evaluate'", file.at(found))
 
 
 def _resolve(options: type[OptionsT], values: Mapping[str, Any], where: str, place: str) -> OptionsT:
     _require_plain(values, options, place)
-    with _told(place):
+    with told(place):
         return resolve(options, values, where)
 
 
-@contextlib.contextmanager
-def _told(place: str) -> Iterator[None]:
-    """Say where in the grid something is wrong."""
-    try:
-        yield
-    except OneshuiError as error:
-        raise UsageError(f"{place}: {error}") from None
-
-
-def _require_known(found: _Mapping, known: Sequence[str], where: str, file: _File) -> None:
-    for key in found:
-        if key not in known:
-            raise UsageError(f"{file.at(found, key)}: {where} has no {_short(key)}.{did_you_mean(key, known)}")
-
-
-def _require_allowed(given: Mapping[str, Any], options: type[Any], refused: Mapping[str, str], within: _Mapping, file: _File) -> None:
+def _require_allowed(given: Mapping[str, Any], options: type[Any], refused: Mapping[str, str], within: GridMapping, file: GridFile) -> None:
     """Refuse options that are no business of a grid."""
     spellings = names(options)
     for key in given:
@@ -488,7 +342,7 @@ def _require_plain(values: Mapping[str, Any], options: type[Any], place: str) ->
         field = spellings.get(key.lstrip("-").replace("-", "_"))
         items = value if isinstance(value, list) and field and get_origin(types[field]) in (tuple, list) else [value]
         if any(isinstance(item, list | dict | set | bytes) for item in items):
-            raise UsageError(f"{place}: {flag(key)} takes one value, not {_short(value)}.")
+            raise UsageError(f"{place}: {flag(key)} takes one value, not {short(value)}.")
 
 
 def _label(value: Any, what: str, place: str) -> str:
@@ -501,11 +355,3 @@ def _label(value: Any, what: str, place: str) -> str:
     if PATH.match(text):
         raise UsageError(f"{place}: a {what} stands in tables for others to read, and '{text}' looks like a path; write a word.")
     return text
-
-
-def _short(value: Any) -> str:
-    """Return a wrong value for a message, cut where it is long."""
-    if isinstance(value, list | dict):
-        return "an empty list" if value == [] else "a list" if isinstance(value, list) else "a mapping"
-    text = " ".join(str(value).split())
-    return f"'{text}'" if len(text) <= LARGEST_LABEL else f"'{text[:LARGEST_LABEL]}...'"

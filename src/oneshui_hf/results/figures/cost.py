@@ -1,0 +1,87 @@
+"""Cost against quality: seconds and ToW of each method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ...errors import OneshuiError
+from .labels import write_labels
+from .panel import BRIGHT, DARK, LINES, Limits, as_svg, key, lines, panel, style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True)
+class Point:
+    """A method in the figure of cost against quality: seconds, ToW in percent, and whether it reads the photo alone."""
+
+    label: str
+    seconds: float
+    tow: float
+    photo_alone: bool
+
+
+def cost(name: str, title: str, points: Sequence[Point], references: Mapping[str, float], limits: Limits) -> str:
+    """Return a panel of seconds, on a logarithmic axis, against ToW, with each method's name beside its mark.
+
+    The names overlap neither each other nor a mark: the panel grows until all have found a place.
+
+    Args:
+        name: The figure's name.
+        title: What stands above it.
+        points: The methods; seconds above 0.
+        references: Levels of ToW to compare with, by what they are.
+        limits: Ends of the axis of ToW.
+    """
+    about = "; ".join(f"{p.label}: {p.seconds:.3g} s, ToW {p.tow:.1f}" for p in sorted(points, key=lambda p: -p.tow))
+    with style():
+        for height in range(230, 1200, 60):
+            figure, axes = panel(float(height), left=40, top=40)
+            _draw_points(axes, points, references, limits)
+            if write_labels(figure, axes, [(p.seconds, p.tow, p.label) for p in points]):
+                return as_svg(figure, name, title, f"Seconds against ToW. {about}.")
+    raise OneshuiError(f"The figure of cost against quality has no room for {len(points)} names; report fewer methods at a time.")
+
+
+def _draw_points(axes: Axes, points: Sequence[Point], references: Mapping[str, float], limits: Limits) -> None:
+    for (_, level), line in zip(references.items(), LINES[1:], strict=False):
+        axes.axhline(level, color=BRIGHT, linewidth=1.1, linestyle=line, zorder=1)
+    for alone, marker, face in ((True, "o", DARK), (False, "s", "white")):
+        chosen = [p for p in points if p.photo_alone is alone]
+        axes.plot(
+            [p.seconds for p in chosen], [p.tow for p in chosen], marker, color=face, markeredgecolor=DARK,
+            markeredgewidth=1.3, markersize=6.5, zorder=4, clip_on=False,
+        )  # fmt: skip
+    seconds = [p.seconds for p in points]
+    low, high = min(seconds) / 2.2, max(seconds) * 2.2
+    if high / low < 30:
+        low, high = low / 2, high * 2
+    axes.set_xscale("log")
+    axes.set(xlim=(low, high), ylim=limits)
+    powers = [10.0**power for power in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)]
+    powers = powers[:: max(1, math.ceil(len(powers) / 6))]
+    axes.set_xticks(powers, [f"{power:,.0f} s" if power >= 1 else f"{power:g} s" for power in powers])
+    axes.minorticks_off()
+    axes.grid()
+    axes.set_xlabel("seconds")
+    axes.set_ylabel("ToW (100 is the oracle)")
+
+
+def cost_key(name: str, points: Sequence[Point], references: Sequence[str]) -> str:
+    """Return the key of `cost`."""
+    line = lines()
+    words = {True: ("reads the photo alone", "o", DARK), False: ("also reads training data", "s", "white")}
+    entries = []
+    for alone in (True, False):
+        if any(p.photo_alone is alone for p in points):
+            label, marker, face = words[alone]
+            mark = line([], [], marker=marker, color=face, markeredgecolor=DARK, markeredgewidth=1.3, markersize=6.5, linestyle="none")
+            entries.append((label, mark))
+    entries += [
+        (label, line([], [], color=BRIGHT, linewidth=1.3, linestyle=look)) for label, look in zip(references, LINES[1:], strict=False)
+    ]
+    return key(name, entries)
