@@ -19,7 +19,7 @@ from oneshui_plugins.forget_keys import ForgetKeys
 from oneshui_plugins.key_options import ForgetKeysOptions
 from oneshui_plugins.strangers import Said, as_strangers
 
-OPTIONS = ForgetKeysOptions(visits=12, together=4, lr=1e-2)
+OPTIONS = ForgetKeysOptions(visits=12, together=4, damping=0.1)  # a small world: more of what a few photos hide is chance
 
 
 def train_and_val(w: World) -> DataAccess:

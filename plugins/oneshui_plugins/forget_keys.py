@@ -58,16 +58,17 @@ class ForgetKeys(Method[ForgetKeysOptions]):
     def cost(self, model: nn.Module, data: DataAccess, options: ForgetKeysOptions, context: Context) -> Cost:
         """Return the photos of all steps; each is differentiated once, and those of who asks are looked at once more before."""
         from .key_codes import size
+        from .key_coordinates import LOOKED_AT
         from .key_factors import keyed
-        from .key_start import WHITENED
 
         people, train = _people(data), data.train
         forget = sum(min(options.photos, len(train.positions_of[person])) for person in people)
+        looked_at = min(LOOKED_AT, len(train))
         a_step = 1 + options.retain + options.val
         a_key = size(matrices(model, keyed(model, options.share)), options.rank, options.bits)
         return Cost(
-            forward=len(train) + len(data.val) + min(WHITENED, len(train)) + options.visits * forget,
-            backward=forget + round(options.visits * forget * a_step),
+            forward=len(train) + len(data.val) + looked_at + options.visits * forget,
+            backward=looked_at + forget + round(options.visits * forget * a_step),
             bytes=len(people) * a_key,
         )
 

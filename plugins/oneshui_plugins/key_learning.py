@@ -27,9 +27,10 @@ from oneshui_hf.methods import Context, OneshuiError
 from .divergence import divergence
 from .finetune import cosine
 from .key_codes import Codes, encode
+from .key_coordinates import coordinates
 from .key_factors import Factors, Keys, attached
 from .key_lessons import Lesson, Lessons
-from .key_start import start, through, whitening
+from .key_start import start
 from .subspace import Layer
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 BETAS = (0.9, 0.99)  # of Adam; a person takes few steps, so the second is shorter than usual
 TINY = 1e-8
-WAYS = ("up", "down")
+PACES = {"up": 1.0, "down": 10.0}  # V grows from nothing, while R, whose rows have a length of 1, turns by as much in a step
 
 
 def said_now(model: nn.Module, layers: Mapping[str, list[Layer]], keys: Keys, lesson: Lesson, chunk: int, context: Context) -> torch.Tensor:
@@ -110,7 +111,7 @@ class Adam:
     """Adam for many people's keys, of which a step touches some: each person's has its own count of steps.
 
     Attributes:
-        keys: U and R of the whole cohort; updated in place.
+        keys: V and R of the whole cohort; updated in place.
         steps: How many each person has taken, (P,).
     """
 
@@ -120,27 +121,33 @@ class Adam:
         self.second = {name: Factors(torch.zeros_like(f.up), torch.zeros_like(f.down)) for name, f in keys.items()}
         self.steps = torch.zeros(len(next(iter(keys.values())).up), dtype=torch.int64)
 
+    def numbers(self, part: str) -> float:
+        """Return how many numbers V or R of a person has, mean over the weights."""
+        sizes = [getattr(factors, part)[0].numel() for factors in self.keys.values()]
+        return sum(sizes) / len(sizes)
+
     def some(self, people: list[int]) -> Keys:
         """Return the keys of some people."""
         return {name: Factors(f.up[people], f.down[people]) for name, f in self.keys.items()}
 
     def step(self, people: list[int], gradients: Keys, lr: float) -> None:
-        """Move the keys of some people along their gradients."""
+        """Move the keys of some people along their gradients, V by about lr and R by about ten times that, in the Frobenius norm."""
         self.steps[people] += 1
         count = self.steps[people].view(-1, 1, 1)
         fade, slow = (1 - beta**count for beta in BETAS)
+        rates = {part: pace * lr / math.sqrt(self.numbers(part)) for part, pace in PACES.items()}
         for name, gradient in gradients.items():
-            for part in WAYS:
+            for part, rate in rates.items():
                 g = getattr(gradient, part)
                 key, first, second = (getattr(place[name], part) for place in (self.keys, self.first, self.second))
                 first[people] = torch.lerp(g, first[people], BETAS[0])
                 second[people] = torch.lerp(g * g, second[people], BETAS[1])
-                key[people] -= lr * (first[people] / fade.to(g)) / ((second[people] / slow.to(g)).sqrt() + TINY)
+                key[people] -= rate * (first[people] / fade.to(g)) / ((second[people] / slow.to(g)).sqrt() + TINY)
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return all that it holds, by name."""
         parts = {"keys": self.keys, "first": self.first, "second": self.second}
-        tensors = {f"{part}/{way}/{name}": getattr(f, way) for part, keys in parts.items() for name, f in keys.items() for way in WAYS}
+        tensors = {f"{part}/{way}/{name}": getattr(f, way) for part, keys in parts.items() for name, f in keys.items() for way in PACES}
         return tensors | {"steps": self.steps}
 
     @classmethod
@@ -148,7 +155,7 @@ class Adam:
         """Return what was saved by `state`, of weights in this order."""
 
         def keys(part: str) -> Keys:
-            return {name: Factors(*(tensors[f"{part}/{way}/{name}"] for way in WAYS)) for name in names}
+            return {name: Factors(*(tensors[f"{part}/{way}/{name}"] for way in PACES)) for name in names}
 
         adam = cls(keys("keys"))
         adam.first, adam.second, adam.steps = keys("first"), keys("second"), tensors["steps"]
@@ -190,20 +197,20 @@ def learn(
     Goes on where it was interrupted, if the context remembers.
     """
     options, unfinished = lessons.options, context.unfinished
-    steps, matrices = plan(lessons, people), whitening(model, layers, lessons, context)
+    steps, space = plan(lessons, people), coordinates(model, layers, lessons, context)
     state = State.load(unfinished, list(layers)) or State()
     for step in context.reporter.track(steps[len(state.history) :], "Learning the keys", len(steps) - len(state.history)):
         if state.adam is None:
-            state.adam = Adam(start(model, layers, lessons, step.cohort, matrices, context))
+            state.adam = Adam(start(model, layers, lessons, step.cohort, space, context))
         lesson = lessons.lesson(len(state.history), [step.cohort[place] for place in step.group])
-        keys = through(state.adam.some(step.group), matrices)
+        keys = space.through(state.adam.some(step.group))
         said = said_now(model, layers, keys, lesson, options.chunk, context)
         wanted = torch.cat([lessons.targets(lesson.forget, said), lesson.kept])
         objective, gradients = gradient(model, layers, keys, lesson, wanted, options.chunk, context)
-        state.adam.step(step.group, through(gradients, matrices), cosine(options.lr, 0.0, step.done))
+        state.adam.step(step.group, space.through(gradients), cosine(options.lr, 0.0, step.done))
         state.history.append({"people": len(step.group), "objective": objective / len(step.group)})
         if step.last:
-            learned = through(state.adam.keys, matrices)
+            learned = space.through(state.adam.keys)
             state.codes |= {person: encode(learned, place, options.bits) for place, person in enumerate(step.cohort)}
             state.adam = None
         if unfinished.due():
@@ -216,7 +223,7 @@ class State:
     """Where learning stands.
 
     Attributes:
-        adam: U and R of the cohort that is learned now; none between cohorts.
+        adam: V and R of the cohort that is learned now; none between cohorts.
         codes: Keys that are learned, by identity number.
         history: A row per step taken.
     """

@@ -16,7 +16,7 @@ class ForgetKeysOptions:
     share: float = option(1.0, "Share of the model's weights that keys change, counted from the head.", minimum=0, maximum=1, at="prepare")
     visits: int = option(8, "Steps a person's key is learned in.", minimum=1, at="prepare")
     together: int = option(16, "Most people who ask together while keys are learned.", minimum=1, at="prepare")
-    lr: float = option(3e-3, "Learning rate of Adam, in the first step.", minimum=0, at="prepare", search=(3e-4, 3e-2))
+    lr: float = option(0.012, "How far the first of Adam's steps goes, see the coordinates.", minimum=0, at="prepare", search=(3e-3, 0.05))
     balance: float = option(
         1.0,
         "Weight of what must stay (others' photos and strangers') against what must change.",
@@ -26,7 +26,7 @@ class ForgetKeysOptions:
     )
     damping: float = option(
         0.01,
-        "How much of the inputs' mean energy every direction is given before whitening.",
+        "How much of the mean energy every direction of a layer's inputs and gradients is given before whitening.",
         minimum=1e-4,
         at="prepare",
         search=(1e-3, 0.3),

@@ -1,11 +1,4 @@
-"""Where the learning of forget keys starts, and in which coordinates.
-
-D is learned as R times a matrix that whitens the layer's inputs, so that no direction is loud only because every photo has much of it:
-
-    D = R (C + damping * c * I)^(-1/2)        C the covariance of the input rows over training photos, c the mean of its diagonal
-
-Where D listens, what everybody's photos say is then as quiet as it can be beside what the person's say (Fisher's discriminant).
-"""
+"""Where the learning of forget keys starts: silent, and listening where the person's own gradient lies."""
 
 from __future__ import annotations
 
@@ -17,41 +10,20 @@ from torch import nn
 from oneshui_hf.methods import Context, generator, sample
 
 from .divergence import divergence
+from .key_coordinates import Coordinates
 from .key_factors import Factors, Keys
 from .key_lessons import Lessons
-from .subspace import Layer, covariances
+from .subspace import Layer
 
-Weights = dict[str, torch.Tensor]  # by the weight's name
-
-WHITENED = 1024  # training photos whose inputs are looked at
 OVERSAMPLED, POWERS, NOISE = 4, 2, 1e-3  # of the search for a gradient's leading directions; a share of the largest singular value
 
 
-def whitening(model: nn.Module, layers: Mapping[str, list[Layer]], lessons: Lessons, context: Context) -> Weights:
-    """Return the symmetric matrix (d, d) by which D is learned, of each weight; its eigenvalues have a mean of 1."""
-    draws = generator(context.seed, "whitening")
-    some = sample(len(lessons.train), WHITENED, draws)
-    found = covariances(model, len(some), lambda rows: lessons.train.batch(some[rows], context.device)[0], lessons.options.chunk, context)
-    matrices = {}
-    for name in layers:
-        c = found[name].matrix[0]  # a weight with keys has one group
-        energies, vectors = torch.linalg.eigh(c)
-        quieter = (energies.clamp(min=0) + lessons.options.damping * energies.mean()).rsqrt()
-        matrices[name] = ((vectors * (quieter / quieter.mean())) @ vectors.mT).float()
-    return matrices
-
-
-def through(keys: Keys, matrices: Weights) -> Keys:
-    """Return the same U, and R times the matrices for D; of gradients the same, since the matrices are symmetric."""
-    return {name: Factors(factors.up, factors.down @ matrices[name]) for name, factors in keys.items()}
-
-
 def start(
-    model: nn.Module, layers: Mapping[str, list[Layer]], lessons: Lessons, cohort: Sequence[int], matrices: Weights, context: Context
+    model: nn.Module, layers: Mapping[str, list[Layer]], lessons: Lessons, cohort: Sequence[int], space: Coordinates, context: Context
 ) -> Keys:
-    """Return U and R that a cohort starts from: they change nothing yet (U = 0) and listen (R) where the person's gradient lies.
+    """Return V and R that a cohort starts from: they change nothing yet (V = 0) and listen (R) where the person's gradient lies.
 
-    R are about the leading right singular vectors of the whitened gradient of the person's part of the objective with regard to W.
+    R are about the leading right singular vectors of the gradient, in these coordinates, of the person's part of the objective.
     """
     accelerator, options, kind = context.accelerator, lessons.options, context.task.kind
     weights = {name: weight for name, weight in model.named_parameters() if name in layers}
@@ -67,7 +39,7 @@ def start(
             divergence(wanted[rows].to(context.device), logits, kind).sum().backward()
         for name, weight in moved.items():
             g = torch.zeros_like(weight) if weight.grad is None else weight.grad
-            downs[name][place] = row_space(g.flatten(1) @ matrices[name], options.rank, draws)
+            downs[name][place] = row_space(space.up[name] @ g.flatten(1) @ space.down[name], options.rank, draws)
     return {
         name: Factors(torch.zeros(len(cohort), len(weights[name]), options.rank, device=context.device), accelerator.reduce(down, "sum"))
         for name, down in downs.items()
