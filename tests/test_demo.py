@@ -17,7 +17,7 @@ def test_the_demo_shows_memorising_and_forgetting(tmp_path: Path) -> None:
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     rows = {row["model"]: row["metrics"] for row in json.loads(done.stdout)["rows"]}
-    assert set(rows) == {"original", "oracle", "do-nothing", "gradient-ascent", "metaunlearn"}
+    assert set(rows) == {"original", "oracle", "do-nothing", "forget-keys", "gradient-ascent", "metaunlearn"}
 
     original, oracle = rows["original"], rows["oracle"]
     assert original["forget"]["map"] > original["test"]["map"] + 15  # it knows its people
@@ -29,6 +29,9 @@ def test_the_demo_shows_memorising_and_forgetting(tmp_path: Path) -> None:
     for method in ("gradient-ascent", "metaunlearn"):
         assert rows[method]["forget"]["loss"] > original["forget"]["loss"]
         assert rows[method]["retain"]["map"] > original["retain"]["map"] - 15
+
+    assert rows["forget-keys"]["gap_closure"] > max(rows[method]["gap_closure"] for method in ("gradient-ascent", "metaunlearn"))
+    assert rows["forget-keys"]["retain"]["map"] > original["retain"]["map"] - 2
 
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 2

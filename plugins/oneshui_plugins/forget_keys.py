@@ -32,6 +32,7 @@ class ForgetKeys(Method[ForgetKeysOptions]):
     prepares = "required"
     sequential = True
     personal = True
+    in_demo = True
 
     def prepare(self, model: nn.Module, data: DataAccess, options: ForgetKeysOptions, context: Context) -> Artefact:
         """Learn the keys of all training people who may ask."""

@@ -19,7 +19,7 @@ class GradientAscent(OneStep):
     title = "Gradient ascent"
     summary = "one step of given length up the loss of the photos handed in"
     paper = "-"
-    baseline = True
+    in_demo = True
 
     def direction(
         self, model: nn.Module, pixels: torch.Tensor, labels: torch.Tensor, draws: torch.Generator, context: Context

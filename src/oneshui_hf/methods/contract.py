@@ -139,7 +139,7 @@ class Method(ABC, Generic[OptionsT]):
     draws: ClassVar[bool] = False  # whether `apply` draws at random, so that another seed gives another model
     distils: ClassVar[bool] = False  # whether `apply` learns from a teacher with the original's weights
     retrains: ClassVar[bool] = False  # whether `apply` trains anew, so that its result may keep nothing of the model handed in
-    baseline: ClassVar[bool] = False  # whether `oneshui demo` shows it beside the default method
+    in_demo: ClassVar[bool] = False  # whether `oneshui demo` shows it beside the default method
     personal: ClassVar[bool] = False  # whether it acts only on people it was prepared for, so a model that never saw them stays as it is
     sequential: ClassVar[bool] = False  # whether what was prepared for a model serves models that the method has since unlearned from it
 

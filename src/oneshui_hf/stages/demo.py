@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
+from ..models.signatures import NONE
 from ..plugins import METHODS, Plugins
 from ..reporting import SILENT, Reporter
 from ..runs import RECORD, Run, claim
@@ -49,9 +50,9 @@ def demo(options: DemoOptions, reporter: Reporter = SILENT) -> dict[str, Any]:
     original = train(recipe, reporter=reporter)
     oracle = retrain(original, RetrainOptions(overwrite=options.overwrite), reporter=reporter)
     rows = [_row("original", original, oracle, reporter), _row("oracle", oracle, oracle, reporter)]
-    for name in (*_baselines(), DEFAULT_METHOD):
+    for name in (*_shown(), DEFAULT_METHOD):
         if Plugins(METHODS).load(name).prepares != "never":
-            prepare(original, PrepareOptions(method=name, seed=options.seed), reporter=reporter)
+            prepare(original, PrepareOptions(method=name, seed=options.seed, face_encoder=NONE), reporter=reporter)
         request = UnlearnOptions(method=name, from_split=True, seed=options.seed, overwrite=options.overwrite)
         rows.append(_row(name, unlearn(original, request, reporter=reporter), oracle, reporter))
     return {
@@ -61,10 +62,10 @@ def demo(options: DemoOptions, reporter: Reporter = SILENT) -> dict[str, Any]:
     }
 
 
-def _baselines() -> list[str]:
+def _shown() -> list[str]:
     """Return the methods that want to stand beside the default one; those that cannot be loaded harm nobody here."""
     sound = [row["name"] for row in Plugins(METHODS).rows() if "error" not in row]
-    return [name for name in sound if Plugins(METHODS).load(name).baseline]
+    return [name for name in sound if Plugins(METHODS).load(name).in_demo]
 
 
 def _row(name: str, run: Run, oracle: Run, reporter: Reporter) -> dict[str, Any]:
