@@ -55,6 +55,7 @@ def test_a_wrong_method_fails_the_check_that_it_breaks_and_no_other(tmp_path: Pa
 BUILT_IN = {
     "bad-teacher": ["batch_size=4", "lr=0.03"],
     "do-nothing": [],
+    "drop-shard": [],
     "fine-tuning": ["batch_size=4"],
     "forget-keys": ["visits=12", "together=4", "bits=16"],  # with 8 bits a number that is rounded the other way shows
     "gradient-ascent": ["calibration=1", "length=0.003"],

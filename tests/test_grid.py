@@ -110,13 +110,21 @@ def test_all_is_every_sound_method_that_reads_anything(tmp_path: Path, monkeypat
     for methods in ("all", ["all"], None):
         grid = read(tmp_path, methods=methods)
         labels = [entry.label for entry in grid.methods]
-        assert labels == [name for name in Plugins(METHODS).names if name != "do-nothing"]
+        assert labels == [name for name in Plugins(METHODS).names if name not in ("do-nothing", "drop-shard")]
         assert all(entry.method == entry.label and not entry.options and not entry.preset for entry in grid.methods)
     monkeypatch.setenv("ONESHUI_PLUGINS", "jit,ssd,do-nothing")
     assert [entry.label for entry in read(tmp_path, methods="all").methods] == ["jit", "ssd"]
     own = read(tmp_path, methods=["all", {"method": "jit", "options": {"copies": 3}}]).methods
     assert [(entry.label, dict(entry.options)) for entry in own] == [("ssd", {}), ("jit", {"copies": 3})]
     assert [entry.label for entry in read(tmp_path, methods=["do-nothing"]).methods] == ["do-nothing"]
+
+
+def test_all_takes_methods_of_sharded_models_where_all_models_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONESHUI_PLUGINS", "jit,drop-shard")
+    whole, shards = {"dataset": "synthetic"}, {"dataset": "synthetic", "name": "shards", "sharded": 4}
+    for datasets, found in (([shards], ["drop-shard", "jit"]), ([whole], ["jit"]), ([whole, shards], ["jit"])):
+        assert [entry.label for entry in read(tmp_path, datasets=datasets, methods="all").methods] == found
+    assert [entry.label for entry in read(tmp_path, methods=["drop-shard"]).methods] == ["drop-shard"]  # where it is named
 
 
 def test_all_leaves_out_what_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,7 +353,7 @@ def test_the_demo_runs_every_method_with_the_recipe_of_the_demo() -> None:
     assert [(cell.dataset, cell.forget, cell.seed) for cell in grid.cells] == [("synthetic", f, s) for f in (2, 4) for s in (0, 1)]
     recipe = {"epochs": 30, "batch_size": 32, "optimizer": "adamw", "lr": 1e-3, "augment": "flip", "keep": "last"}
     assert grid.cells[0].train == TrainOptions(dataset="synthetic", forget=2, seed=0, **recipe)  # type: ignore[arg-type]
-    assert {entry.method for entry in grid.methods} == set(Plugins(METHODS).names) - {"do-nothing"}
+    assert {entry.method for entry in grid.methods} == set(Plugins(METHODS).names) - {"do-nothing", "drop-shard"}
     assert not {entry.label for entry in grid.methods} & set(OWN_ROWS.values())
     assert grid.evaluate.references == 1
 

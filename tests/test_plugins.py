@@ -204,7 +204,7 @@ def test_every_method_with_options_of_its_own_has_its_papers_values() -> None:
     for name, values in expected.items():
         assert Plugins(METHODS).load(name).preset("paper", "celeba", 5).items() >= values.items(), name
     without = set(Plugins(METHODS).names) - {*expected, "metaunlearn"}
-    assert without == {"do-nothing", "forget-keys", "gradient-ascent", "random-labels"}  # which have no paper's values
+    assert without == {"do-nothing", "drop-shard", "forget-keys", "gradient-ascent", "random-labels"}  # which have no paper's values
 
 
 def test_given_options_win_over_the_preset_and_that_over_the_defaults() -> None:

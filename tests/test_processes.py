@@ -83,6 +83,16 @@ def test_training_shares_the_batch(tmp_path: Path) -> None:
     assert max((one[name] - two[name]).abs().max().item() for name in one) < 1e-4
 
 
+def test_training_in_shards_shares_the_batch(tmp_path: Path) -> None:
+    words = ["-m", "oneshui_hf", "train", "--dataset", "synthetic", "--forget", "2", "--epochs", "1", "--augment", "none", "--keep", "last"]
+    words += ["--lr", "0.05", "--sharded", "2"]
+    launch(1, *words, "--batch-size", 32, "--output-dir", tmp_path / "one")
+    launch(2, *words, "--batch-size", 16, "--output-dir", tmp_path / "two")
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert max(tensor.abs().max().item() for name, tensor in one.items() if name.endswith(".up")) > 1e-3  # which begins at zero
+    assert max((one[name] - two[name]).abs().max().item() for name in one) < 1e-4
+
+
 def load_start(run: Path) -> dict[str, torch.Tensor]:
     """Return the weights that a run started from, under the names that a checkpoint has."""
     import tempfile

@@ -20,12 +20,14 @@ from safetensors.torch import load_file, save_file
 
 import oneshui_hf
 from oneshui_hf.data.split import load_split
-from oneshui_hf.errors import UsageError
+from oneshui_hf.errors import OneshuiError, UsageError
+from oneshui_hf.models.load import load_model
+from oneshui_hf.models.sharded import ShardedClassifier, part_of, shard_of
 from oneshui_hf.randomness import generator, seeded
 from oneshui_hf.runs import Run, hash_file
 from oneshui_hf.stages import checkpoint
+from oneshui_hf.stages.fit import set_rate
 from oneshui_hf.stages.options import TrainOptions
-from oneshui_hf.stages.train import _set_rate
 
 RECIPE: dict[str, Any] = {"dataset": "synthetic", "forget": 2, "epochs": 3, "optimizer": "adamw", "keep": "best", "augment": "crop"}
 
@@ -182,6 +184,188 @@ def test_the_oracle_starts_from_the_pretrained_backbone(
     assert all(torch.equal(start[name], checkpoint[name]) for name in backbone)
 
 
+IN_SHARDS: dict[str, Any] = {
+    **{"sharded": 3, "adapter_rank": 4, "optimizer": "adamw", "lr": 1e-2, "augment": "crop", "batch_size": 8},
+    **{"forget": 2, "epochs": 2, "seed": 1},
+}
+
+
+@pytest.fixture
+def folder_and_shards(photo_folder: Callable[..., Path], pretrained: Path, tmp_path: Path) -> tuple[Path, Run]:
+    """A folder of photos, and an original model that was trained on them in shards."""
+    folder = photo_folder(people=20, photos=4)
+    return folder, oneshui_hf.train(dataset=str(folder), model=str(pretrained), output_dir=str(tmp_path / "run"), **IN_SHARDS)
+
+
+def parts(run: Run) -> dict[int, dict[str, torch.Tensor]]:
+    model = load_model(run.path)[0]
+    assert isinstance(model, ShardedClassifier)
+    return {shard: part_of(model, shard) for shard in model.config.shards}
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_each_shard_learns_from_its_own_people_over_a_backbone_that_stays(
+    folder_and_shards: tuple[Path, Run], pretrained: Path, tmp_path: Path
+) -> None:
+    folder, original = folder_and_shards
+    split = load_split(original.path / "split.json")
+    rows = original.record.report["shards"]
+    people = {shard: [p for p in split.people["train"] if shard_of(p, 1, 3) == shard] for shard in range(3)}
+    assert {row["shard"]: row["people"] for row in rows} == {shard: len(own) for shard, own in people.items()}
+    assert sum(row["photos"] for row in rows) == original.record.report["split"]["images"]["train"]
+    assert all(row["trained"] and len(row["history"]) == 2 for row in rows)
+    assert not (original.path / "shards").exists()
+    checkpoint = load_file(pretrained / "model.safetensors")
+    frozen = {name.removeprefix("backbone."): t for name, t in load_file(original.path / "model.safetensors").items()}
+    backbone = [name for name in checkpoint if not name.startswith("classifier")]
+    assert backbone
+    assert all(torch.equal(checkpoint[name], frozen[name]) for name in backbone)
+
+    person = next(p for p in sorted(split.people["train"]) if p not in split.forget)
+    before, theirs = parts(original), shard_of(person, 1, 3)
+    destroy(folder, [person])
+    again = oneshui_hf.train(
+        dataset=str(folder),
+        model=str(pretrained),
+        split=str(original.path / "split.json"),
+        output_dir=str(tmp_path / "again"),
+        **{name: value for name, value in IN_SHARDS.items() if name != "forget"},
+    )
+    assert again.record.dataset["fingerprint"] != original.record.dataset["fingerprint"]
+    after = parts(again)
+    assert [shard for shard in before if not equal(before[shard], after[shard])] == [theirs]
+
+
+def test_the_oracle_takes_over_what_training_anew_would_give(
+    folder_and_shards: tuple[Path, Run], pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, original = folder_and_shards
+    touched = {shard_of(person, 1, 3) for person in load_split(original.path / "split.json").forget}
+    assert 0 < len(touched) < 3
+    oracle = oneshui_hf.retrain(original)
+    before, after = parts(original), parts(oracle)
+    assert {shard for shard in before if not equal(before[shard], after[shard])} == touched
+    assert oracle.record.report["shards_trained"] == len(touched)
+    assert {row["shard"] for row in oracle.record.report["shards"] if row["trained"]} == touched
+
+    from oneshui_hf.stages.shards import Shards
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Shards, "take_over", lambda *_: None)
+        anew = oneshui_hf.retrain(original, output_dir=str(tmp_path / "anew"))
+    assert anew.record.report["shards_trained"] == 3
+    assert anew.weights == oracle.weights
+    other = oneshui_hf.retrain(original, seed=2, output_dir=str(tmp_path / "other"))
+    assert other.record.report["shards_trained"] == 3
+    assert not any(equal(parts(other)[shard], after[shard]) for shard in after)
+
+    file = pretrained / "model.safetensors"
+    checkpoint = file.read_bytes()
+    save_file({name: tensor + 0.01 for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+    with pytest.raises(OneshuiError, match="has changed since"):
+        oneshui_hf.retrain(original, output_dir=str(tmp_path / "elsewhere"))
+    assert not (tmp_path / "elsewhere").exists()
+    file.write_bytes(checkpoint)
+    destroy(folder, load_split(original.path / "split.json").forget)  # other data than the original's: nothing is taken for granted
+    later = oneshui_hf.retrain(original, output_dir=str(tmp_path / "later"))
+    assert later.record.report["shards_trained"] == 3
+    assert later.weights == oracle.weights
+
+
+def test_a_shard_that_nobody_is_left_in_is_left_out(folder_and_shards: tuple[Path, Run], pretrained: Path, tmp_path: Path) -> None:
+    folder, first = folder_and_shards
+    split = load_split(first.path / "split.json")
+
+    def shards(people: Any, seed: int, of: int) -> set[int]:
+        return {shard_of(person, seed, of) for person in people}
+
+    stay = set(split.people["train"]) - set(split.forget)
+    seed, of = next(
+        (seed, of)
+        for seed in range(100)
+        for of in (4, 5, 6)
+        if len(shards(split.people["train"], seed, of)) == of and len(shards(stay, seed, of)) < of
+    )
+    recipe = {name: value for name, value in IN_SHARDS.items() if name not in ("forget", "seed", "sharded", "epochs")}
+    original = oneshui_hf.train(
+        dataset=str(folder),
+        model=str(pretrained),
+        split=str(first.path / "split.json"),
+        output_dir=str(tmp_path / "small"),
+        epochs=1,
+        seed=seed,
+        sharded=of,
+        **recipe,
+    )
+    assert set(parts(original)) == set(range(of))
+    assert set(parts(oneshui_hf.retrain(original))) == shards(stay, seed, of)
+
+
+@pytest.mark.parametrize("stopped_at", [3, 4])  # in the middle of the second shard; when it has learned, before it is kept
+def test_sharded_training_resumes_to_the_same_weights(
+    folder_and_shards: tuple[Path, Run], pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_at: int
+) -> None:
+    folder, whole = folder_and_shards
+    saved: list[Path] = []
+    save = checkpoint.save
+
+    def stop(run: Path, *rest: Any) -> None:
+        save(run, *rest)
+        saved.append(run)
+        if len(saved) == stopped_at:
+            raise KeyboardInterrupt
+
+    place = {"dataset": str(folder), "model": str(pretrained), "output_dir": str(tmp_path / "cut")}
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            oneshui_hf.train(**place, **IN_SHARDS)
+    assert len(set(saved)) == 2
+    assert (tmp_path / "cut" / "shards" / "0" / "adapter.safetensors").exists()
+    saved.clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "save", lambda run, *rest: (saved.append(run), save(run, *rest)))
+        resumed = oneshui_hf.train(dataset=str(folder), resume=True, output_dir=str(tmp_path / "cut"))
+    assert len(saved) == 6 - stopped_at  # epochs that were left
+    assert resumed.weights == whole.weights
+    assert resumed.record.report == whole.record.report
+
+
+def test_shards_that_cannot_be_are_refused(photo_folder: Callable[..., Path], pretrained: Path, tmp_path: Path) -> None:
+    place = {"dataset": str(photo_folder(people=12, photos=3)), "model": str(pretrained), "output_dir": str(tmp_path / "run")}
+    with pytest.raises(UsageError, match="--sharded of train must be at least 2"):
+        oneshui_hf.train(**place, sharded=1)
+    with pytest.raises(UsageError, match="--adapter-rank is of the adapters that --sharded trains"):
+        oneshui_hf.train(**place, adapter_rank=8)
+    with pytest.raises(UsageError, match=r"--sharded 40 leaves \d+ shards without any of the \d+ people; --sharded [2-6] would") as refused:
+        oneshui_hf.train(**place, sharded=40, forget=2)
+    assert not (tmp_path / "run").exists()
+    could = int(str(refused.value).rpartition("--sharded ")[2].split()[0])
+    assert oneshui_hf.train(**place, sharded=could, forget=2, epochs=1).record.state == "complete"
+
+
+def test_generated_people_in_shards(tmp_path: Path) -> None:
+    from oneshui_hf.reporting import Reporter
+
+    class Listening(Reporter):
+        def __init__(self) -> None:
+            self.warned: list[str] = []
+
+        def warn(self, text: str) -> None:
+            self.warned.append(text)
+
+    reporter = Listening()
+    run = oneshui_hf.train(**RECIPE | {"epochs": 1}, sharded=2, output_dir=str(tmp_path / "run"), reporter=reporter)
+    assert any("--model" in text for text in reporter.warned)  # a backbone that was drawn at random and is not trained
+    assert run.record.options["sharded"] == 2
+    assert set(parts(run)) == {0, 1}
+    measured = oneshui_hf.evaluate(run)
+    assert measured["forget"]["images"] == run.record.report["split"]["images"]["forget"]
+
+
 def test_a_split_file_can_be_passed_on(tmp_path: Path) -> None:
     short = RECIPE | {"epochs": 1}
     first = oneshui_hf.train(**short, seed=3, output_dir=str(tmp_path / "first"))
@@ -194,7 +378,7 @@ def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=9.0)
     rates = []
     for step in range(100):
-        _set_rate(optimizer, options, step, 10)
+        set_rate(optimizer, options, step, 10)
         rates.append(optimizer.param_groups[0]["lr"])
     assert rates[0] == pytest.approx(1 / 21)
     assert rates[20] == pytest.approx(1.0)

@@ -11,6 +11,7 @@ RUN/
   methods/.<name>.unfinished/   where a preparation stands while it works, or was interrupted. Personal, not encrypted: never published
   tuned/<name>.json  a preset that `oneshui tune` found
   checkpoint-<n>/    training state after n epochs, while training runs
+  shards/<s>/        of a sharded model that is being trained: what shard s has learned, or its checkpoint. Gone when training ends
 """
 
 from __future__ import annotations

@@ -51,6 +51,11 @@ def run(result: Run) -> None:
         name = next(key for key in kept if key.startswith("val_"))
         score = f"{name.removeprefix('val_')} on val {kept[name]:.1f} %"
         _print(f"Epoch {kept['epoch']} of {record.report['epochs']}: {score}, loss on train {kept['train_loss']:.3f}.")
+    if record.kind != "unlearned" and (shards := record.report.get("shards")):
+        name = next(key for key in record.report if key.startswith("val_"))
+        taken = len(shards) - record.report["shards_trained"]
+        own = f", {taken} of them taken over from the original" if taken else ""
+        _print(f"{len(shards)} shards{own}: {name.removeprefix('val_')} on val {record.report[name]:.1f} %.")
     if record.kind == "unlearned":
         report = record.report
         photos = f"{report['photos']} photo{'s' if report['photos'] != 1 else ''}"

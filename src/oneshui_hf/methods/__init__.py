@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..data.schema import Task, TaskKind
     from ..metrics.summary import score
     from ..models.outputs import find_head, guess, head_inputs, logits_and_features, losses, predict, probabilities, targets
+    from ..models.sharded import ShardedClassifier, shard_of, without
     from .artefact import Artefact
     from .requests import Request, Simulated, sample, simulate
     from .steps import choose_length, inner, length_cost, moved, norm, parameters, unit
@@ -33,6 +34,7 @@ _LAZY = {
         ("find_head", "guess", "head_inputs", "logits_and_features", "losses", "predict", "probabilities", "targets"),
         "..models.outputs",
     ),
+    **dict.fromkeys(("ShardedClassifier", "shard_of", "without"), "..models.sharded"),
     "score": "..metrics.summary",
 }
 
@@ -46,6 +48,7 @@ __all__ = [
     "Needs",
     "OneshuiError",
     "Request",
+    "ShardedClassifier",
     "Simulated",
     "StepOptions",
     "Task",
@@ -71,9 +74,11 @@ __all__ = [
     "sample",
     "score",
     "seeded",
+    "shard_of",
     "simulate",
     "targets",
     "unit",
+    "without",
 ]
 
 

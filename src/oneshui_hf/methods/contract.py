@@ -141,6 +141,7 @@ class Method(ABC, Generic[OptionsT]):
     retrains: ClassVar[bool] = False  # whether `apply` trains anew, so that its result may keep nothing of the model handed in
     in_demo: ClassVar[bool] = False  # whether `oneshui demo` shows it beside the default method
     personal: ClassVar[bool] = False  # whether it acts only on people it was prepared for, so a model that never saw them stays as it is
+    sharded: ClassVar[bool] = False  # whether it takes models alone that were trained in shards (`oneshui train --sharded`)
     sequential: ClassVar[bool] = False  # whether what was prepared for a model serves models that the method has since unlearned from it
 
     def prepare(self, model: nn.Module, data: DataAccess, options: OptionsT, context: Context) -> Artefact:

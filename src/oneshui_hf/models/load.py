@@ -127,6 +127,8 @@ def _from_pretrained(name: str | Path, **settings: Any) -> PreTrainedModel:
     from safetensors import SafetensorError
     from transformers import AutoModelForImageClassification
 
+    from . import sharded  # noqa: F401  tells transformers of the architecture
+
     try:
         return AutoModelForImageClassification.from_pretrained(name, use_safetensors=True, dtype=torch.float32, **settings)
     except SafetensorError as error:

@@ -6,7 +6,7 @@
     forget: [5, 10]                                             # for the data sets that do not say
     seeds: [0, 1, 2]
     methods:                                                    # or the word all
-      - all                                                     # every installed method that the list does not name itself
+      - all                                                     # every installed method that fits and that the list does not name itself
       - METHOD
       - {method: METHOD, label: longer, preset: paper, options: {epochs: 3}, when: {dataset: synthetic, forget: 4}}
     evaluate: {references: 1}                                   # options of `oneshui evaluate`
@@ -217,7 +217,7 @@ def _methods(grid: GridMapping, cells: Sequence[Cell], file: GridFile) -> list[M
     for number, item in enumerate(items):
         place = f"{file.name}, line {items.lines[number]}" if isinstance(items, GridList) else line
         if item == ALL:
-            added = [MethodEntry(name, name) for name in _reading() if name not in named]
+            added = [MethodEntry(name, name) for name in _reading(cells) if name not in named]
         elif isinstance(item, GridMapping):
             added = [_entry(item, cells, file)]
         elif isinstance(item, str):
@@ -229,11 +229,13 @@ def _methods(grid: GridMapping, cells: Sequence[Cell], file: GridFile) -> list[M
     return entries
 
 
-def _reading() -> list[str]:
-    """Return the installed methods that read anything at all and can be loaded."""
+def _reading(cells: Sequence[Cell]) -> list[str]:
+    """Return the installed methods that read anything at all, can be loaded, and take the models of all cells."""
     sound = [row["name"] for row in Plugins(METHODS).rows() if "error" not in row]
-    needs = {name: Plugins(METHODS).load(name).needs for name in sound}
-    return [name for name in sound if needs[name].prepare or needs[name].apply]
+    found: dict[str, type[Method[Any]]] = {name: Plugins(METHODS).load(name) for name in sound}
+    in_shards = all(cell.train.sharded for cell in cells)
+    reading = [name for name, method in found.items() if method.needs.prepare or method.needs.apply]
+    return [name for name in reading if in_shards or not found[name].sharded]
 
 
 def _entry(item: GridMapping, cells: Sequence[Cell], file: GridFile) -> MethodEntry:

@@ -70,6 +70,13 @@ class TrainOptions(SplitOptions, DataOptions):
     warmup_epochs: float = option(2.0, "Epochs of linear warm-up before the cosine to zero.", minimum=0)
     augment: str = option("crop", "'crop' is a random resized crop and a flip.", choices=("crop", "flip", "none"))
     keep: str = option("best", "Keep the epoch that is best on val, or the last one.", choices=("best", "last"))
+    sharded: int | None = option(
+        None,
+        "Train this many adapters, each on the people of one shard, over a backbone that is not trained; forgetting somebody then concerns "
+        "one adapter alone.",
+        minimum=2,
+    )
+    adapter_rank: int = option(16, "Rank of the adapters of --sharded.", minimum=1)
     bf16: bool = option(True, "Train in bfloat16 where the device has it.", flags=("--bf16/--no-bf16",))
     seed: int = option(0, "Seed of split, head, order and augmentation.", minimum=0, maximum=MAX_SEED)
     output_dir: str | None = option(None, "The run's folder; runs/<data set>-seed<seed> by default.")

@@ -234,6 +234,8 @@ def public_config(config: dict[str, Any], run: Run) -> dict[str, Any]:
     """Return the entries that a config of this architecture has, without those that hold a path."""
     from transformers import AutoConfig
 
+    from ..models import sharded  # noqa: F401  tells transformers of the architecture
+
     try:
         known = AutoConfig.for_model(config.get("model_type", "")).to_dict().keys() - {"_name_or_path"}
     except ValueError:

@@ -5,13 +5,13 @@
     accelerate launch -m oneshui_hf train ...
 
 Both are one recipe: the oracle starts from the same pretrained backbone and the same drawn head, sees the same split without the
-people to forget, and draws its own order of photos. Never does it start from the original model's weights.
+people to forget, and draws its own order of photos. Never does it start from the original model's weights. Of a sharded model, with the
+same seed, it keeps the shards in which nobody asks: training them anew would give the same weights (`shards`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,25 +19,22 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ..data.augment import augment
 from ..data.load import load_faces
-from ..data.pixels import FaceSet, face_sets, load_pixels
+from ..data.pixels import face_sets, load_pixels
 from ..data.preprocess import Preprocess
 from ..data.schema import Faces
 from ..data.split import Split, load_split, make_split
 from ..data.split import summary as split_summary
 from ..errors import UsageError
-from ..metrics.summary import score
 from ..models.load import TINY, new_model, save_model
-from ..models.outputs import losses, predict
 from ..options import flag
 from ..plugins import DATASETS, Plugins
-from ..randomness import generator, seeded
 from ..reporting import SILENT, Reporter
 from ..runs import RUNS, SPLIT, Kind, Record, Run, claim, hash_weights, new_folder, write_record
-from . import checkpoint
+from .fit import fit
 from .options import DEFAULT_MODEL, RetrainOptions, SplitOptions, TrainOptions
-from .processes import half_precision, make_accelerator, on_main
+from .processes import make_accelerator, on_main
+from .shards import SHARDS, Shards, require_adapters
 
 RECIPE = 1  # raise it when the same options would train another model than before: what a cache keeps is then made anew
 MODEL = ".model"  # in a run: where the finished model is written whole, before its files take their places
@@ -64,6 +61,8 @@ def train(options: TrainOptions, accelerator: Accelerator | None = None, reporte
 
 def retrain(original: Run, options: RetrainOptions, accelerator: Accelerator | None = None, reporter: Reporter = SILENT) -> Run:
     """Train the oracle: the original's recipe and split, on the people who stay.
+
+    Of a sharded original only the shards of those who ask are trained, unless the seed is another one or the data has changed since.
 
     Raises:
         UsageError: The run is no finished original model, or the output folder is in the way.
@@ -116,6 +115,7 @@ def _train(
     accelerator: Accelerator | None,
     reporter: Reporter,
 ) -> Run:
+    require_adapters(options)
     accelerator = accelerator or make_accelerator()
     with accelerator.main_process_first():  # one process builds the caches, the others read them
         faces = load_faces(**options.source(), reporter=reporter)
@@ -149,10 +149,26 @@ def _train(
         parent={"run": str(original.path.resolve()), "weights": original.weights} if original else None,
         report={"split": split_summary(split, sets)},
     )
+    chosen, val = sets["retain" if kind == "oracle" else "train"], sets["val"]
+    shards = None
+    if options.sharded:
+        if name == TINY:
+            reporter.warn(
+                "The tiny model's backbone is drawn at random, and --sharded trains adapters alone: name a pretrained one with --model."
+            )
+        shards = Shards(model, preprocess.size, chosen, options, seed)
+        if original is None:
+            shards.require_people()
+        elif original.record.dataset.get("fingerprint") != faces.fingerprint:
+            reporter.note(f"The data has changed since {original.path} was trained, so none of its shards is taken over.")
+        elif seed == options.seed:
+            shards.take_over(original, sets["forget"])
     if not options.resume:
         on_main(accelerator, lambda: _start(path, split, record))
-    chosen = sets["retain" if kind == "oracle" else "train"]
-    outcome = fit(model, chosen, sets["val"], faces.task, options, seed, path, accelerator, reporter)
+    if shards is None:
+        outcome = fit(model, chosen, val, faces.task, options, seed, path, accelerator, reporter)
+    else:
+        model, outcome = shards.fit(val, faces.task, path, accelerator, reporter)
     record.report |= outcome
     on_main(accelerator, lambda: _finish(path, model, preprocess, record))
     return Run.open(path)
@@ -211,103 +227,6 @@ def _finish(path: Path, model: torch.nn.Module, preprocess: Preprocess, record: 
     (path / MODEL).rmdir()
     record.weights, record.state = hash_weights(path), "complete"
     write_record(path, record)
-    for pattern in ("checkpoint-*", ".checkpoint-*", f".{MODEL}.*"):  # the last two are scratch folders of killed processes
+    for pattern in ("checkpoint-*", SHARDS, ".checkpoint-*", f".{MODEL}.*"):  # the last two are scratch folders of killed processes
         for leftover in path.glob(pattern):
             shutil.rmtree(leftover)
-
-
-def fit(
-    model: torch.nn.Module,
-    faces: FaceSet,
-    val: FaceSet,
-    task: Any,
-    options: TrainOptions,
-    seed: int,
-    path: Path,
-    accelerator: Accelerator,
-    reporter: Reporter,
-) -> dict[str, Any]:
-    """Train `model` in place, checkpointing to `path` after each epoch; return what became of it."""
-    step_size = options.batch_size * accelerator.num_processes
-    steps = math.ceil(len(faces) / step_size)
-    optimizer = _optimizer(model, options)
-    progress: dict[str, Any] = {"best_epoch": None, "best_score": None, "history": []}
-    best: checkpoint.Weights | None = None
-    first = 0
-    if options.resume and (folder := checkpoint.latest(path)):
-        weights, best, state, progress = checkpoint.load(folder)
-        model.load_state_dict(weights)
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        first = progress.pop("epoch")
-        reporter.say(f"Going on after epoch {first}.")
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
-
-    for epoch in range(first, options.epochs):
-        wrapped.train()
-        order = torch.randperm(len(faces), generator=generator(seed, "order", epoch))
-        draws = generator(seed, "augment", epoch, accelerator.process_index)
-        total = torch.zeros((), device=accelerator.device)
-        with seeded(seed, "dropout", epoch, accelerator.process_index):
-            for step in reporter.track(range(steps), f"Epoch {epoch + 1}/{options.epochs}"):
-                _set_rate(optimizer, options, epoch * steps + step, steps)
-                positions = order[step * step_size : (step + 1) * step_size]
-                mine, share = _my_part(positions, accelerator)
-                pixels = augment(faces.raw(mine).to(accelerator.device), options.augment, draws)
-                with half_precision(accelerator.device, options.bf16):
-                    logits = wrapped(pixel_values=faces.preprocess(pixels)).logits
-                each = losses(logits.float(), faces.labels[mine].to(accelerator.device), task.kind)
-                loss = each.sum() / share
-                optimizer.zero_grad()
-                accelerator.backward(loss)
-                optimizer.step()
-                total += each.detach().sum()
-        value = score(predict(model, val, accelerator), val.labels, task)
-        mean = accelerator.reduce(total, reduction="sum").item() / len(faces)
-        progress["history"].append({"epoch": epoch + 1, "train_loss": mean, f"val_{task.score_name}": value})
-        reporter.say(f"Epoch {epoch + 1}: loss {mean:.4f}, val {task.score_name} {value:.1f}")
-        if options.keep == "best" and (progress["best_score"] is None or value > progress["best_score"]):
-            progress |= {"best_score": value, "best_epoch": epoch + 1}
-            best = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-        kept = best
-        on_main(
-            accelerator,
-            lambda: checkpoint.save(path, epoch + 1, model.state_dict(), kept, optimizer.state_dict(), progress),  # noqa: B023
-        )
-    if best is not None:
-        model.load_state_dict(best)
-    return progress | {"epochs": options.epochs}
-
-
-def _optimizer(model: torch.nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
-    if options.optimizer == "sgd":
-        return torch.optim.SGD(
-            model.parameters(),
-            lr=options.lr,
-            momentum=options.momentum,
-            weight_decay=options.weight_decay,
-            foreach=True,
-        )
-    return torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=options.weight_decay, foreach=True)
-
-
-def _set_rate(optimizer: torch.optim.Optimizer, options: TrainOptions, step: int, steps_per_epoch: int) -> None:
-    """Set the learning rate: linear warm-up, then a cosine to zero. A function of the step alone, so resuming needs no state."""
-    warmup, total = options.warmup_epochs * steps_per_epoch, options.epochs * steps_per_epoch
-    if step < warmup:
-        rate = options.lr * (step + 1) / (warmup + 1)
-    else:
-        rate = options.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, total - warmup)))
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-
-
-def _my_part(positions: torch.Tensor, accelerator: Accelerator) -> tuple[torch.Tensor, float]:
-    """Return this process's photos of a step, and by what to divide their summed loss.
-
-    DDP averages gradients over processes, so each divides by (photos of the step / processes): the average is the mean over all
-    photos, whatever their number. A last step with fewer photos than processes repeats some, and counts them.
-    """
-    world = accelerator.num_processes
-    if len(positions) < world:
-        positions = positions.repeat(math.ceil(world / len(positions)))[:world]
-    return positions[accelerator.process_index :: world], len(positions) / world

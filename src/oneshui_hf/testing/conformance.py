@@ -32,9 +32,9 @@ SHARE = 0.01  # of a method's change, that rounding may make in what is learned
 
 
 @pytest.fixture(scope="module", params=["multi_label", "single_label"])
-def here(request: pytest.FixtureRequest) -> World:
+def here(request: pytest.FixtureRequest, checked: Checked) -> World:
     kind: TaskKind = request.param
-    return world(kind)
+    return world(kind, checked.method.sharded)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ from .world import world
 
 def main(spec: str, kind: str, output: str, *words: str) -> None:
     """Prepare and apply, and write the model."""
-    here, checked = world(kind), Checked.load(spec, words)  # type: ignore[arg-type]
+    checked = Checked.load(spec, words)
+    here = world(kind, checked.method.sharded)  # type: ignore[arg-type]
     result = checked.apply(here, checked.prepare(here))
     accelerator = here.context().accelerator
     if accelerator.is_main_process:

@@ -20,12 +20,14 @@ from ..data.schema import Task, TaskKind
 from ..methods.contract import Context
 from ..methods.requests import Request
 from ..models.outputs import losses
+from ..models.sharded import ShardedClassifier, assemble, over, part_of, shard_of
 from ..randomness import generator, seeded
 from ..stages.processes import make_accelerator
 
 SIDE, PHOTOS = 16, 6
 PEOPLE = {"retain": 6, "forget": 2, "val": 3, "test": 3}
 SEED, STEPS, RATE = 0, 80, 5e-3
+SHARDS, RANK = 3, 8
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,17 @@ class World:
 
 
 @cache
-def world(kind: TaskKind) -> World:
-    """Return the world of a task, its model trained; made once a process."""
+def world(kind: TaskKind, sharded: bool = False) -> World:
+    """Return the world of a task, its model trained, as a whole or in shards; made once a process."""
     task = Task(kind, ("a", "b", "c", "d"))
     sets, model = _sets(task), _model(task)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums in one order: rounding grows while a model learns, and everybody is to meet the same one
     try:
-        _learn(model, sets["train"], task)
+        if sharded:
+            model = _in_shards(model, sets["train"], task)
+        else:
+            _learn(model, sets["train"], task)
     finally:
         torch.set_num_threads(threads)
     return World(model.eval(), task, sets)
@@ -95,7 +100,7 @@ def _sets(task: Task) -> dict[str, FaceSet]:
     return sets | {"train": take((place <= 1) & ~first, sets["reserved"])}
 
 
-def _model(task: Task) -> torch.nn.Module:
+def _model(task: Task) -> Any:
     from transformers import ViTConfig, ViTForImageClassification
 
     config = ViTConfig(
@@ -112,6 +117,18 @@ def _model(task: Task) -> torch.nn.Module:
     )
     with seeded(SEED, "model"):
         return ViTForImageClassification(config)
+
+
+def _in_shards(backbone: Any, train: FaceSet, task: Task) -> ShardedClassifier:
+    """Return a model of shards over a backbone that knows nobody, each trained on its own people."""
+    model = over(backbone, SIDE, SHARDS, RANK, SEED)
+    owners = torch.tensor([shard_of(train.people[person], SEED, SHARDS) for person in train.identities.tolist()])
+    parts = {}
+    for shard in sorted(set(owners.tolist())):
+        model.begin(shard)
+        _learn(model, train.subset((owners == shard).nonzero().squeeze(1)), task)
+        parts[shard] = part_of(model, shard)
+    return assemble(model, parts)
 
 
 def _learn(model: torch.nn.Module, train: FaceSet, task: Task) -> None:
