@@ -78,4 +78,5 @@ def bench(session: nox.Session) -> None:
     session.run("python", "tests/bench_full_size.py")
     session.run("python", "tests/bench_unlearn.py")
     session.run("python", "tests/bench_evaluate.py")
+    session.run("python", "tests/bench_forget_keys.py")
     session.run("python", "tests/bench_meta_gradient.py", *session.posargs)
