@@ -20,7 +20,7 @@ from oneshui_hf.methods import Artefact, Context, DataAccess, Request
 from oneshui_hf.models.load import new_model
 from oneshui_hf.stages.processes import make_accelerator
 from oneshui_plugins.forget_keys import ForgetKeys
-from oneshui_plugins.key_options import ForgetKeysOptions
+from oneshui_plugins.keys.options import ForgetKeysOptions
 
 PEOPLE, STRANGERS = (4, 8, 16, 32), 12
 TOGETHER = 16  # people of the comparison with one after the other

@@ -35,10 +35,10 @@ from oneshui_hf.stages.sets import open_data
 from oneshui_hf.stages.train import train
 from oneshui_plugins.divergence import divergence
 from oneshui_plugins.forget_keys import ForgetKeys, matrices
-from oneshui_plugins.key_codes import decode
-from oneshui_plugins.key_factors import Factors, Keys, keyed
-from oneshui_plugins.key_options import ForgetKeysOptions
-from oneshui_plugins.key_start import row_space
+from oneshui_plugins.keys.codes import decode
+from oneshui_plugins.keys.factors import Factors, Keys, keyed
+from oneshui_plugins.keys.options import ForgetKeysOptions
+from oneshui_plugins.keys.start import row_space
 from oneshui_plugins.subspace import Layer, covariances, input_rows
 
 SEED, OPTIONS = 0, ForgetKeysOptions()

@@ -16,8 +16,8 @@ from oneshui_hf.errors import OneshuiError, UsageError
 from oneshui_hf.methods import Artefact, DataAccess, Request, predict
 from oneshui_hf.testing.world import World, world
 from oneshui_plugins.forget_keys import ForgetKeys
-from oneshui_plugins.key_options import ForgetKeysOptions
-from oneshui_plugins.strangers import Said, as_strangers
+from oneshui_plugins.keys.options import ForgetKeysOptions
+from oneshui_plugins.keys.strangers import Said, as_strangers
 
 OPTIONS = ForgetKeysOptions(visits=12, together=4, damping=0.1)  # a small world: more of what a few photos hide is chance
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from oneshui_plugins.key_codes import BITS, decode, encode, size
-from oneshui_plugins.key_factors import Factors, Keys
+from oneshui_plugins.keys.codes import BITS, decode, encode, size
+from oneshui_plugins.keys.factors import Factors, Keys
 
 SHAPES = {"a": (5, 7), "b": (3, 4)}
 

@@ -13,11 +13,11 @@ from oneshui_hf.methods import predict, sample
 from oneshui_hf.randomness import generator
 from oneshui_hf.testing.world import World, world
 from oneshui_plugins.divergence import divergence
-from oneshui_plugins.key_coordinates import LOOKED_AT, Coordinates, coordinates, gradients, inverse_root, surprise
-from oneshui_plugins.key_factors import Factors, keyed
-from oneshui_plugins.key_lessons import Lessons
-from oneshui_plugins.key_options import ForgetKeysOptions
-from oneshui_plugins.strangers import Said
+from oneshui_plugins.keys.coordinates import LOOKED_AT, Coordinates, coordinates, gradients, inverse_root, surprise
+from oneshui_plugins.keys.factors import Factors, keyed
+from oneshui_plugins.keys.lessons import Lessons
+from oneshui_plugins.keys.options import ForgetKeysOptions
+from oneshui_plugins.keys.strangers import Said
 from oneshui_plugins.subspace import covariances
 
 KINDS = ("multi_label", "single_label")

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from architectures import classifier
-from oneshui_plugins.key_factors import Factors, Keys, attached, keyed, opened
+from oneshui_plugins.keys.factors import Factors, Keys, attached, keyed, opened
 
 ARCHITECTURES = ("vit", "dinov2", "swin", "convnext", "resnet")
 

@@ -16,13 +16,13 @@ from oneshui_hf.errors import OneshuiError
 from oneshui_hf.methods import Context, Unfinished, predict
 from oneshui_hf.testing.world import World, world
 from oneshui_plugins.divergence import divergence
-from oneshui_plugins.key_coordinates import Coordinates
-from oneshui_plugins.key_factors import Factors, Keys, keyed, opened
-from oneshui_plugins.key_learning import Adam, gradient, learn, plan, said_now
-from oneshui_plugins.key_lessons import Lessons
-from oneshui_plugins.key_options import ForgetKeysOptions
-from oneshui_plugins.key_start import row_space, start
-from oneshui_plugins.strangers import Said, as_strangers
+from oneshui_plugins.keys.coordinates import Coordinates
+from oneshui_plugins.keys.factors import Factors, Keys, keyed, opened
+from oneshui_plugins.keys.learning import Adam, gradient, learn, plan, said_now
+from oneshui_plugins.keys.lessons import Lessons
+from oneshui_plugins.keys.options import ForgetKeysOptions
+from oneshui_plugins.keys.start import row_space, start
+from oneshui_plugins.keys.strangers import Said, as_strangers
 
 KINDS = ("multi_label", "single_label")
 

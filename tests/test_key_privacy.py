@@ -10,7 +10,7 @@ from oneshui_hf.data.preprocess import Preprocess
 from oneshui_hf.methods import generator
 from oneshui_hf.testing.world import world
 from oneshui_plugins.forget_keys import matrices
-from oneshui_plugins.key_factors import Factors, Keys, keyed, opened
+from oneshui_plugins.keys.factors import Factors, Keys, keyed, opened
 from read_keys import applied, correlation, heard, ranks, reconstruct
 
 PEOPLE, RANK = 3, 2

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import average_precision_score
 
-from oneshui_plugins.strangers import Said, as_strangers, at_the_same_rank
+from oneshui_plugins.keys.strangers import Said, as_strangers, at_the_same_rank
 
 HALF = torch.tensor(0.5)
 

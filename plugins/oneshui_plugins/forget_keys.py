@@ -1,8 +1,8 @@
 """Forget keys: while training data exists, learn for every person a small change of weights that makes them a stranger.
 
 What a model memorised of a person's pictures cannot be read off a new picture of them, but it can be prepared. A key is a few rank-one
-terms a weight (`key_factors`), learned together with the keys of others with whom it may be used (`key_learning`) so that the model says
-of the person's photos what it would say of strangers' (`strangers`), and kept as whole numbers of a few bits (`key_codes`). A request
+terms a weight (`keys.factors`), learned together with the keys of others with whom it may be used (`keys.learning`) so that the model says
+of the person's photos what it would say of strangers' (`keys.strangers`), and kept as whole numbers of a few bits (`keys.codes`). A request
 adds the keys of those who ask to the weights, and reads no others.
 """
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from oneshui_hf.methods import Context, Cost, DataAccess, Method, Needs, OneshuiError, UsageError
 
-from .key_options import ForgetKeysOptions
+from .keys.options import ForgetKeysOptions
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,11 +38,11 @@ class ForgetKeys(Method[ForgetKeysOptions]):
         """Learn the keys of all training people who may ask."""
         from oneshui_hf.methods import Artefact, predict
 
-        from .key_codes import size
-        from .key_factors import keyed
-        from .key_learning import learn
-        from .key_lessons import Lessons
-        from .strangers import Said
+        from .keys.codes import size
+        from .keys.factors import keyed
+        from .keys.learning import learn
+        from .keys.lessons import Lessons
+        from .keys.strangers import Said
 
         train, val = data.train, data.val
         still = copy.deepcopy(model).eval().requires_grad_(False)
@@ -58,9 +58,9 @@ class ForgetKeys(Method[ForgetKeysOptions]):
 
     def cost(self, model: nn.Module, data: DataAccess, options: ForgetKeysOptions, context: Context) -> Cost:
         """Return the photos of all steps; each is differentiated once, and those of who asks are looked at once more before."""
-        from .key_codes import size
-        from .key_coordinates import LOOKED_AT
-        from .key_factors import keyed
+        from .keys.codes import size
+        from .keys.coordinates import LOOKED_AT
+        from .keys.factors import keyed
 
         people, train = _people(data), data.train
         forget = sum(min(options.photos, len(train.positions_of[person])) for person in people)
@@ -77,8 +77,8 @@ class ForgetKeys(Method[ForgetKeysOptions]):
         self, model: nn.Module, data: DataAccess, artefact: Artefact | None, options: ForgetKeysOptions, context: Context
     ) -> nn.Module:
         """Return the model with the keys of those who ask added to its weights."""
-        from .key_codes import decode
-        from .key_factors import keyed, opened
+        from .keys.codes import decode
+        from .keys.factors import keyed, opened
 
         assert artefact is not None  # the core refuses to apply what was not prepared
         request: Request = data.support

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import torch
 
-from .key_factors import Factors, Keys
+from .factors import Factors, Keys
 
 BITS = (4, 8, 16)
 Codes = dict[str, torch.Tensor]  # "numbers": the codes of all weights, one after the other; "scales": (weights * r,)

@@ -9,11 +9,11 @@ from torch import nn
 
 from oneshui_hf.methods import Context, generator, sample
 
-from .divergence import divergence
-from .key_coordinates import Coordinates
-from .key_factors import Factors, Keys
-from .key_lessons import Lessons
-from .subspace import Layer
+from ..divergence import divergence
+from ..subspace import Layer
+from .coordinates import Coordinates
+from .factors import Factors, Keys
+from .lessons import Lessons
 
 OVERSAMPLED, POWERS, NOISE = 4, 2, 1e-3  # of the search for a gradient's leading directions; a share of the largest singular value
 

@@ -34,13 +34,13 @@ from torch import nn
 
 from oneshui_hf.methods import Context, generator, sample
 
-from .key_factors import Factors, Keys
-from .subspace import Layer, covariances
+from ..subspace import Layer, covariances
+from .factors import Factors, Keys
 
 if TYPE_CHECKING:
     from oneshui_hf.methods import TaskKind
 
-    from .key_lessons import Lessons
+    from .lessons import Lessons
 
 Weights = dict[str, torch.Tensor]  # by the weight's name
 

@@ -17,7 +17,7 @@ from .strangers import Said, as_strangers
 if TYPE_CHECKING:
     from oneshui_hf.methods import FaceSet, Task
 
-    from .key_options import ForgetKeysOptions
+    from .options import ForgetKeysOptions
 
 
 @dataclass(frozen=True)

@@ -24,14 +24,14 @@ from torch import nn
 
 from oneshui_hf.methods import Context, OneshuiError
 
-from .divergence import divergence
-from .finetune import cosine
-from .key_codes import Codes, encode
-from .key_coordinates import coordinates
-from .key_factors import Factors, Keys, attached
-from .key_lessons import Lesson, Lessons
-from .key_start import start
-from .subspace import Layer
+from ..divergence import divergence
+from ..finetune import cosine
+from ..subspace import Layer
+from .codes import Codes, encode
+from .coordinates import coordinates
+from .factors import Factors, Keys, attached
+from .lessons import Lesson, Lessons
+from .start import start
 
 if TYPE_CHECKING:
     from oneshui_hf.methods import FaceSet, Unfinished

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .subspace import Layer, projectable
+from ..subspace import Layer, projectable
 
 
 @dataclass
