@@ -16,7 +16,13 @@ class ForgetKeysOptions:
     share: float = option(1.0, "Share of the model's weights that keys change, counted from the head.", minimum=0, maximum=1, at="prepare")
     visits: int = option(8, "Steps a person's key is learned in.", minimum=1, at="prepare")
     together: int = option(16, "Most people who ask together while keys are learned.", minimum=1, at="prepare")
-    lr: float = option(0.012, "How far the first of Adam's steps goes, see the coordinates.", minimum=0, at="prepare", search=(3e-3, 0.05))
+    lr: float = option(
+        0.012,
+        "Length of the first of Adam's steps, for the matrix of a weight; the last ones are short.",
+        minimum=0,
+        at="prepare",
+        search=(3e-3, 0.05),
+    )
     balance: float = option(
         1.0,
         "Weight of what must stay (others' photos and strangers') against what must change.",
