@@ -57,7 +57,7 @@ BUILT_IN = {
     "do-nothing": [],
     "drop-shard": [],
     "fine-tuning": ["batch_size=4"],
-    "forget-keys": ["visits=12", "together=4", "bits=16"],  # with 8 bits a number that is rounded the other way shows
+    "forget-keys": ["visits=12", "together=4", "damping=0.1", "bits=16"],  # so that rounding errors do not grow
     "gradient-ascent": ["calibration=1", "length=0.003"],
     "jit": ["lr=0.5"],
     "lfssd": ["selection=1.5"],

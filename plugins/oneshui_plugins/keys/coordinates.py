@@ -104,12 +104,11 @@ def gradients(
     weights = dict(model.named_parameters())
     sums = {name: torch.zeros(len(weights[name]), len(weights[name]), dtype=torch.float64, device=context.device) for name in layers}
     hooks = [layer.register_forward_hook(_watch(sums[name])) for name, users in layers.items() for layer in users]
-    some = torch.arange(photos).split(chunk)
-    noises = [torch.randint(2, (len(rows), len(context.task.label_names)), generator=draws) * 2.0 - 1 for rows in some]
-    mine = list(zip(some, noises, strict=True))[accelerator.process_index :: accelerator.num_processes]
-    for rows, noise in context.reporter.track(mine, "Reading what its answers depend on"):
+    noise = torch.randint(2, (photos, len(context.task.label_names)), generator=draws) * 2.0 - 1
+    mine = torch.arange(photos).split(chunk)[accelerator.process_index :: accelerator.num_processes]
+    for rows in context.reporter.track(mine, "Reading what its answers depend on"):
         logits = model(pixel_values=load(rows).requires_grad_()).logits
-        (logits * surprise(logits.detach(), noise.to(logits), context.task.kind)).sum().backward()
+        (logits * surprise(logits.detach(), noise[rows].to(logits), context.task.kind)).sum().backward()
     for hook in hooks:
         hook.remove()
     return {name: accelerator.reduce(total, "sum") / photos for name, total in sums.items()}
