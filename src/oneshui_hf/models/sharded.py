@@ -6,7 +6,7 @@ to one shard, so forgetting them exactly means to drop that shard, or to train t
 "Machine Unlearning", IEEE S&P 2021).
 
 The adapters are this module's own and not those of `peft`: they lie stacked, one slice a shard, so that all shards run in one batch, and
-dropping or joining shards keeps the slices of the others bit for bit.
+dropping shards or putting them together keeps the slices of the others bit for bit.
 
 Whoever loads a checkpoint without this package's commands imports this module first: it tells transformers of the architecture.
 """
@@ -17,7 +17,7 @@ import copy
 import dataclasses
 import hashlib
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -196,22 +196,6 @@ def assemble(like: ShardedClassifier, parts: Mapping[int, Part]) -> ShardedClass
     new.head.weight = stacked("head.weight", new.head.weight, 1)
     new.head.in_features = new.head.weight.shape[1]
     return new
-
-
-def join(models: Sequence[ShardedClassifier]) -> ShardedClassifier:
-    """Return one model with the shards of several over the same backbone.
-
-    Raises:
-        OneshuiError: They are of different recipes, or two have the same shard.
-    """
-    recipes = [(model.config.backbone, model.config.of, model.config.rank, model.config.seed) for model in models]
-    if any(recipe != recipes[0] for recipe in recipes):
-        raise OneshuiError("These models do not share backbone, number of shards, rank and seed, so they cannot be joined.")
-    owned = [(model, shard) for model in models for shard in model.config.shards]
-    parts = {shard: part_of(model, shard) for model, shard in owned}
-    if len(parts) < len(owned):
-        raise OneshuiError("Two of these models have the same shard, so they cannot be joined.")
-    return assemble(models[0], parts)
 
 
 def without(model: ShardedClassifier, shards: Collection[int]) -> ShardedClassifier:
