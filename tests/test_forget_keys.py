@@ -64,7 +64,7 @@ def test_those_who_ask_are_answered_like_strangers_and_the_others_as_before(kind
     assert abs(before - level) > 0.1
     assert abs(sureness(said(after, "forget"), kind) - level) < 0.5 * abs(before - level)
     for name in ("retain", "val"):
-        assert abs(sureness(said(after, name), kind) - sureness(said(w.model, name), kind)) < 0.1 * abs(before - level) + 0.01
+        assert abs(sureness(said(after, name), kind) - sureness(said(w.model, name), kind)) < 0.25 * abs(before - level) + 0.01
 
 
 def test_a_key_serves_its_own_person() -> None:

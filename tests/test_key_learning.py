@@ -17,8 +17,8 @@ from oneshui_hf.methods import Context, Unfinished, predict
 from oneshui_hf.testing.world import World, world
 from oneshui_plugins.divergence import divergence
 from oneshui_plugins.keys.coordinates import Coordinates
-from oneshui_plugins.keys.factors import Factors, Keys, keyed, opened
-from oneshui_plugins.keys.learning import Adam, gradient, learn, plan, said_now
+from oneshui_plugins.keys.factors import Factors, Keys, keyed, opened, said_with
+from oneshui_plugins.keys.learning import Adam, gradient, learn, plan
 from oneshui_plugins.keys.lessons import Lessons
 from oneshui_plugins.keys.options import ForgetKeysOptions
 from oneshui_plugins.keys.start import row_space, start
@@ -123,7 +123,7 @@ def test_what_the_model_says_now_is_said_with_the_keys() -> None:
     w = world("multi_label")
     model, layers, context = learner(w)
     lesson, keys = lessons(w).lesson(0, sorted(w.sets["train"].positions_of)[2:4]), drawn(model, 2)
-    now = said_now(model, layers, keys, lesson, 4, context)
+    now = said_with(model, layers, keys, w.sets["train"], lesson.forget, 4, context)
     pixels, _ = w.sets["train"].batch(lesson.forget)
     with torch.no_grad():
         torch.testing.assert_close(now, opened(model, [keys], 1.0)(pixel_values=pixels).logits, atol=1e-4, rtol=1e-4)
@@ -168,7 +168,7 @@ def test_adam_is_torchs_adam_for_each_person_by_itself() -> None:
 @given(people=st.integers(1, 40), together=st.integers(1, 20), visits=st.integers(1, 4), cohort=st.integers(1, 45))
 def test_everybody_asks_once_a_visit_in_groups_within_the_bound(people: int, together: int, visits: int, cohort: int) -> None:
     made = SimpleNamespace(options=ForgetKeysOptions(together=together, visits=visits, cohort=cohort), seed=0)
-    made.groups = lambda cohort: Lessons.groups(made, cohort)  # type: ignore[arg-type]
+    made.groups = lambda *arguments: Lessons.groups(made, *arguments)  # type: ignore[arg-type]
     steps = plan(made, list(range(100, 100 + people)))  # type: ignore[arg-type]
     asked = Counter(step.cohort[place] for step in steps for place in step.group)
     assert asked == dict.fromkeys(range(100, 100 + people), visits)
@@ -178,8 +178,8 @@ def test_everybody_asks_once_a_visit_in_groups_within_the_bound(people: int, tog
 
 
 def test_few_and_many_ask_about_equally_often() -> None:
-    made = SimpleNamespace(options=ForgetKeysOptions(together=16, visits=40), seed=0)
-    sizes = Counter(len(group) for group in Lessons.groups(made, range(200)))  # type: ignore[arg-type]
+    made = SimpleNamespace(options=ForgetKeysOptions(together=16), seed=0)
+    sizes = Counter(len(group) for group in Lessons.groups(made, range(200), 40, "groups"))  # type: ignore[arg-type]
     few, many = sum(sizes[n] for n in range(1, 5)), sum(sizes[n] for n in range(5, 17))
     assert 0.7 < few / many < 1.5  # log 5 against log 17/5
     assert set(sizes) == set(range(1, 17))
@@ -260,7 +260,7 @@ def test_learning_ranks_photos_by_what_the_model_says_in_that_step(monkeypatch: 
 
     monkeypatch.setattr(Lessons, "targets", spied)
     learn(model, layers, made, people, context)
-    (_, at_start), *steps = asked  # the first are asked for to find where a key starts
+    (_, at_start), *steps, _ = asked  # the first are asked for to find where a key starts, the last how long it shall be
     known = made.known.logits
     assert len(steps) == 3
     torch.testing.assert_close(steps[0][1], known[steps[0][0]])  # a key starts silent

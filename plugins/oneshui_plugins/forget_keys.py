@@ -57,10 +57,14 @@ class ForgetKeys(Method[ForgetKeysOptions]):
         )
 
     def cost(self, model: nn.Module, data: DataAccess, options: ForgetKeysOptions, context: Context) -> Cost:
-        """Return the photos of all steps; each is differentiated once, and those of who asks are looked at once more before."""
+        """Return the photos of all steps; each is differentiated once, and those of who asks are looked at once more before.
+
+        At the end come the rounds in which the keys get their lengths.
+        """
         from .keys.codes import size
         from .keys.coordinates import LOOKED_AT
         from .keys.factors import keyed
+        from .keys.lengths import ROUNDS
 
         people, train = _people(data), data.train
         forget = sum(min(options.photos, len(train.positions_of[person])) for person in people)
@@ -68,7 +72,7 @@ class ForgetKeys(Method[ForgetKeysOptions]):
         a_step = 1 + options.retain + options.val
         a_key = size(matrices(model, keyed(model, options.share)), options.rank, options.bits)
         return Cost(
-            forward=len(train) + len(data.val) + looked_at + options.visits * forget,
+            forward=len(train) + len(data.val) + looked_at + (options.visits + ROUNDS) * forget,
             backward=looked_at + forget + round(options.visits * forget * a_step),
             bytes=len(people) * a_key,
         )

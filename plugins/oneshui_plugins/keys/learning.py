@@ -9,7 +9,8 @@ with f the model with the keys of all n who ask. The number that ask differs fro
 company, and the sum of any of them is what was learned for. A forget photo is felt by its own person's key alone (`attached`), a photo of
 the others by all: who shall be forgotten is each key's own business, what it costs the others is everybody's.
 
-Each person's key has an Adam of its own, which counts that person's steps.
+Each person's key has an Adam of its own, which counts that person's steps. At the end it is given the length that its person needs
+(`lengths`).
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from ..finetune import cosine
 from ..subspace import Layer
 from .codes import Codes, encode
 from .coordinates import coordinates
-from .factors import Factors, Keys, attached
+from .factors import Factors, Keys, attached, said_with, scaled
+from .lengths import lengths
 from .lessons import Lesson, Lessons
 from .start import start
 
@@ -39,17 +41,6 @@ if TYPE_CHECKING:
 BETAS = (0.9, 0.99)  # of Adam; a person takes few steps, so the second is shorter than usual
 TINY = 1e-8
 PACES = {"up": 1.0, "down": 10.0}  # V grows from nothing, while R, whose rows have a length of 1, turns by as much in a step
-
-
-def said_now(model: nn.Module, layers: Mapping[str, list[Layer]], keys: Keys, lesson: Lesson, chunk: int, context: Context) -> torch.Tensor:
-    """Return what the model says with these keys of the photos of those who ask, logits (forget, K) on the CPU. Processes share them."""
-    accelerator, train = context.accelerator, lesson.photos[0][0]
-    said = torch.zeros(len(lesson.forget), lesson.kept.shape[1], device=context.device)
-    mine = torch.arange(len(lesson.forget)).split(chunk)[accelerator.process_index :: accelerator.num_processes]
-    with torch.no_grad(), attached(layers, keys):
-        for rows in mine:
-            said[rows] = model(pixel_values=train.batch(lesson.forget[rows], context.device)[0]).logits
-    return accelerator.reduce(said, "sum").cpu()
 
 
 def gradient(
@@ -128,7 +119,7 @@ class Adam:
 
     def some(self, people: list[int]) -> Keys:
         """Return the keys of some people."""
-        return {name: Factors(f.up[people], f.down[people]) for name, f in self.keys.items()}
+        return {name: factors.of(people) for name, factors in self.keys.items()}
 
     def step(self, people: list[int], gradients: Keys, lr: float) -> None:
         """Move the keys of some people along their gradients, V by about lr and R by about ten times that, in the Frobenius norm."""
@@ -184,7 +175,7 @@ def plan(lessons: Lessons, people: Sequence[int]) -> list[Step]:
     steps = []
     for first in range(0, len(people), lessons.options.cohort):
         cohort = tuple(people[first : first + lessons.options.cohort])
-        groups = lessons.groups(cohort)
+        groups = lessons.groups(cohort, lessons.options.visits, "groups")
         steps += [Step(cohort, group, i / len(groups), i + 1 == len(groups)) for i, group in enumerate(groups)]
     return steps
 
@@ -204,13 +195,14 @@ def learn(
             state.adam = Adam(start(model, layers, lessons, step.cohort, space, context))
         lesson = lessons.lesson(len(state.history), [step.cohort[place] for place in step.group])
         keys = space.through(state.adam.some(step.group))
-        said = said_now(model, layers, keys, lesson, options.chunk, context)
+        said = said_with(model, layers, keys, lessons.train, lesson.forget, options.chunk, context)
         wanted = torch.cat([lessons.targets(lesson.forget, said), lesson.kept])
         objective, gradients = gradient(model, layers, keys, lesson, wanted, options.chunk, context)
         state.adam.step(step.group, space.through(gradients), cosine(options.lr, 0.0, step.done))
         state.history.append({"people": len(step.group), "objective": objective / len(step.group)})
         if step.last:
             learned = space.through(state.adam.keys)
+            learned = scaled(learned, lengths(model, layers, learned, lessons, step.cohort, context))
             state.codes |= {person: encode(learned, place, options.bits) for place, person in enumerate(step.cohort)}
             state.adam = None
         if unfinished.due():

@@ -75,15 +75,15 @@ class Lessons:
         """
         return as_strangers(Said(logits, self.known.labels[positions]), self.strange, self.luck[positions], self.task.kind)
 
-    def groups(self, cohort: Sequence[int]) -> list[list[int]]:
-        """Return who asks in each step, as places in the cohort: everybody once in each of `visits` rounds, in groups of changing size.
+    def groups(self, cohort: Sequence[int], rounds: int, drawn_for: str) -> list[list[int]]:
+        """Return who asks in each step, as places in the cohort: everybody once in each round, in groups of changing size.
 
         The logarithm of the size is drawn evenly, so that a person asks as often with few others as with many.
         """
-        draws = generator(self.seed, "groups", *cohort)
+        draws = generator(self.seed, drawn_for, *cohort)
         most = min(self.options.together, len(cohort))
         groups: list[list[int]] = []
-        for _ in range(self.options.visits):
+        for _ in range(rounds):
             left = torch.randperm(len(cohort), generator=draws).tolist()
             while left:
                 size = int(math.exp(torch.rand((), generator=draws).item() * math.log(most + 1)))
@@ -91,10 +91,14 @@ class Lessons:
                 left = left[size:]
         return groups
 
+    def photos_of(self, person: int, draws: torch.Generator) -> torch.Tensor:
+        """Return positions in train of the photos of a person (identity number), at most so many as there are to be in a step."""
+        return sample(self.train.positions_of[person], self.options.photos, draws)
+
     def lesson(self, number: int, people: Sequence[int]) -> Lesson:
         """Return the photos of a step in which these people (identity numbers) ask."""
         draws = generator(self.seed, "photos", number, *people)
-        theirs = [sample(self.train.positions_of[person], self.options.photos, draws) for person in people]
+        theirs = [self.photos_of(person, draws) for person in people]
         forget = torch.cat(theirs)
         retain = sample(self.train.without(people), math.ceil(self.options.retain * len(forget)), draws)
         strange = sample(len(self.val), math.ceil(self.options.val * len(forget)), draws)

@@ -11,8 +11,8 @@ from oneshui_hf.methods import option
 class ForgetKeysOptions:
     """Options of forget keys."""
 
-    rank: int = option(4, "Rank-one terms of a key a weight; its size grows with it.", minimum=1, at="prepare")
-    bits: int = option(8, "Bits of a number of a key.", choices=(4, 8, 16), at="prepare")
+    rank: int = option(8, "Rank-one terms of a key a weight; its size grows with it.", minimum=1, at="prepare")
+    bits: int = option(4, "Bits of a number of a key.", choices=(4, 8, 16), at="prepare")
     share: float = option(1.0, "Share of the model's weights that keys change, counted from the head.", minimum=0, maximum=1, at="prepare")
     visits: int = option(8, "Steps a person's key is learned in.", minimum=1, at="prepare")
     together: int = option(16, "Most people who ask together while keys are learned.", minimum=1, at="prepare")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from oneshui_hf.methods import Context, generator, sample
+from oneshui_hf.methods import Context, generator
 
 from ..divergence import divergence
 from ..subspace import Layer
@@ -30,7 +30,7 @@ def start(
     downs = {name: torch.zeros(len(cohort), options.rank, weight[0].numel(), device=context.device) for name, weight in weights.items()}
     for place in range(accelerator.process_index, len(cohort), accelerator.num_processes):
         draws = generator(context.seed, "start", cohort[place])
-        positions = sample(lessons.train.positions_of[cohort[place]], options.photos, draws)
+        positions = lessons.photos_of(cohort[place], draws)
         moved = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
         wanted = lessons.targets(positions, lessons.known.logits[positions])
         for rows in torch.arange(len(positions)).split(options.chunk):
