@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import math
 
@@ -17,7 +18,7 @@ from oneshui_plugins.keys.coordinates import LOOKED_AT, Coordinates, coordinates
 from oneshui_plugins.keys.factors import Factors, keyed
 from oneshui_plugins.keys.lessons import Lessons
 from oneshui_plugins.keys.options import ForgetKeysOptions
-from oneshui_plugins.keys.strangers import Said
+from oneshui_plugins.keys.saying import as_it_is_and_mirrored
 from oneshui_plugins.subspace import covariances
 
 KINDS = ("multi_label", "single_label")
@@ -26,8 +27,8 @@ NAME = "vit.layers.0.mlp.fc1.weight"
 
 def found(w: World, **options: object) -> Coordinates:
     context, (train, val) = w.context(), (w.sets["train"], w.sets["val"])
-    known, strange = (Said(predict(w.model, faces, context.accelerator), faces.labels) for faces in (train, val))
     model = copy.deepcopy(w.model).requires_grad_(False)
+    known, strange = (as_it_is_and_mirrored(model, faces, context) for faces in (train, val))
     lessons = Lessons(train, val, known, strange, ForgetKeysOptions(**options), w.task, 0)  # type: ignore[arg-type]
     return coordinates(model, keyed(model, 1.0), lessons, context)
 
@@ -38,11 +39,23 @@ def test_inputs_have_the_same_energy_in_every_direction() -> None:
     seen = []
     hook = keyed(model, 1.0)[NAME][0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].flatten(0, 1)))
     with torch.no_grad():
-        model(pixel_values=w.sets["train"].batch(torch.arange(len(w.sets["train"])))[0])
+        photos, _ = w.sets["train"].batch(torch.arange(len(w.sets["train"])))
+        model(pixel_values=torch.cat([photos, photos.flip(-1)]))
     hook.remove()
     energies = [torch.linalg.eigvalsh(x.mT @ x) for x in (seen[0], seen[0] @ found(w, damping=1e-4).down[NAME])]
     assert energies[0].max() / energies[0].median() > 20
     assert energies[1].max() / energies[1].median() < 1.2
+
+
+def test_a_weight_that_no_photo_reaches_is_left_as_it_is() -> None:
+    w = world("multi_label")
+    model = copy.deepcopy(w.model)
+    model.spare = torch.nn.Linear(3, 2)
+    space = found(dataclasses.replace(w, model=model))
+    others = found(w)
+    assert torch.equal(space.down["spare.weight"], torch.eye(3))
+    assert torch.equal(space.up["spare.weight"] / space.up["spare.weight"][0, 0], torch.eye(2))
+    torch.testing.assert_close(space.down[NAME], others.down[NAME])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -101,8 +114,10 @@ def test_gradients_are_as_large_as_without_coordinates_on_average_over_the_layer
     model = copy.deepcopy(w.model).requires_grad_(False)
     layers = keyed(model, 1.0)
     rows = sample(len(train), LOOKED_AT, generator(context.seed, "coordinates"))
-    heard = gradients(model, layers, len(rows), lambda some: train.batch(rows[some])[0], 64, context)
-    given = covariances(model, len(rows), lambda some: train.batch(rows[some])[0], 64, context)
+    photos, _ = train.batch(rows)
+    photos = torch.cat([photos, photos.flip(-1)])
+    heard = gradients(model, layers, len(photos), lambda some: photos[some], 64, context)
+    given = covariances(model, len(photos), lambda some: photos[some], 64, context)
     logs = []
     for name in layers:
         b, a = heard[name], given[name].matrix[0]

@@ -13,14 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oneshui_hf.errors import OneshuiError
-from oneshui_hf.methods import Context, Unfinished, predict
+from oneshui_hf.methods import Context, Unfinished
 from oneshui_hf.testing.world import World, world
 from oneshui_plugins.divergence import divergence
 from oneshui_plugins.keys.coordinates import Coordinates
-from oneshui_plugins.keys.factors import Factors, Keys, keyed, opened, said_with
+from oneshui_plugins.keys.factors import Factors, Keys, keyed, opened
 from oneshui_plugins.keys.learning import Adam, gradient, learn, plan
-from oneshui_plugins.keys.lessons import Lessons
+from oneshui_plugins.keys.lessons import Lessons, shown
 from oneshui_plugins.keys.options import ForgetKeysOptions
+from oneshui_plugins.keys.saying import as_it_is_and_mirrored, said_with
 from oneshui_plugins.keys.start import row_space, start
 from oneshui_plugins.keys.strangers import Said, as_strangers
 
@@ -30,8 +31,8 @@ KINDS = ("multi_label", "single_label")
 def lessons(w: World, **options: object) -> Lessons:
     context = w.context()
     train, val = w.sets["train"], w.sets["val"]
-    said = (Said(predict(w.model, faces, context.accelerator), faces.labels) for faces in (train, val))
-    return Lessons(train, val, *said, ForgetKeysOptions(**options), w.task, 0)  # type: ignore[arg-type]
+    known, strange = (as_it_is_and_mirrored(w.model, faces, context) for faces in (train, val))
+    return Lessons(train, val, known, strange, ForgetKeysOptions(**options), w.task, 0)  # type: ignore[arg-type]
 
 
 def learner(w: World) -> tuple[torch.nn.Module, dict, Context]:  # type: ignore[type-arg]
@@ -71,6 +72,7 @@ def test_the_objective_is_the_one_that_is_stated(kind: str) -> None:
     changed = opened(model, [keys], 1.0)
     (train, first), (val, second) = lesson.photos
     pixels = torch.cat([train.batch(first)[0], val.batch(second)[0]])
+    pixels = torch.stack([photo.flip(2) if mirrored else photo for photo, mirrored in zip(pixels, lesson.mirrored, strict=True)])
     with torch.no_grad():
         far = divergence(wanted, changed(pixel_values=pixels).logits, w.task.kind)
     owner = torch.cat([train.identities[first], torch.full((len(second),), -1)])
@@ -123,8 +125,10 @@ def test_what_the_model_says_now_is_said_with_the_keys() -> None:
     w = world("multi_label")
     model, layers, context = learner(w)
     lesson, keys = lessons(w).lesson(0, sorted(w.sets["train"].positions_of)[2:4]), drawn(model, 2)
-    now = said_with(model, layers, keys, w.sets["train"], lesson.forget, 4, context)
+    mirrored = lesson.mirrored[: len(lesson.forget)]
+    now = said_with(model, layers, keys, w.sets["train"], lesson.forget, mirrored, 4, context)
     pixels, _ = w.sets["train"].batch(lesson.forget)
+    pixels[mirrored] = pixels[mirrored].flip(-1)
     with torch.no_grad():
         torch.testing.assert_close(now, opened(model, [keys], 1.0)(pixel_values=pixels).logits, atol=1e-4, rtol=1e-4)
 
@@ -192,16 +196,44 @@ def test_lessons_hold_the_photos_of_those_who_ask_and_none_of_theirs_among_the_o
     lesson = made.lesson(4, people)
     (train, positions), (_, strange) = lesson.photos
     owners = train.identities[positions]
-    assert owners[:6].tolist() == [people[0]] * 3 + [people[1]] * 3
-    assert not set(owners[6:].tolist()) & set(people)
-    assert (len(positions), len(strange)) == (12, 3)
-    torch.testing.assert_close(lesson.weight[:6], torch.full((6,), 1 / 3))
-    assert float(lesson.weight[6:].sum()) == pytest.approx(2.0)
-    assert lesson.own[:6].tolist() == [[1, 0]] * 3 + [[0, 1]] * 3
-    assert lesson.own[6:].all()
-    assert torch.equal(lesson.forget, positions[:6])
-    torch.testing.assert_close(lesson.kept[:6], made.known.logits[positions[6:]])
-    torch.testing.assert_close(lesson.kept[6:], made.strange.logits[strange])
+    assert owners[:12].tolist() == [people[0]] * 6 + [people[1]] * 6
+    assert not set(owners[12:].tolist()) & set(people)
+    assert (len(positions), len(strange)) == (18, 3)
+    torch.testing.assert_close(lesson.weight[:12], torch.full((12,), 1 / 6))
+    assert float(lesson.weight[12:].sum()) == pytest.approx(2.0)
+    assert lesson.own[:12].tolist() == [[1, 0]] * 6 + [[0, 1]] * 6
+    assert lesson.own[12:].all()
+    assert torch.equal(lesson.forget, positions[:12])
+    first, second = positions[:12].view(2, 2, 3).unbind(1)
+    assert torch.equal(first, second)  # each person's photos as they are, then mirrored
+    assert lesson.mirrored[:12].tolist() == 2 * ([False] * 3 + [True] * 3)
+
+
+def test_what_stays_is_what_the_original_says_of_the_photo_as_it_is_shown() -> None:
+    w = world("multi_label")
+    made = lessons(w, retain=4.0, val=2.0)
+    lesson = made.lesson(4, sorted(w.sets["train"].positions_of)[1:3])
+    held = lesson.mirrored[len(lesson.forget) :]
+    assert held.any()
+    assert not held.all()
+    (train, positions), (val, strange) = lesson.photos
+    photos = torch.cat([train.batch(positions[len(lesson.forget) :])[0], val.batch(strange)[0]])
+    photos[held] = photos[held].flip(-1)
+    with torch.no_grad():
+        torch.testing.assert_close(lesson.kept, w.model(pixel_values=photos).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_a_photo_is_shown_as_it_is_or_mirrored() -> None:
+    train = world("multi_label").sets["train"]
+    pixels = shown(train, torch.tensor([3, 1]), torch.tensor([True, False]), torch.device("cpu"))
+    torch.testing.assert_close(pixels[0], train.batch(torch.tensor([3]))[0][0].flip(-1))
+    torch.testing.assert_close(pixels[1], train.batch(torch.tensor([1]))[0][0])
+
+
+def test_lessons_are_the_same_for_the_same_step() -> None:
+    w = world("multi_label")
+    made, people = lessons(w), sorted(w.sets["train"].positions_of)[1:3]
+    positions = made.lesson(4, people).photos[0][1]
     assert torch.equal(made.lesson(4, people).photos[0][1], positions)
     assert not torch.equal(made.lesson(5, people).photos[0][1], positions)
 
@@ -211,12 +243,20 @@ def test_targets_are_strangers_answers_among_those_who_ask_together() -> None:
     made = lessons(w)
     train = w.sets["train"]
     people = sorted(train.positions_of)[:3]
-    now = made.known.logits.flip(0)
+    now = made.known[0].logits.flip(0)
     alone, together = train.positions_of[people[0]], torch.cat([train.positions_of[person] for person in people])
     for positions in (alone, together):
         said = Said(now[positions], train.labels[positions])
-        assert torch.equal(made.targets(positions, now[positions]), as_strangers(said, made.strange, made.luck[positions], "multi_label"))
-    assert not torch.equal(made.targets(alone, now[alone]), made.targets(together, now[together])[: len(alone)])
+        for version, strange in enumerate(made.strange):
+            mirrored = torch.full((len(positions),), version == 1)
+            by_hand = as_strangers(said, strange, made.luck[positions], "multi_label")
+            assert torch.equal(made.targets(positions, now[positions], mirrored), by_hand)
+    straight = torch.zeros(len(together), dtype=torch.bool)
+    three = made.targets(together, now[together], straight)
+    assert not torch.equal(made.targets(alone, now[alone], straight[: len(alone)]), three[: len(alone)])
+    both = made.targets(together.repeat(2), now[together].repeat(2, 1), torch.cat([straight, ~straight]))
+    assert torch.equal(both[: len(together)], three)  # mirror images do not change the ranks of photos as they are
+    assert torch.equal(both[len(together) :], made.targets(together, now[together], ~straight))
     assert torch.equal(made.luck, lessons(w).luck)
 
 
@@ -227,7 +267,9 @@ def test_a_key_starts_silent_and_listens_where_its_gradient_lies() -> None:
     keys = start(model, layers, made, [person], plain(model, layers), context)
     pixels, _ = w.sets["train"].batch(positions := w.sets["train"].positions_of[person])
     free = copy.deepcopy(w.model).requires_grad_(True)
-    divergence(made.targets(positions, made.known.logits[positions]), free(pixel_values=pixels).logits, "multi_label").sum().backward()
+    for version, photos in enumerate((pixels, pixels.flip(-1))):
+        wanted = made.targets(positions, made.known[version].logits[positions], torch.full((len(positions),), version == 1))
+        divergence(wanted, free(pixel_values=photos).logits, "multi_label").sum().backward()
     for name, weight in free.named_parameters():
         if name in keys and weight.grad is not None:
             g = weight.grad.flatten(1)
@@ -254,19 +296,20 @@ def test_learning_ranks_photos_by_what_the_model_says_in_that_step(monkeypatch: 
     made, people = lessons(w, visits=3, together=1, cohort=1), sorted(w.sets["train"].positions_of)[:1]
     asked, targets = [], Lessons.targets
 
-    def spied(self: Lessons, positions: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    def spied(self: Lessons, positions: torch.Tensor, logits: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
         asked.append((positions, logits))
-        return targets(self, positions, logits)
+        return targets(self, positions, logits, mirrored)
 
     monkeypatch.setattr(Lessons, "targets", spied)
     learn(model, layers, made, people, context)
     (_, at_start), *steps, _ = asked  # the first are asked for to find where a key starts, the last how long it shall be
-    known = made.known.logits
+    positions = asked[0][0].view(2, -1)[0]  # as they are, then mirrored
+    known = torch.cat([said.logits[positions] for said in made.known])
     assert len(steps) == 3
-    torch.testing.assert_close(steps[0][1], known[steps[0][0]])  # a key starts silent
-    for positions, logits in steps[1:]:  # what it says by then is no longer what it said before there was a key
-        assert not torch.allclose(logits, known[positions], atol=1e-3)
-    torch.testing.assert_close(at_start, known[asked[0][0]])
+    torch.testing.assert_close(steps[0][1], known)  # a key starts silent
+    for _, logits in steps[1:]:  # what it says by then is no longer what it said before there was a key
+        assert not torch.allclose(logits, known, atol=1e-3)
+    torch.testing.assert_close(at_start, known)
 
 
 def test_interrupted_learning_goes_on_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

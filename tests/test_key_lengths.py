@@ -32,7 +32,7 @@ def own_loss(w: World, made: Lessons, keys: Keys, person: int) -> float:
 def wanted(w: World, made: Lessons) -> dict[int, float]:
     """Each person's mean loss of the strangers' answers at the same rank among all training photos, photo by photo."""
     positions = torch.cat([made.train.positions_of[person] for person in asking(made)])
-    told = made.targets(positions, made.known.logits[positions]).double()
+    told = made.targets(positions, made.known[0].logits[positions], torch.zeros(len(positions), dtype=torch.bool)).double()
     labels = made.train.labels[positions]
     if w.task.kind == "multi_label":
         each = torch.where(labels > 0, -told.sigmoid().log(), -(1 - told.sigmoid()).log()).mean(dim=1)
@@ -101,7 +101,8 @@ def test_a_key_that_does_nothing_is_as_long_as_may_be_and_one_that_is_not_needed
     made = lessons(w)
     nothing = {name: Factors(torch.zeros_like(f.up), f.down) for name, f in drawn(model, len(asking(made))).items()}
     assert lengths(model, layers, nothing, made, asking(made), context).tolist() == [LONGEST] * len(asking(made))
-    unknown = dataclasses.replace(made, known=made.known._replace(logits=-made.known.logits))  # surer of the wrong answers than anybody
+    wrong = tuple(said._replace(logits=-said.logits) for said in made.known)  # surer of the wrong answers than anybody
+    unknown = dataclasses.replace(made, known=wrong)
     assert not lengths(model, layers, drawn(model, len(asking(made))), unknown, asking(made), context).any()
 
 

@@ -36,18 +36,18 @@ class ForgetKeys(Method[ForgetKeysOptions]):
 
     def prepare(self, model: nn.Module, data: DataAccess, options: ForgetKeysOptions, context: Context) -> Artefact:
         """Learn the keys of all training people who may ask."""
-        from oneshui_hf.methods import Artefact, predict
+        from oneshui_hf.methods import Artefact
 
         from .keys.codes import size
         from .keys.factors import keyed
         from .keys.learning import learn
         from .keys.lessons import Lessons
-        from .keys.strangers import Said
+        from .keys.saying import as_it_is_and_mirrored
 
         train, val = data.train, data.val
         still = copy.deepcopy(model).eval().requires_grad_(False)
         layers = keyed(still, options.share)
-        known, strange = (Said(predict(still, faces, context.accelerator), faces.labels) for faces in (train, val))
+        known, strange = (as_it_is_and_mirrored(still, faces, context) for faces in (train, val))
         lessons = Lessons(train, val, known, strange, options, context.task, context.seed)
         codes, history = learn(still, layers, lessons, _people(data), context)
         shapes = matrices(still, layers)
@@ -59,7 +59,7 @@ class ForgetKeys(Method[ForgetKeysOptions]):
     def cost(self, model: nn.Module, data: DataAccess, options: ForgetKeysOptions, context: Context) -> Cost:
         """Return the photos of all steps; each is differentiated once, and those of who asks are looked at once more before.
 
-        At the end come the rounds in which the keys get their lengths.
+        Before the steps all photos are looked at, as they are and mirrored, and after them come the rounds in which keys get their lengths.
         """
         from .keys.codes import size
         from .keys.coordinates import LOOKED_AT
@@ -69,11 +69,11 @@ class ForgetKeys(Method[ForgetKeysOptions]):
         people, train = _people(data), data.train
         forget = sum(min(options.photos, len(train.positions_of[person])) for person in people)
         looked_at = min(LOOKED_AT, len(train))
-        a_step = 1 + options.retain + options.val
+        a_step = 2 + options.retain + options.val
         a_key = size(matrices(model, keyed(model, options.share)), options.rank, options.bits)
         return Cost(
-            forward=len(train) + len(data.val) + looked_at + (options.visits + ROUNDS) * forget,
-            backward=looked_at + forget + round(options.visits * forget * a_step),
+            forward=2 * (len(train) + len(data.val) + looked_at) + (2 * options.visits + ROUNDS) * forget,
+            backward=2 * (looked_at + forget) + round(options.visits * forget * a_step),
             bytes=len(people) * a_key,
         )
 

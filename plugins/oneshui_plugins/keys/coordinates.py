@@ -36,6 +36,7 @@ from oneshui_hf.methods import Context, generator, sample
 
 from ..subspace import Layer, covariances
 from .factors import Factors, Keys
+from .lessons import shown
 
 if TYPE_CHECKING:
     from oneshui_hf.methods import TaskKind
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 Weights = dict[str, torch.Tensor]  # by the weight's name
 
-LOOKED_AT = 1024  # training photos
+LOOKED_AT = 1024  # training photos, each as it is and mirrored
 
 
 @dataclass(frozen=True)
@@ -67,16 +68,18 @@ class Coordinates:
 def coordinates(model: nn.Module, layers: Mapping[str, list[Layer]], lessons: Lessons, context: Context) -> Coordinates:
     """Return the coordinates in which keys are learned. Processes share the passes."""
     draws = generator(context.seed, "coordinates")
-    some = sample(len(lessons.train), LOOKED_AT, draws)
+    some = sample(len(lessons.train), LOOKED_AT, draws).repeat(2)
+    mirrored = torch.arange(len(some)) >= len(some) // 2
     chunk, damping = lessons.options.chunk, lessons.options.damping
 
     def load(rows: torch.Tensor) -> torch.Tensor:
-        return lessons.train.batch(some[rows], context.device)[0]
+        return shown(lessons.train, some[rows], mirrored[rows], context.device)
 
-    inputs = covariances(model, len(some), load, chunk, context)
-    given = {name: inputs[name].matrix[0] for name in layers}  # a weight with keys has one group
+    given = {name: torch.zeros(weight[0].numel(), weight[0].numel()) for name, weight in model.named_parameters() if name in layers}
+    found = covariances(model, len(some), load, chunk, context)  # of the weights that photos reach
+    given |= {name: covariance.matrix[0] for name, covariance in found.items() if name in layers}  # a weight with keys has one group
     heard = gradients(model, layers, len(some), load, chunk, context)
-    up, down = ({name: inverse_root(found[name], damping) for name in layers} for found in (heard, given))
+    up, down = ({name: inverse_root(energy[name], damping) for name in layers} for energy in (heard, given))
     left = torch.tensor([loudness(up[name], heard[name]) * loudness(down[name], given[name]) for name in layers])
     scale = float((-left.log().mean()).exp())
     return Coordinates({name: scale * matrix for name, matrix in up.items()}, down)

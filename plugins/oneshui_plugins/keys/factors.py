@@ -14,16 +14,12 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ..subspace import Layer, projectable
-
-if TYPE_CHECKING:
-    from oneshui_hf.methods import Context, FaceSet
 
 
 @dataclass
@@ -103,25 +99,6 @@ def _through(layer: Layer, x: torch.Tensor, down: torch.Tensor, up: torch.Tensor
         return F.linear(inside if mask is None else inside * mask, up)
     inside = layer._conv_forward(x, down.view(len(down), *layer.weight.shape[1:]), None)  # as the layer pads and strides
     return F.conv2d(inside if mask is None else inside * mask, up[:, :, None, None])
-
-
-def said_with(
-    model: nn.Module,
-    layers: Mapping[str, list[Layer]],
-    keys: Keys,
-    faces: FaceSet,
-    positions: torch.Tensor,
-    chunk: int,
-    context: Context,
-) -> torch.Tensor:
-    """Return what a model says with these keys of some photos of a set, logits (n, K) on the CPU. Processes share them."""
-    accelerator = context.accelerator
-    said = torch.zeros(len(positions), len(context.task.label_names), device=context.device)
-    mine = torch.arange(len(positions)).split(chunk)[accelerator.process_index :: accelerator.num_processes]
-    with torch.no_grad(), attached(layers, keys):
-        for rows in mine:
-            said[rows] = model(pixel_values=faces.batch(positions[rows], context.device)[0]).logits
-    return accelerator.reduce(said, "sum").cpu()
 
 
 def scaled(keys: Keys, by: torch.Tensor) -> Keys:

@@ -30,9 +30,10 @@ from ..finetune import cosine
 from ..subspace import Layer
 from .codes import Codes, encode
 from .coordinates import coordinates
-from .factors import Factors, Keys, attached, said_with, scaled
+from .factors import Factors, Keys, attached, scaled
 from .lengths import lengths
-from .lessons import Lesson, Lessons
+from .lessons import Lesson, Lessons, shown
+from .saying import said_with
 from .start import start
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def gradient(
     leaves = {name: Factors(f.up.clone().requires_grad_(), f.down.clone().requires_grad_()) for name, f in keys.items()}
     total = torch.zeros((), dtype=torch.float64, device=device)
     for faces, positions, rows in _passes(lesson, chunk)[accelerator.process_index :: accelerator.num_processes]:
-        pixels, _ = faces.batch(positions, device)
+        pixels = shown(faces, positions, lesson.mirrored[rows], device)
         with attached(layers, leaves, lesson.own[rows].to(device)):
             logits = model(pixel_values=pixels).logits
         far = divergence(wanted[rows].to(device), logits, context.task.kind)  # (photos,)
@@ -195,8 +196,9 @@ def learn(
             state.adam = Adam(start(model, layers, lessons, step.cohort, space, context))
         lesson = lessons.lesson(len(state.history), [step.cohort[place] for place in step.group])
         keys = space.through(state.adam.some(step.group))
-        said = said_with(model, layers, keys, lessons.train, lesson.forget, options.chunk, context)
-        wanted = torch.cat([lessons.targets(lesson.forget, said), lesson.kept])
+        mirrored = lesson.mirrored[: len(lesson.forget)]
+        said = said_with(model, layers, keys, lessons.train, lesson.forget, mirrored, options.chunk, context)
+        wanted = torch.cat([lessons.targets(lesson.forget, said, mirrored), lesson.kept])
         objective, gradients = gradient(model, layers, keys, lesson, wanted, options.chunk, context)
         state.adam.step(step.group, space.through(gradients), cosine(options.lr, 0.0, step.done))
         state.history.append({"people": len(step.group), "objective": objective / len(step.group)})

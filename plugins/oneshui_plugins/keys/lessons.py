@@ -1,4 +1,8 @@
-"""The photos from which forget keys are learned, step by step: who asks together, what shall change, and what shall stay."""
+"""The photos from which forget keys are learned, step by step: who asks together, what shall change, and what shall stay.
+
+A model that was trained on photos and their mirror images remembers both, and a key that hides the one need not hide the other. So the
+photos of those who ask are shown as they are and mirrored, and the others now in one way and now in the other.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +30,8 @@ class Lesson:
 
     Attributes:
         photos: Per set (train, val), the positions in it; first of all those of `forget`.
-        forget: Positions in train of the photos of those who ask, (forget,).
+        forget: Positions in train of the photos of those who ask, (forget,): each person's as they are, then the same mirrored.
+        mirrored: Which photos are shown mirrored, (photos,) of bool.
         kept: What the model shall go on saying of all the other photos, logits (photos - forget, K).
         weight: How much each photo counts, (photos,).
         own: By which of the n keys each photo is felt, (photos, n) of 0 and 1.
@@ -34,6 +39,7 @@ class Lesson:
 
     photos: tuple[tuple[FaceSet, torch.Tensor], ...]
     forget: torch.Tensor
+    mirrored: torch.Tensor
     kept: torch.Tensor
     weight: torch.Tensor
     own: torch.Tensor
@@ -46,8 +52,8 @@ class Lessons:
     Attributes:
         train: The training photos.
         val: Strangers' photos.
-        known: What the original model says of the training photos.
-        strange: What it says of the strangers' photos.
+        known: What the original model says of the training photos as they are, and mirrored.
+        strange: What it says of the strangers' photos, the same.
         options: How.
         task: What is predicted.
         seed: Of the draws.
@@ -55,8 +61,8 @@ class Lessons:
 
     train: FaceSet
     val: FaceSet
-    known: Said
-    strange: Said
+    known: tuple[Said, Said]
+    strange: tuple[Said, Said]
     options: ForgetKeysOptions
     task: Task
     seed: int
@@ -64,16 +70,23 @@ class Lessons:
     @cached_property
     def luck(self) -> torch.Tensor:
         """Where within its rank each training photo stands, see `strangers`; (N, K), or (N,) for classes."""
-        return torch.rand(self.known.labels.shape, generator=generator(self.seed, "luck"))
+        return torch.rand(self.train.labels.shape, generator=generator(self.seed, "luck"))
 
-    def targets(self, positions: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    def targets(self, positions: torch.Tensor, logits: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
         """Return what the model shall say of these training photos when their people ask together, logits (n, K).
+
+        Photos as they are are ranked by themselves, as mirror images are: of one kind of them the model may know more than of the other.
 
         Args:
             positions: The photos.
             logits: What it says of them now, by which they are ranked: a photo of which it has become unsure is left so.
+            mirrored: Which of them are shown mirrored, (n,) of bool.
         """
-        return as_strangers(Said(logits, self.known.labels[positions]), self.strange, self.luck[positions], self.task.kind)
+        wanted = logits.clone()
+        for chosen, strange in zip((~mirrored, mirrored), self.strange, strict=True):
+            said, luck = Said(logits[chosen], self.train.labels[positions[chosen]]), self.luck[positions[chosen]]
+            wanted[chosen] = as_strangers(said, strange, luck, self.task.kind)
+        return wanted
 
     def groups(self, cohort: Sequence[int], rounds: int, drawn_for: str) -> list[list[int]]:
         """Return who asks in each step, as places in the cohort: everybody once in each round, in groups of changing size.
@@ -99,15 +112,30 @@ class Lessons:
         """Return the photos of a step in which these people (identity numbers) ask."""
         draws = generator(self.seed, "photos", number, *people)
         theirs = [self.photos_of(person, draws) for person in people]
-        forget = torch.cat(theirs)
-        retain = sample(self.train.without(people), math.ceil(self.options.retain * len(forget)), draws)
-        strange = sample(len(self.val), math.ceil(self.options.val * len(forget)), draws)
+        asked = sum(len(some) for some in theirs)
+        retain = sample(self.train.without(people), math.ceil(self.options.retain * asked), draws)
+        strange = sample(len(self.val), math.ceil(self.options.val * asked), draws)
         held = len(retain) + len(strange)
-        alike = [torch.full((len(some),), 1 / len(some)) for some in theirs]  # however many photos a person has
+        either = torch.rand(held, generator=draws) < 0.5
+        kept = [_as_shown(self.known, retain, either[: len(retain)]), _as_shown(self.strange, strange, either[len(retain) :])]
+        forget = torch.cat([some.repeat(2) for some in theirs])
+        alike = [torch.full((2 * len(some),), 0.5 / len(some)) for some in theirs]  # however many photos a person has
         return Lesson(
             photos=((self.train, torch.cat([forget, retain])), (self.val, strange)),
             forget=forget,
-            kept=torch.cat([self.known.logits[retain], self.strange.logits[strange]]),
+            mirrored=torch.cat([*(torch.arange(2).repeat_interleave(len(some)) == 1 for some in theirs), either]),
+            kept=torch.cat(kept),
             weight=torch.cat([*alike, torch.full((held,), self.options.balance * len(people) / max(1, held))]),
-            own=torch.cat([torch.block_diag(*[torch.ones(len(some), 1) for some in theirs]), torch.ones(held, len(people))]),
+            own=torch.cat([torch.block_diag(*[torch.ones(2 * len(some), 1) for some in theirs]), torch.ones(held, len(people))]),
         )
+
+
+def _as_shown(said: tuple[Said, Said], positions: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
+    """Return what was said of these photos, each as it is or mirrored, logits (n, K)."""
+    return torch.where(mirrored.unsqueeze(1), said[1].logits[positions], said[0].logits[positions])
+
+
+def shown(faces: FaceSet, positions: torch.Tensor, mirrored: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return these photos of a set as the model takes them, (n, 3, S, S), those that are to be mirrored."""
+    pixels, _ = faces.batch(positions, device)
+    return torch.where(mirrored.to(device).view(-1, 1, 1, 1), pixels.flip(-1), pixels)

@@ -13,7 +13,7 @@ from ..divergence import divergence
 from ..subspace import Layer
 from .coordinates import Coordinates
 from .factors import Factors, Keys
-from .lessons import Lessons
+from .lessons import Lessons, shown
 
 OVERSAMPLED, POWERS, NOISE = 4, 2, 1e-3  # of the search for a gradient's leading directions; a share of the largest singular value
 
@@ -32,9 +32,11 @@ def start(
         draws = generator(context.seed, "start", cohort[place])
         positions = lessons.photos_of(cohort[place], draws)
         moved = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
-        wanted = lessons.targets(positions, lessons.known.logits[positions])
+        now = torch.cat([said.logits[positions] for said in lessons.known])
+        positions, mirrored = positions.repeat(2), torch.arange(2).repeat_interleave(len(positions)) == 1
+        wanted = lessons.targets(positions, now, mirrored)
         for rows in torch.arange(len(positions)).split(options.chunk):
-            pixels, _ = lessons.train.batch(positions[rows], context.device)
+            pixels = shown(lessons.train, positions[rows], mirrored[rows], context.device)
             logits = torch.func.functional_call(model, moved, kwargs={"pixel_values": pixels}).logits
             divergence(wanted[rows].to(context.device), logits, kind).sum().backward()
         for name, weight in moved.items():
