@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from functools import cache
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 
 from oneshui_hf.data.schema import TaskKind
 from oneshui_hf.errors import OneshuiError, UsageError
-from oneshui_hf.methods import Artefact, DataAccess, Request, predict
+from oneshui_hf.methods import Artefact, DataAccess, Request, losses, predict
 from oneshui_hf.testing.world import World, world
 from oneshui_plugins.forget_keys import ForgetKeys
 from oneshui_plugins.keys.options import ForgetKeysOptions
@@ -65,6 +66,27 @@ def test_those_who_ask_are_answered_like_strangers_and_the_others_as_before(kind
     assert abs(sureness(said(after, "forget"), kind) - level) < 0.5 * abs(before - level)
     for name in ("retain", "val"):
         assert abs(sureness(said(after, name), kind) - sureness(said(w.model, name), kind)) < 0.25 * abs(before - level) + 0.01
+
+
+def test_mirror_images_that_were_learned_are_forgotten_too() -> None:
+    w = world("multi_label")
+    model, faces = copy.deepcopy(w.model), w.sets["train"]
+    pixels, labels = faces.batch(torch.arange(len(faces)))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    for _ in range(40):
+        optimizer.zero_grad()
+        losses(model(pixel_values=torch.cat([pixels, pixels.flip(-1)])).logits, labels.repeat(2, 1), "multi_label").mean().backward()
+        optimizer.step()
+    both = dataclasses.replace(w, model=model)
+    after = forget(both, w.request, ForgetKeys().prepare(model, train_and_val(w), OPTIONS, w.context()))
+    photos, truth = w.sets["forget"].batch(torch.arange(len(w.sets["forget"])))
+    rise = []
+    for shown in (photos, photos.flip(-1)):
+        with torch.no_grad():
+            before, now = (float(losses(some(pixel_values=shown).logits, truth, "multi_label").mean()) for some in (model, after))
+        rise.append(now - before)
+    assert min(rise) > 0.2
+    assert max(rise) < 2 * min(rise)
 
 
 def test_a_key_serves_its_own_person() -> None:
