@@ -86,7 +86,7 @@ def test_mirror_images_that_were_learned_are_forgotten_too() -> None:
             before, now = (float(losses(some(pixel_values=shown).logits, truth, "multi_label").mean()) for some in (model, after))
         rise.append(now - before)
     assert min(rise) > 0.2
-    assert max(rise) < 2 * min(rise)
+    assert rise[1] > 0.95 * rise[0]  # 0.8 times as much where keys are learned on photos as they are
 
 
 def test_a_key_serves_its_own_person() -> None:
