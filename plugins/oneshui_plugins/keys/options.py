@@ -44,4 +44,5 @@ class ForgetKeysOptions:
     photos: int = option(32, "Most photos of a person in a step.", minimum=1, at="prepare")
     cohort: int = option(512, "People whose keys are learned at the same time; memory grows with it.", minimum=1, at="prepare")
     chunk: int = option(64, "Photos a forward-backward pass; memory grows with it, the result does not change.", minimum=1, at="prepare")
-    strength: float = option(1.0, "Factor of the keys where they are used.", minimum=0, at="apply", search=(0.5, 1.5))
+    # Beside the lengths that were found: rounding to few bits takes a little off the loss of who asks, and company some more.
+    strength: float = option(1.1, "Factor of the keys where they are used.", minimum=0, at="apply", search=(0.5, 1.5))
