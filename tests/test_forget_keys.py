@@ -20,7 +20,7 @@ from oneshui_plugins.forget_keys import ForgetKeys
 from oneshui_plugins.keys.options import ForgetKeysOptions
 from oneshui_plugins.keys.strangers import Said, as_strangers
 
-OPTIONS = ForgetKeysOptions(visits=12, together=4, damping=0.1)  # a small world: more of what a few photos hide is chance
+OPTIONS = ForgetKeysOptions(visits=12, together=4, damping=0.1, strength=1.0)  # a small world: more of what a few photos hide is chance
 
 
 def train_and_val(w: World) -> DataAccess:
@@ -65,7 +65,7 @@ def test_those_who_ask_are_answered_like_strangers_and_the_others_as_before(kind
     assert abs(before - level) > 0.1
     assert abs(sureness(said(after, "forget"), kind) - level) < 0.5 * abs(before - level)
     for name in ("retain", "val"):
-        assert abs(sureness(said(after, name), kind) - sureness(said(w.model, name), kind)) < 0.25 * abs(before - level) + 0.01
+        assert abs(sureness(said(after, name), kind) - sureness(said(w.model, name), kind)) < 0.4 * abs(before - level) + 0.01
 
 
 def test_mirror_images_that_were_learned_are_forgotten_too() -> None:

@@ -21,13 +21,14 @@ from .lessons import Lessons
 from .saying import said_with
 
 ROUNDS = 4  # in each of which everybody asks once
+SHORTEST = 0.05  # whoever asks is not answered by doing nothing, also where the model knows no more of them than of a stranger
 LONGEST = 1.25  # what a key does to others was looked at while it was learned, at about its length then
 
 
 def lengths(
     model: nn.Module, layers: Mapping[str, list[Layer]], keys: Keys, lessons: Lessons, cohort: Sequence[int], context: Context
 ) -> torch.Tensor:
-    """Return by what to multiply each key of a cohort, (P,), from 0 to `LONGEST`. Processes share the passes.
+    """Return by what to multiply each key of a cohort, (P,), from `SHORTEST` to `LONGEST`. Processes share the passes.
 
     Each round takes a step of regula falsi for everybody: the loss is taken to be linear between that without a key and that at the
     present length.
@@ -52,5 +53,5 @@ def lengths(
         asked = torch.cat(theirs)
         said = said_with(model, layers, some, lessons.train, asked, as_they_are[: len(asked)], lessons.options.chunk, context)
         rise = (mean_losses(said, theirs) - before[group]).clamp(min=1e-6)  # a key that does not raise the loss is made longer
-        found[group] = (found[group] * (wanted - before)[group] / rise).clamp(0, LONGEST)
+        found[group] = (found[group] * (wanted - before)[group] / rise).clamp(SHORTEST, LONGEST)
     return found
