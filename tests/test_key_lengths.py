@@ -70,7 +70,7 @@ def test_a_key_is_so_long_that_its_person_loses_what_strangers_lose(kind: str) -
     model, layers, context = learner(w)
     made = lessons(w, together=1)
     cohort, goal = asking(made), wanted(w, made)
-    keys = uphill(w, made, 1.0)
+    keys = uphill(w, made, 0.5)
     found = lengths(model, layers, keys, made, cohort, context)
     inside = 0
     for place, person in enumerate(cohort):
@@ -80,7 +80,9 @@ def test_a_key_is_so_long_that_its_person_loses_what_strangers_lose(kind: str) -
             assert abs(after - goal[person]) < 0.25 * abs(before - goal[person])
         elif found[place] == LONGEST:
             assert after < goal[person]
-    assert inside >= len(cohort) // 2
+        else:
+            assert after > goal[person]
+    assert inside >= 1
 
 
 def test_a_longer_key_gets_a_smaller_factor() -> None:
