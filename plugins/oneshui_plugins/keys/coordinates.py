@@ -75,7 +75,8 @@ def coordinates(model: nn.Module, layers: Mapping[str, list[Layer]], lessons: Le
     def load(rows: torch.Tensor) -> torch.Tensor:
         return shown(lessons.train, some[rows], mirrored[rows], context.device)
 
-    given = {name: torch.zeros(weight[0].numel(), weight[0].numel()) for name, weight in model.named_parameters() if name in layers}
+    widths = {name: weight[0].numel() for name, weight in model.named_parameters() if name in layers}
+    given = {name: torch.zeros(width, width, device=context.device) for name, width in widths.items()}
     found = covariances(model, len(some), load, chunk, context)  # of the weights that photos reach
     given |= {name: covariance.matrix[0] for name, covariance in found.items() if name in layers}  # a weight with keys has one group
     heard = gradients(model, layers, len(some), load, chunk, context)
