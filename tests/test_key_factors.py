@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from architectures import classifier
-from oneshui_plugins.keys.factors import Factors, Keys, attached, keyed, opened
+from oneshui_plugins.keys.factors import Factors, Keys, attached, keyed, opened, some_of
 
 ARCHITECTURES = ("vit", "dinov2", "swin", "convnext", "resnet")
 
@@ -22,10 +22,6 @@ def keys_of(model: nn.Module, people: int, share: float = 1.0, rank: int = 2) ->
         name: Factors(0.1 * noise(people, len(weights[name]), rank, seed=i), noise(people, rank, weights[name][0].numel(), seed=i + 100))
         for i, name in enumerate(keyed(model, share))
     }
-
-
-def some(keys: Keys, *people: int) -> Keys:
-    return {name: Factors(f.up[list(people)], f.down[list(people)]) for name, f in keys.items()}
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -73,7 +69,7 @@ def test_a_photo_is_felt_by_the_keys_it_is_meant_for_alone(name: str) -> None:
 def test_keys_add_up_in_any_order_and_one_after_the_other() -> None:
     model = classifier("vit", "multi_label")
     keys = {name: Factors(f.up.float(), f.down.float()) for name, f in keys_of(model, 5).items()}
-    singles = [some(keys, person) for person in range(5)]
+    singles = [some_of(keys, [person]) for person in range(5)]
     at_once = opened(model, singles, 1.0).state_dict()
     backwards = opened(model, singles[::-1], 1.0).state_dict()
     in_turn = model

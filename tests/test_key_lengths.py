@@ -13,7 +13,7 @@ from oneshui_hf.testing.world import World, world
 from oneshui_plugins.forget_keys import matrices
 from oneshui_plugins.keys import learning
 from oneshui_plugins.keys.codes import decode
-from oneshui_plugins.keys.factors import Factors, Keys, keyed, opened, scaled
+from oneshui_plugins.keys.factors import Factors, Keys, keyed, opened, scaled, some_of
 from oneshui_plugins.keys.learning import learn
 from oneshui_plugins.keys.lengths import LONGEST, ROUNDS, SHORTEST, lengths
 from oneshui_plugins.keys.lessons import Lessons
@@ -61,7 +61,7 @@ def uphill(w: World, made: Lessons, length: float) -> Keys:
 
 
 def one(keys: Keys, place: int, length: float) -> Keys:
-    return scaled({name: factors.of([place]) for name, factors in keys.items()}, torch.tensor([length]))
+    return scaled(some_of(keys, [place]), torch.tensor([length]))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -36,7 +36,7 @@ from oneshui_hf.methods import Context, generator, sample
 
 from ..subspace import Layer, covariances
 from .factors import Factors, Keys
-from .lessons import shown
+from .lessons import both_ways, shown
 
 if TYPE_CHECKING:
     from oneshui_hf.methods import TaskKind
@@ -68,8 +68,7 @@ class Coordinates:
 def coordinates(model: nn.Module, layers: Mapping[str, list[Layer]], lessons: Lessons, context: Context) -> Coordinates:
     """Return the coordinates in which keys are learned. Processes share the passes."""
     draws = generator(context.seed, "coordinates")
-    some = sample(len(lessons.train), LOOKED_AT, draws).repeat(2)
-    mirrored = torch.arange(len(some)) >= len(some) // 2
+    some, mirrored = both_ways(sample(len(lessons.train), LOOKED_AT, draws))
     chunk, damping = lessons.options.chunk, lessons.options.damping
 
     def load(rows: torch.Tensor) -> torch.Tensor:

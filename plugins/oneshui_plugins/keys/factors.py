@@ -34,10 +34,6 @@ class Factors:
     up: torch.Tensor
     down: torch.Tensor
 
-    def of(self, people: Sequence[int]) -> Factors:
-        """Return those of some of the people, by their places."""
-        return Factors(self.up[list(people)], self.down[list(people)])
-
     def added(self) -> torch.Tensor:
         """Return the sum of the changes, (out, d)."""
         return torch.einsum("por,prd->od", self.up, self.down)
@@ -99,6 +95,11 @@ def _through(layer: Layer, x: torch.Tensor, down: torch.Tensor, up: torch.Tensor
         return F.linear(inside if mask is None else inside * mask, up)
     inside = layer._conv_forward(x, down.view(len(down), *layer.weight.shape[1:]), None)  # as the layer pads and strides
     return F.conv2d(inside if mask is None else inside * mask, up[:, :, None, None])
+
+
+def some_of(keys: Keys, people: Sequence[int]) -> Keys:
+    """Return the keys of some of the people, by their places."""
+    return {name: Factors(factors.up[list(people)], factors.down[list(people)]) for name, factors in keys.items()}
 
 
 def scaled(keys: Keys, by: torch.Tensor) -> Keys:

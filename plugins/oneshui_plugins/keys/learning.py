@@ -30,7 +30,7 @@ from ..finetune import cosine
 from ..subspace import Layer
 from .codes import Codes, encode
 from .coordinates import coordinates
-from .factors import Factors, Keys, attached, scaled
+from .factors import Factors, Keys, attached, scaled, some_of
 from .lengths import lengths
 from .lessons import Lesson, Lessons, shown
 from .saying import said_with
@@ -118,10 +118,6 @@ class Adam:
         sizes = [getattr(factors, part)[0].numel() for factors in self.keys.values()]
         return sum(sizes) / len(sizes)
 
-    def some(self, people: list[int]) -> Keys:
-        """Return the keys of some people."""
-        return {name: factors.of(people) for name, factors in self.keys.items()}
-
     def step(self, people: list[int], gradients: Keys, lr: float) -> None:
         """Move the keys of some people along their gradients, V by about lr and R by about ten times that, in the Frobenius norm."""
         self.steps[people] += 1
@@ -195,7 +191,7 @@ def learn(
         if state.adam is None:
             state.adam = Adam(start(model, layers, lessons, step.cohort, space, context))
         lesson = lessons.lesson(len(state.history), [step.cohort[place] for place in step.group])
-        keys = space.through(state.adam.some(step.group))
+        keys = space.through(some_of(state.adam.keys, step.group))
         mirrored = lesson.mirrored[: len(lesson.forget)]
         said = said_with(model, layers, keys, lessons.train, lesson.forget, mirrored, options.chunk, context)
         wanted = torch.cat([lessons.targets(lesson.forget, said, mirrored), lesson.kept])

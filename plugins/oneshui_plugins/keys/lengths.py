@@ -16,7 +16,7 @@ from torch import nn
 from oneshui_hf.methods import Context, generator, losses
 
 from ..subspace import Layer
-from .factors import Keys, scaled
+from .factors import Keys, scaled, some_of
 from .lessons import Lessons
 from .saying import said_with
 
@@ -49,7 +49,7 @@ def lengths(
     found = torch.ones(len(cohort), dtype=torch.float64)
     for group in lessons.groups(cohort, ROUNDS, "lengths"):
         theirs = [photos[place] for place in group]
-        some = scaled({name: factors.of(group) for name, factors in keys.items()}, found[group])
+        some = scaled(some_of(keys, group), found[group])
         asked = torch.cat(theirs)
         said = said_with(model, layers, some, lessons.train, asked, as_they_are[: len(asked)], lessons.options.chunk, context)
         rise = (mean_losses(said, theirs) - before[group]).clamp(min=1e-6)  # a key that does not raise the loss is made longer

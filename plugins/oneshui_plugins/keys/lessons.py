@@ -118,12 +118,12 @@ class Lessons:
         held = len(retain) + len(strange)
         either = torch.rand(held, generator=draws) < 0.5
         kept = [_as_shown(self.known, retain, either[: len(retain)]), _as_shown(self.strange, strange, either[len(retain) :])]
-        forget = torch.cat([some.repeat(2) for some in theirs])
+        forget, ways = (torch.cat(parts) for parts in zip(*map(both_ways, theirs), strict=True))
         alike = [torch.full((2 * len(some),), 0.5 / len(some)) for some in theirs]  # however many photos a person has
         return Lesson(
             photos=((self.train, torch.cat([forget, retain])), (self.val, strange)),
             forget=forget,
-            mirrored=torch.cat([*(torch.arange(2).repeat_interleave(len(some)) == 1 for some in theirs), either]),
+            mirrored=torch.cat([ways, either]),
             kept=torch.cat(kept),
             weight=torch.cat([*alike, torch.full((held,), self.options.balance * len(people) / max(1, held))]),
             own=torch.cat([torch.block_diag(*[torch.ones(2 * len(some), 1) for some in theirs]), torch.ones(held, len(people))]),
@@ -133,6 +133,11 @@ class Lessons:
 def _as_shown(said: tuple[Said, Said], positions: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
     """Return what was said of these photos, each as it is or mirrored, logits (n, K)."""
     return torch.where(mirrored.unsqueeze(1), said[1].logits[positions], said[0].logits[positions])
+
+
+def both_ways(positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return each of these positions twice, all as they are and then all mirrored, and which of them are mirrored, (2n,) of bool."""
+    return positions.repeat(2), torch.arange(2 * len(positions)) >= len(positions)
 
 
 def shown(faces: FaceSet, positions: torch.Tensor, mirrored: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -13,7 +13,7 @@ from ..divergence import divergence
 from ..subspace import Layer
 from .coordinates import Coordinates
 from .factors import Factors, Keys
-from .lessons import Lessons, shown
+from .lessons import Lessons, both_ways, shown
 
 OVERSAMPLED, POWERS, NOISE = 4, 2, 1e-3  # of the search for a gradient's leading directions; a share of the largest singular value
 
@@ -33,7 +33,7 @@ def start(
         positions = lessons.photos_of(cohort[place], draws)
         moved = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
         now = torch.cat([said.logits[positions] for said in lessons.known])
-        positions, mirrored = positions.repeat(2), torch.arange(2).repeat_interleave(len(positions)) == 1
+        positions, mirrored = both_ways(positions)
         wanted = lessons.targets(positions, now, mirrored)
         for rows in torch.arange(len(positions)).split(options.chunk):
             pixels = shown(lessons.train, positions[rows], mirrored[rows], context.device)
