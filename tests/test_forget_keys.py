@@ -18,7 +18,7 @@ from oneshui_hf.methods import Artefact, DataAccess, Request, losses, predict
 from oneshui_hf.testing.world import World, world
 from oneshui_plugins.forget_keys import ForgetKeys
 from oneshui_plugins.keys.options import ForgetKeysOptions
-from oneshui_plugins.keys.strangers import Said, as_strangers
+from oneshui_plugins.keys.strangers import Said, as_strangers, sureness
 
 OPTIONS = ForgetKeysOptions(visits=12, together=4, damping=0.1, strength=1.0)  # a small world: more of what a few photos hide is chance
 
@@ -37,7 +37,7 @@ def forget(w: World, request: Request, artefact: Artefact, options: ForgetKeysOp
     return ForgetKeys().apply(w.model, DataAccess({"support": request}, frozenset({"support"})), artefact, options, w.context())
 
 
-def sureness(said: Said, kind: TaskKind) -> float:
+def certainty(said: Said, kind: TaskKind) -> float:
     """Return the mean probability that is given to what is true."""
     if kind == "multi_label":
         return float(torch.where(said.labels > 0, said.logits.sigmoid(), (-said.logits).sigmoid()).mean())
@@ -60,12 +60,13 @@ def test_those_who_ask_are_answered_like_strangers_and_the_others_as_before(kind
 
     # A person's photos look alike here, so that no key can give them a stranger's spread; what it can give them is the stranger's mean.
     luck = torch.full(sets["forget"].labels.shape, 0.5)
-    targets = as_strangers(said(w.model, "forget"), said(w.model, "val"), luck, kind)
-    before, level = sureness(said(w.model, "forget"), kind), sureness(Said(targets, sets["forget"].labels), kind)
+    known = said(w.model, "forget")
+    targets = as_strangers(known, said(w.model, "val"), sureness(known, kind), luck, kind)
+    before, level = certainty(known, kind), certainty(Said(targets, known.labels), kind)
     assert abs(before - level) > 0.1
-    assert abs(sureness(said(after, "forget"), kind) - level) < 0.5 * abs(before - level)
+    assert abs(certainty(said(after, "forget"), kind) - level) < 0.5 * abs(before - level)
     for name in ("retain", "val"):
-        assert abs(sureness(said(after, name), kind) - sureness(said(w.model, name), kind)) < 0.4 * abs(before - level) + 0.01
+        assert abs(certainty(said(after, name), kind) - certainty(said(w.model, name), kind)) < 0.4 * abs(before - level) + 0.01
 
 
 def test_mirror_images_that_were_learned_are_forgotten_too() -> None:
@@ -151,6 +152,15 @@ def test_everybody_of_train_who_may_ask_has_a_key_of_the_size_that_is_told() -> 
     nobody = dataclasses.replace(train, spared=frozenset(train.positions_of))
     with pytest.raises(UsageError, match="spares all"):
         ForgetKeys().prepare(w.model, DataAccess({**w.sets, "train": nobody}, frozenset({"train", "val"})), quick, w.context())
+
+
+def test_how_strongly_keys_are_used_is_up_to_the_request() -> None:
+    w = world("multi_label")
+    one, two = (
+        ForgetKeys().prepare(w.model, train_and_val(w), ForgetKeysOptions(visits=1, strength=strength), w.context()).people
+        for strength in (0.5, 2.0)
+    )
+    assert all(torch.equal(part, two[person][name]) for person, codes in one.items() for name, part in codes.items())
 
 
 def test_a_model_that_never_saw_them_stays_as_it_is() -> None:

@@ -16,21 +16,16 @@ from oneshui_hf.testing.world import World, world
 from oneshui_plugins.divergence import divergence
 from oneshui_plugins.keys.coordinates import LOOKED_AT, Coordinates, coordinates, gradients, inverse_root, surprise
 from oneshui_plugins.keys.factors import Factors, keyed
-from oneshui_plugins.keys.lessons import Lessons
-from oneshui_plugins.keys.options import ForgetKeysOptions
-from oneshui_plugins.keys.saying import as_it_is_and_mirrored
 from oneshui_plugins.subspace import covariances
+from test_key_learning import lessons
 
 KINDS = ("multi_label", "single_label")
 NAME = "vit.layers.0.mlp.fc1.weight"
 
 
 def found(w: World, **options: object) -> Coordinates:
-    context, (train, val) = w.context(), (w.sets["train"], w.sets["val"])
     model = copy.deepcopy(w.model).requires_grad_(False)
-    known, strange = (as_it_is_and_mirrored(model, faces, context) for faces in (train, val))
-    lessons = Lessons(train, val, known, strange, ForgetKeysOptions(**options), w.task, 0)  # type: ignore[arg-type]
-    return coordinates(model, keyed(model, 1.0), lessons, context)
+    return coordinates(model, keyed(model, 1.0), lessons(w, **options), w.context())
 
 
 def test_inputs_have_the_same_energy_in_every_direction() -> None:

@@ -18,6 +18,7 @@ from oneshui_hf.testing.world import World, world
 from oneshui_plugins.divergence import divergence
 from oneshui_plugins.keys.coordinates import Coordinates
 from oneshui_plugins.keys.factors import Factors, Keys, keyed, opened
+from oneshui_plugins.keys.guesses import guesses
 from oneshui_plugins.keys.learning import Adam, gradient, learn, plan
 from oneshui_plugins.keys.lessons import Lessons, shown
 from oneshui_plugins.keys.options import ForgetKeysOptions
@@ -32,7 +33,8 @@ def lessons(w: World, **options: object) -> Lessons:
     context = w.context()
     train, val = w.sets["train"], w.sets["val"]
     known, strange = (as_it_is_and_mirrored(w.model, faces, context) for faces in (train, val))
-    return Lessons(train, val, known, strange, ForgetKeysOptions(**options), w.task, 0)  # type: ignore[arg-type]
+    chosen = ForgetKeysOptions(**options)  # type: ignore[arg-type]
+    return Lessons(train, val, known, strange, guesses(w.model, train, chosen.chunk, context), chosen, w.task, 0)
 
 
 def learner(w: World) -> tuple[torch.nn.Module, dict, Context]:  # type: ignore[type-arg]
@@ -240,7 +242,7 @@ def test_lessons_are_the_same_for_the_same_step() -> None:
 
 def test_targets_are_strangers_answers_among_those_who_ask_together() -> None:
     w = world("multi_label")
-    made = lessons(w)
+    made = lessons(w, guesses=0.5)
     train = w.sets["train"]
     people = sorted(train.positions_of)[:3]
     now = made.known[0].logits.flip(0)
@@ -249,7 +251,9 @@ def test_targets_are_strangers_answers_among_those_who_ask_together() -> None:
         said = Said(now[positions], train.labels[positions])
         for version, strange in enumerate(made.strange):
             mirrored = torch.full((len(positions),), version == 1)
-            by_hand = as_strangers(said, strange, made.luck[positions], "multi_label")
+            spread = torch.from_numpy(strange.logits.numpy().std(axis=0))
+            order = said.logits + 0.5 * spread * made.guesses[version][positions]
+            by_hand = as_strangers(said, strange, order, made.luck[positions], "multi_label")
             assert torch.equal(made.targets(positions, now[positions], mirrored), by_hand)
     straight = torch.zeros(len(together), dtype=torch.bool)
     three = made.targets(together, now[together], straight)

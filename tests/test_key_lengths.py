@@ -68,7 +68,7 @@ def one(keys: Keys, place: int, length: float) -> Keys:
 def test_a_key_is_so_long_that_its_person_loses_what_strangers_lose(kind: str) -> None:
     w = world(kind)  # type: ignore[arg-type]
     model, layers, context = learner(w)
-    made = lessons(w, together=1)
+    made = lessons(w, together=1, guesses=0.0)  # losses of few photos of few people are steep, and four rounds do not reach every goal
     cohort, goal = asking(made), wanted(w, made)
     keys = uphill(w, made, 0.5)
     found = lengths(model, layers, keys, made, cohort, context)

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import average_precision_score
 
-from oneshui_plugins.keys.strangers import Said, as_strangers, at_the_same_rank
+from oneshui_hf.methods import TaskKind
+from oneshui_plugins.keys.strangers import Said, as_strangers, at_the_same_rank, sureness
 
 HALF = torch.tensor(0.5)
 
@@ -55,7 +56,7 @@ def test_a_sample_of_the_same_distribution_changes_little() -> None:
 def test_every_attribute_and_value_takes_the_strangers_distribution() -> None:
     labels, theirs = attributes(400, 2), attributes(300, 3)
     logits, strange = 8 * (2 * labels - 1) + noise(400, 3), noise(300, 3, seed=1) + theirs - 0.5
-    mapped = as_strangers(Said(logits, labels), Said(strange, theirs), HALF.expand(logits.shape), "multi_label")
+    mapped = as_strangers(Said(logits, labels), Said(strange, theirs), logits, HALF.expand(logits.shape), "multi_label")
     for k in range(3):
         for value in (0, 1):
             ours, wanted = mapped[labels[:, k] == value, k], strange[theirs[:, k] == value, k]
@@ -70,13 +71,15 @@ def test_every_attribute_and_value_takes_the_strangers_distribution() -> None:
 def test_a_value_that_no_stranger_has_stays() -> None:
     labels, theirs = torch.ones(6, 1).double(), torch.zeros(5, 1).double()
     logits = noise(6, 1)
-    assert torch.equal(as_strangers(Said(logits, labels), Said(noise(5, 1, seed=1), theirs), HALF.expand(6, 1), "multi_label"), logits)
+    mapped = as_strangers(Said(logits, labels), Said(noise(5, 1, seed=1), theirs), logits, HALF.expand(6, 1), "multi_label")
+    assert torch.equal(mapped, logits)
 
 
 def test_the_true_class_gets_its_probability_and_the_others_share_the_rest_as_before() -> None:
     labels, theirs = torch.arange(12) % 3, torch.arange(9) % 3
     logits, strange = noise(12, 4) + 9 * F.one_hot(labels, 4), noise(9, 4, seed=1)
-    mapped = as_strangers(Said(logits, labels), Said(strange, theirs), HALF.expand(12), "single_label")
+    said = Said(logits, labels)
+    mapped = as_strangers(said, Said(strange, theirs), sureness(said, "single_label"), HALF.expand(12), "single_label")
     before, after = logits.softmax(1), mapped.softmax(1)
     torch.testing.assert_close(mapped.exp().sum(1), torch.ones(12).double())  # they are log-probabilities
     for value in range(3):
@@ -92,6 +95,22 @@ def test_the_true_class_gets_its_probability_and_the_others_share_the_rest_as_be
 def test_a_class_that_no_stranger_has_takes_the_distribution_of_all() -> None:
     labels, theirs = torch.full((4,), 2), torch.arange(8) % 2
     strange = noise(8, 3)
-    mapped = as_strangers(Said(noise(4, 3, seed=1), labels), Said(strange, theirs), HALF.expand(4), "single_label")
+    said = Said(noise(4, 3, seed=1), labels)
+    mapped = as_strangers(said, Said(strange, theirs), sureness(said, "single_label"), HALF.expand(4), "single_label")
     margin = strange.softmax(1)[torch.arange(8), theirs].logit()
     np.testing.assert_allclose(mapped.softmax(1)[:, 2].logit().sort().values, np.quantile(margin, (np.arange(4) + 0.5) / 4, method="hazen"))
+
+
+@pytest.mark.parametrize("kind", ["multi_label", "single_label"])
+def test_another_order_gives_the_same_answers_to_other_photos(kind: TaskKind) -> None:
+    labels, theirs = (attributes(80, 2), attributes(60, 3)) if kind == "multi_label" else (torch.arange(80) % 3, torch.arange(60) % 3)
+    said, strangers = Said(noise(80, 3), labels), Said(noise(60, 3, seed=1), theirs)
+    own = sureness(said, kind)
+    order = noise(*own.shape, seed=4)
+    ranked, as_sure = (sureness(Said(as_strangers(said, strangers, by, HALF.expand(own.shape), kind), labels), kind) for by in (order, own))
+    for k in range(3):
+        for value in (0, 1) if kind == "multi_label" else (k,):
+            these, where = (labels[:, k] == value, (slice(None), k)) if kind == "multi_label" else (labels == value, (slice(None),))
+            one, other, by = ranked[where][these], as_sure[where][these], order[where][these]
+            torch.testing.assert_close(one.sort().values, other.sort().values)
+            assert torch.equal(one.argsort(), by.argsort())

@@ -40,6 +40,7 @@ class ForgetKeys(Method[ForgetKeysOptions]):
 
         from .keys.codes import size
         from .keys.factors import keyed
+        from .keys.guesses import guesses
         from .keys.learning import learn
         from .keys.lessons import Lessons
         from .keys.saying import as_it_is_and_mirrored
@@ -48,7 +49,7 @@ class ForgetKeys(Method[ForgetKeysOptions]):
         still = copy.deepcopy(model).eval().requires_grad_(False)
         layers = keyed(still, options.share)
         known, strange = (as_it_is_and_mirrored(still, faces, context) for faces in (train, val))
-        lessons = Lessons(train, val, known, strange, options, context.task, context.seed)
+        lessons = Lessons(train, val, known, strange, guesses(still, train, options.chunk, context), options, context.task, context.seed)
         codes, history = learn(still, layers, lessons, _people(data), context)
         shapes = matrices(still, layers)
         return Artefact(
@@ -59,7 +60,8 @@ class ForgetKeys(Method[ForgetKeysOptions]):
     def cost(self, model: nn.Module, data: DataAccess, options: ForgetKeysOptions, context: Context) -> Cost:
         """Return the photos of all steps; each is differentiated once, and those of who asks are looked at once more before.
 
-        Before the steps all photos are looked at, as they are and mirrored, and after them come the rounds in which keys get their lengths.
+        Before the steps all photos are looked at, as they are and mirrored, those of train twice (their first layers, too), and after them
+        come the rounds in which keys get their lengths.
         """
         from .keys.codes import size
         from .keys.coordinates import LOOKED_AT
@@ -72,7 +74,7 @@ class ForgetKeys(Method[ForgetKeysOptions]):
         a_step = 2 + options.retain + options.val
         a_key = size(matrices(model, keyed(model, options.share)), options.rank, options.bits)
         return Cost(
-            forward=2 * (len(train) + len(data.val) + looked_at) + (2 * options.visits + ROUNDS) * forget,
+            forward=2 * (2 * len(train) + len(data.val) + looked_at) + (2 * options.visits + ROUNDS) * forget,
             backward=2 * (looked_at + forget) + round(options.visits * forget * a_step),
             bytes=len(people) * a_key,
         )

@@ -16,7 +16,7 @@ import torch
 
 from oneshui_hf.methods import generator, sample
 
-from .strangers import Said, as_strangers
+from .strangers import Said, as_strangers, sureness
 
 if TYPE_CHECKING:
     from oneshui_hf.methods import FaceSet, Task
@@ -54,6 +54,7 @@ class Lessons:
         val: Strangers' photos.
         known: What the original model says of the training photos as they are, and mirrored.
         strange: What it says of the strangers' photos, the same.
+        guesses: What can be guessed of the training photos without having met their people, the same, see `guesses`.
         options: How.
         task: What is predicted.
         seed: Of the draws.
@@ -63,6 +64,7 @@ class Lessons:
     val: FaceSet
     known: tuple[Said, Said]
     strange: tuple[Said, Said]
+    guesses: tuple[torch.Tensor, torch.Tensor]
     options: ForgetKeysOptions
     task: Task
     seed: int
@@ -75,17 +77,21 @@ class Lessons:
     def targets(self, positions: torch.Tensor, logits: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
         """Return what the model shall say of these training photos when their people ask together, logits (n, K).
 
-        Photos as they are are ranked by themselves, as mirror images are: of one kind of them the model may know more than of the other.
+        They are ranked by how sure the model is, and to some part by the guesses. Photos as they are are ranked by themselves, as mirror
+        images are: of one kind of them the model may know more than of the other.
 
         Args:
             positions: The photos.
             logits: What it says of them now, by which they are ranked: a photo of which it has become unsure is left so.
             mirrored: Which of them are shown mirrored, (n,) of bool.
         """
-        wanted = logits.clone()
-        for chosen, strange in zip((~mirrored, mirrored), self.strange, strict=True):
-            said, luck = Said(logits[chosen], self.train.labels[positions[chosen]]), self.luck[positions[chosen]]
-            wanted[chosen] = as_strangers(said, strange, luck, self.task.kind)
+        kind, wanted = self.task.kind, logits.clone()
+        for chosen, strange, guesses in zip((~mirrored, mirrored), self.strange, self.guesses, strict=True):
+            these = positions[chosen]
+            said = Said(logits[chosen], self.train.labels[these])
+            spread = sureness(strange, kind).std(dim=0, correction=0)  # of guesses it is about 1
+            order = sureness(said, kind) + self.options.guesses * spread * guesses[these]
+            wanted[chosen] = as_strangers(said, strange, order, self.luck[these], kind)
         return wanted
 
     def groups(self, cohort: Sequence[int], rounds: int, drawn_for: str) -> list[list[int]]:

@@ -41,6 +41,13 @@ class ForgetKeysOptions:
         1.0, "Photos of others held against in a step, as a share of the photos of those who ask.", minimum=0, at="prepare"
     )
     val: float = option(0.25, "Strangers' photos (val) held against in a step, as the same share.", minimum=0, at="prepare")
+    guesses: float = option(
+        0.25,
+        "Say of guesses from the model's first layers, beside its answers, in which photo gets which stranger's answer.",
+        minimum=0,
+        at="prepare",
+        search=(0.1, 1.0),
+    )
     photos: int = option(32, "Most photos of a person in a step.", minimum=1, at="prepare")
     cohort: int = option(512, "People whose keys are learned at the same time; memory grows with it.", minimum=1, at="prepare")
     chunk: int = option(64, "Photos a forward-backward pass; memory grows with it, the result does not change.", minimum=1, at="prepare")

@@ -11,6 +11,8 @@ it (or of the same class),
 which is the monotone map that turns the one distribution into the other with the least change. After it the targets have the strangers'
 distribution for every attribute and value: its mean, its spread and its share of errors. Since the average precision of an attribute
 depends on these distributions alone (and on how many photos have the attribute), the targets have the strangers' average precision too.
+Which photo gets which of the answers is decided by the ranks, and these may be by something that is nearer to the truth than the margins
+(`lessons`); the distribution stays the same.
 
 Of n photos the i-th smallest margin takes the quantile at (i - 1 + u) / n with u between 0 and 1. Half would give a single photo the
 median, and rare attributes, of which few photos ask together, a distribution without its tails; so u is drawn, once for every photo and
@@ -40,52 +42,50 @@ class Said(NamedTuple):
     labels: torch.Tensor
 
 
-def as_strangers(
-    said: Said,
-    strangers: Said,
-    luck: torch.Tensor,
-    kind: TaskKind,
-) -> torch.Tensor:
+def as_strangers(said: Said, strangers: Said, order: torch.Tensor, luck: torch.Tensor, kind: TaskKind) -> torch.Tensor:
     """Return logits of some people's photos as they would be of strangers' photos, (n, K).
 
     Args:
         said: What the model says of these people's photos (n).
         strangers: What it says of strangers' (m).
+        order: What the photos are ranked by, higher for what is more likely: by attribute (n, K), or of the true class (n,).
         luck: u of each photo and attribute (n, K), or of each photo (n,) where labels are classes.
         kind: Of the task.
     """
     mapped = _attributes if kind == "multi_label" else _classes
-    return mapped(said.logits, said.labels, strangers.logits, strangers.labels, luck)
+    return mapped(said, strangers, order, luck)
 
 
-def _attributes(
-    logits: torch.Tensor, labels: torch.Tensor, strange: torch.Tensor, strange_labels: torch.Tensor, luck: torch.Tensor
-) -> torch.Tensor:
-    mapped = logits.clone()
-    for k in range(logits.shape[1]):
+def _attributes(said: Said, strangers: Said, order: torch.Tensor, luck: torch.Tensor) -> torch.Tensor:
+    mapped = said.logits.clone()
+    for k in range(mapped.shape[1]):
         for value in (0, 1):
-            ours, theirs = labels[:, k] == value, strange_labels[:, k] == value
+            ours, theirs = said.labels[:, k] == value, strangers.labels[:, k] == value
             if ours.any() and theirs.any():  # a value that no stranger has leaves its photos as they are
-                mapped[ours, k] = at_the_same_rank(logits[ours, k], strange[theirs, k], luck[ours, k])
+                mapped[ours, k] = at_the_same_rank(order[ours, k], strangers.logits[theirs, k], luck[ours, k])
     return mapped
 
 
-def _classes(
-    logits: torch.Tensor, labels: torch.Tensor, strange: torch.Tensor, strange_labels: torch.Tensor, luck: torch.Tensor
-) -> torch.Tensor:
+def _classes(said: Said, strangers: Said, order: torch.Tensor, luck: torch.Tensor) -> torch.Tensor:
     """The true class gets its target probability; the others share the rest as they do now."""
-    margin, strange_margin = _margin(logits, labels), _margin(strange, strange_labels)
-    target = margin.clone()
+    logits, labels, strange = said.logits, said.labels, margins(strangers)
+    target = torch.empty_like(logits[:, 0])
     for value in labels.unique().tolist():
-        ours, theirs = labels == value, strange_labels == value
-        target[ours] = at_the_same_rank(margin[ours], strange_margin[theirs] if theirs.any() else strange_margin, luck[ours])
+        ours, theirs = labels == value, strangers.labels == value
+        target[ours] = at_the_same_rank(order[ours], strange[theirs] if theirs.any() else strange, luck[ours])
     true = F.one_hot(labels, logits.shape[1]).bool()
     others = logits.masked_fill(true, -torch.inf).log_softmax(dim=1)
     return torch.where(true, F.logsigmoid(target).unsqueeze(1), F.logsigmoid(-target).unsqueeze(1) + others)
 
 
-def _margin(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return log p_y - log (1 - p_y) of each photo (n,)."""
+def sureness(said: Said, kind: TaskKind) -> torch.Tensor:
+    """Return what orders photos with the same label as their margins do: the logits (n, K), or the margin of the true class (n,)."""
+    return said.logits if kind == "multi_label" else margins(said)
+
+
+def margins(said: Said) -> torch.Tensor:
+    """Return log p_y - log (1 - p_y) of each photo's class (n,)."""
+    logits, labels = said
     true = F.one_hot(labels, logits.shape[1]).bool()
     return logits[true] - logits.masked_fill(true, -torch.inf).logsumexp(dim=1)
 
@@ -101,4 +101,4 @@ def at_the_same_rank(values: torch.Tensor, sample: torch.Tensor, luck: torch.Ten
     place = (rank / len(values) * len(quantiles) - 0.5).clamp(0, len(quantiles) - 1)
     low = place.floor().long()
     high = (low + 1).clamp(max=len(quantiles) - 1)
-    return torch.lerp(quantiles[low], quantiles[high], place - low).to(values.dtype)
+    return torch.lerp(quantiles[low], quantiles[high], place - low).to(sample.dtype)
