@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -110,8 +110,26 @@ def test_a_model_that_hides_its_layers_leaves_the_ranks_to_its_answers() -> None
         assert not version.any()
 
 
-def test_guesses_leave_the_model_as_it_is() -> None:
+def test_guesses_are_the_mean_over_the_layers_each_with_a_spread_of_one() -> None:
     w = world("multi_label")
-    model = copy.deepcopy(w.model)
-    guesses(model, w.sets["train"], 64, w.context())
-    assert all(torch.equal(one, two) for one, two in zip(model.parameters(), w.model.parameters(), strict=True))
+    train = w.sets["train"]
+    told = torch.cat(guesses(w.model, train, 64, w.context()))
+    truth, part = train.labels.double().repeat(2, 1), dealt(train, 0).repeat(2)
+    each = [cross_fitted(features, truth, part).numpy() for features in first_layers(w.model, train, 64, w.context())]
+    by_hand = np.mean([(some - some.mean(axis=0)) / some.std(axis=0) for some in each], axis=0)
+    np.testing.assert_allclose(told, by_hand, atol=1e-4)
+
+
+def test_processes_share_the_photos_and_one_without_any_adds_nothing() -> None:
+    w = world("multi_label")
+    train = w.sets["train"]
+    whole = first_layers(w.model, train, 40, w.context())
+    passes = -(-2 * len(train) // 40)
+    shares = []
+    for index in range(passes + 1):
+        accelerator = SimpleNamespace(process_index=index, num_processes=passes + 1, reduce=lambda tensor, way: tensor)
+        context = SimpleNamespace(accelerator=accelerator, device=torch.device("cpu"), reporter=w.context().reporter)
+        shares.append(first_layers(w.model, train, 40, context))  # type: ignore[arg-type]
+    assert not any(layer.any() for layer in shares[-1])
+    for layer, parts in zip(whole, zip(*shares, strict=True), strict=True):
+        assert torch.equal(torch.stack(parts).sum(dim=0), layer)

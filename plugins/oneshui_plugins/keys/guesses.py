@@ -42,11 +42,11 @@ def guesses(model: nn.Module, train: FaceSet, chunk: int, context: Context) -> t
         chunk: Photos a pass.
         context: For the task, the seed and the processes.
     """
-    labels = targets(train.labels, context.task)
-    truth = labels.double().repeat(2, 1)  # photos as they are, then mirrored
+    truth = targets(train.labels, context.task).double().repeat(2, 1)  # photos as they are, then mirrored
+    part = dealt(train, context.seed).repeat(2)
     told = torch.zeros_like(truth)
     for features in first_layers(model, train, chunk, context):
-        told += spread_out(cross_fitted(features, truth, dealt(train, context.seed).repeat(2))) / len(DEPTHS)
+        told += spread_out(cross_fitted(features, truth, part)) / len(DEPTHS)
     if context.task.kind == "single_label":
         told = told.gather(1, train.labels.repeat(2).unsqueeze(1)).squeeze(1)
     as_they_are, mirrored = told.float().chunk(2)

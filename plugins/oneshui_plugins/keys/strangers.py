@@ -68,7 +68,7 @@ def _attributes(said: Said, strangers: Said, order: torch.Tensor, luck: torch.Te
 
 def _classes(said: Said, strangers: Said, order: torch.Tensor, luck: torch.Tensor) -> torch.Tensor:
     """The true class gets its target probability; the others share the rest as they do now."""
-    logits, labels, strange = said.logits, said.labels, margins(strangers)
+    logits, labels, strange = said.logits, said.labels, _margins(strangers)
     target = torch.empty_like(logits[:, 0])
     for value in labels.unique().tolist():
         ours, theirs = labels == value, strangers.labels == value
@@ -80,10 +80,10 @@ def _classes(said: Said, strangers: Said, order: torch.Tensor, luck: torch.Tenso
 
 def sureness(said: Said, kind: TaskKind) -> torch.Tensor:
     """Return what orders photos with the same label as their margins do: the logits (n, K), or the margin of the true class (n,)."""
-    return said.logits if kind == "multi_label" else margins(said)
+    return said.logits if kind == "multi_label" else _margins(said)
 
 
-def margins(said: Said) -> torch.Tensor:
+def _margins(said: Said) -> torch.Tensor:
     """Return log p_y - log (1 - p_y) of each photo's class (n,)."""
     logits, labels = said
     true = F.one_hot(labels, logits.shape[1]).bool()
