@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from oneshui_hf.data.schema import TaskKind
+from oneshui_hf.testing.world import world
 from wrong_methods import BROKEN, RIGHT
 
 HERE = Path(__file__).parent
@@ -69,6 +71,15 @@ BUILT_IN = {
     "scrub": ["batch_size=4", "lr=0.03"],
     "ssd": ["selection=1", "dampening=0.1"],
 }
+
+
+@pytest.mark.parametrize("kind", ["multi_label", "single_label"])
+def test_the_world_of_the_kit_is_known_by_heart(kind: TaskKind) -> None:
+    here = world(kind)
+    for known in ("retain", "forget"):
+        assert here.loss(here.model, known) < 0.25
+    for strange in ("val", "test"):
+        assert here.loss(here.model, strange) > 1.0
 
 
 def test_every_built_in_method_is_checked() -> None:

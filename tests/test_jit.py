@@ -156,7 +156,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_different_ones() -> None
 @pytest.mark.parametrize("kind", KINDS)
 def test_forgetting_smooths_and_the_loss_on_the_people_rises(kind: str) -> None:
     here: World = world(kind)
-    new = JiT().apply(here.model, DataAccess({"support": here.request}, JiT.needs.apply), None, JiTOptions(lr=0.5), here.context())
+    new = JiT().apply(here.model, DataAccess({"support": here.request}, JiT.needs.apply), None, JiTOptions(lr=0.2), here.context())
     noise = noise_of(9, here.request.pixels, JiTOptions())
     with torch.no_grad():
         for photo in here.request.pixels:

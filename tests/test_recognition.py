@@ -299,6 +299,7 @@ def test_calibration_tells_its_rates_and_for_how_many_people_they_hold() -> None
     words = str(Calibration(0.9554, 0.0071, 179, 0.01, Rate(0.0081, 0.066, 60, 700), Rate(0.0, 0.2, 12, 12), Rate(0.25, 0.5, 12, 12)))
     for part in ("0.955", "0.007", "179 people enrolled", "0.81 % (at most 6.6 %, from 60 people)", "in 0 % (", "in 25 % ("):
         assert part in words
+    assert str(Rate(1.0, 1.0, 1, 4)) == "100 % (at most 100 %, from 1 person)"
     assert "somebody enrolled" not in str(made())
 
 

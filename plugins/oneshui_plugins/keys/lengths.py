@@ -23,6 +23,8 @@ from .saying import said_with
 ROUNDS = 4  # in each of which everybody asks once
 SHORTEST = 0.05  # whoever asks is not answered by doing nothing, also where the model knows no more of them than of a stranger
 LONGEST = 1.25  # what a key does to others was looked at while it was learned, at about its length then
+POWERS = (0.5, 4.0)  # what others who ask add to a rise must not be taken for what a change of length does
+TINY = 1e-6
 
 
 def lengths(
@@ -30,8 +32,9 @@ def lengths(
 ) -> torch.Tensor:
     """Return by what to multiply each key of a cohort, (P,), from `SHORTEST` to `LONGEST`. Processes share the passes.
 
-    Each round takes a step of regula falsi for everybody: the loss is taken to be linear between that without a key and that at the
-    present length.
+    The rise of a loss over that without a key is taken to grow like a power of the length: in the first round by its first, later by the
+    one that goes through what was met at the last two lengths. (A step that took every rise to be linear would swing about the lengths of
+    those whose loss is steep.)
     """
     kind, labels = context.task.kind, lessons.train.labels
     draws = generator(lessons.seed, "photos", "lengths", *cohort)
@@ -47,11 +50,21 @@ def lengths(
     wanted = mean_losses(lessons.targets(positions, known[positions], as_they_are), photos)
     before = mean_losses(known[positions], photos)
     found = torch.ones(len(cohort), dtype=torch.float64)
+    last, rises = found.clone(), found.clone()
     for group in lessons.groups(cohort, ROUNDS, "lengths"):
         theirs = [photos[place] for place in group]
         some = scaled(some_of(keys, group), found[group])
         asked = torch.cat(theirs)
         said = said_with(model, layers, some, lessons.train, asked, as_they_are[: len(asked)], lessons.options.chunk, context)
-        rise = (mean_losses(said, theirs) - before[group]).clamp(min=1e-6)  # a key that does not raise the loss is made longer
-        found[group] = (found[group] * (wanted - before)[group] / rise).clamp(SHORTEST, LONGEST)
+        rise = (mean_losses(said, theirs) - before[group]).clamp(min=TINY)  # a key that does not raise the loss is made longer
+        power = _power(found[group] / last[group], rise / rises[group])
+        last[group], rises[group] = found[group], rise
+        short_of = ((wanted - before)[group] / rise).clamp(min=TINY)
+        found[group] = (found[group] * short_of ** (1 / power)).clamp(SHORTEST, LONGEST)
     return found
+
+
+def _power(longer: torch.Tensor, more: torch.Tensor) -> torch.Tensor:
+    """Return with which power of the length the rises grow, if they are so many times as large for keys so many times as long."""
+    power = (more.log() / longer.log()).clamp(*POWERS)
+    return torch.where(longer.log().abs() > 0.01, power, 1.0)

@@ -56,7 +56,7 @@ class Rate:
     photos: int
 
     def __str__(self) -> str:
-        return f"{100 * self.value:.2g} % (at most {100 * self.upper:.2g} %, from {_count(self.people, 'person', 'people')})"
+        return f"{_percent(self.value)} (at most {_percent(self.upper)}, from {_count(self.people, 'person', 'people')})"
 
 
 @dataclass(frozen=True)
@@ -331,3 +331,7 @@ def _rate(values: Mapping[str, Any] | None) -> Rate | None:
 
 def _count(number: int, one: str, many: str) -> str:
     return f"{number:,} {one if number == 1 else many}"
+
+
+def _percent(share: float) -> str:
+    return f"{float(f'{100 * share:.2g}'):g} %"  # two digits, and a whole is 100 %, not 1e+02 %

@@ -26,7 +26,8 @@ from ..stages.processes import make_accelerator
 
 SIDE, PHOTOS = 16, 6
 PEOPLE = {"retain": 6, "forget": 2, "val": 3, "test": 3}
-SEED, STEPS, RATE = 0, 80, 5e-3
+SEED, RATE = 0, 5e-3
+STEPS: dict[TaskKind, int] = {"multi_label": 80, "single_label": 160}  # in which the model learns its people by heart
 SHARDS, RANK = 3, 8
 
 
@@ -135,8 +136,9 @@ def _learn(model: torch.nn.Module, train: FaceSet, task: Task) -> None:
     pixels, labels = train.batch(torch.arange(len(train)))
     rate = torch.optim.AdamW(model.parameters(), lr=RATE)
     model.train()
-    for step in range(STEPS):
-        rate.param_groups[0]["lr"] = RATE * 0.5 * (1 + math.cos(math.pi * step / STEPS))
+    steps = STEPS[task.kind]
+    for step in range(steps):
+        rate.param_groups[0]["lr"] = RATE * 0.5 * (1 + math.cos(math.pi * step / steps))
         mine = torch.randperm(len(train), generator=generator(SEED, "order", step))[:16]
         loss = losses(model(pixel_values=pixels[mine]).logits, labels[mine], task.kind).mean()
         rate.zero_grad()
