@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -85,20 +86,21 @@ class Prepared:
         score = mean_average_precision(logits, labels)[0] if kind == "multi_label" else accuracy(logits, labels)
         return score, losses(logits, labels, kind).mean().item()
 
+    @cached_property
+    def before(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the original model says of the training photos and of strangers'."""
+        return self.said(self.model, self.train), self.said(self.model, self.test)
+
     def row(self, people: Sequence[str]) -> torch.Tensor:
         """Return score and loss of those who ask, of the other training people and of strangers, before and after, (3, 2, 2)."""
         asks = torch.tensor([self.train.people[person] in set(people) for person in self.train.identities.tolist()])
-        labels, found = self.train.labels, []
-        for model in (self.model, self.without(people)):
-            told, strange = self.said(model, self.train), self.said(model, self.test)
-            found.append(
-                [
-                    self.measured(told[asks], labels[asks]),
-                    self.measured(told[~asks], labels[~asks]),
-                    self.measured(strange, self.test.labels),
-                ]
-            )
-        return torch.tensor(found).transpose(0, 1)
+        labels, model = self.train.labels, self.without(people)
+        after = self.said(model, self.train), self.said(model, self.test)
+        rows = []
+        for train, test in (self.before, after):
+            ours, others = (self.measured(train[chosen], labels[chosen]) for chosen in (asks, ~asks))
+            rows.append([ours, others, self.measured(test, self.test.labels)])
+        return torch.tensor(rows).transpose(0, 1)
 
     def apart(self, people: Sequence[str]) -> tuple[float, float]:
         """Return how far weights and logits lie apart at most, if people ask in one order, in the reverse one, or at once."""
@@ -119,7 +121,7 @@ def told(people: int, row: torch.Tensor) -> str:
     """Return a line of the table."""
     (forget, retain, test), cells = row.tolist(), []
     for (before, loss_before), (after, loss_after) in (forget, retain, test):
-        cells.append(f"{before:5.1f} -> {after:5.1f}, {loss_before:.3f} -> {loss_after:.3f}")
+        cells.append(f"{before:5.2f} -> {after:5.2f}, {loss_before:.3f} -> {loss_after:.3f}")
     return f"{people:>6}  " + "  ".join(f"{cell:<32}" for cell in cells)
 
 

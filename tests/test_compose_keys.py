@@ -45,4 +45,4 @@ def test_the_order_in_which_people_ask_makes_no_difference_beyond_rounding() -> 
 
 def test_a_line_has_before_and_after_of_all_three() -> None:
     line = told(5, torch.arange(12.0).view(3, 2, 2))
-    assert line.split() == "5 0.0 -> 2.0, 1.000 -> 3.000 4.0 -> 6.0, 5.000 -> 7.000 8.0 -> 10.0, 9.000 -> 11.000".split()
+    assert line.split() == "5 0.00 -> 2.00, 1.000 -> 3.000 4.00 -> 6.00, 5.000 -> 7.000 8.00 -> 10.00, 9.000 -> 11.000".split()
