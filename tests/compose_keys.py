@@ -22,7 +22,7 @@ from accelerate import Accelerator
 
 from oneshui_hf.data.pixels import FaceSet
 from oneshui_hf.methods import Artefact, Context, DataAccess, Request, generator
-from oneshui_hf.metrics.functional import accuracy, mean_average_precision
+from oneshui_hf.metrics.summary import score_of
 from oneshui_hf.models.load import load_model
 from oneshui_hf.models.outputs import losses, predict
 from oneshui_hf.runs import Run
@@ -83,8 +83,7 @@ class Prepared:
     def measured(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
         """Return the score in percent (mAP, or accuracy of classes) and the mean loss."""
         kind = self.context.task.kind
-        score = mean_average_precision(logits, labels)[0] if kind == "multi_label" else accuracy(logits, labels)
-        return score, losses(logits, labels, kind).mean().item()
+        return score_of(logits, labels, kind), losses(logits, labels, kind).mean().item()
 
     @cached_property
     def before(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -24,7 +24,7 @@ ROUNDS = 4  # in each of which everybody asks once
 SHORTEST = 0.05  # whoever asks is not answered by doing nothing, also where the model knows no more of them than of a stranger
 LONGEST = 1.25  # what a key does to others was looked at while it was learned, at about its length then
 POWERS = (0.5, 4.0)  # what others who ask add to a rise must not be taken for what a change of length does
-TINY = 1e-6
+TINY = 1e-6  # of a rise in nats, and of a ratio: what is raised to a power has to be positive
 
 
 def lengths(
@@ -50,7 +50,7 @@ def lengths(
     wanted = mean_losses(lessons.targets(positions, known[positions], as_they_are), photos)
     before = mean_losses(known[positions], photos)
     found = torch.ones(len(cohort), dtype=torch.float64)
-    last, rises = found.clone(), found.clone()
+    last, rises = found.clone(), found.clone()  # the length does not differ from the first one, so that no power is told by it yet
     for group in lessons.groups(cohort, ROUNDS, "lengths"):
         theirs = [photos[place] for place in group]
         some = scaled(some_of(keys, group), found[group])

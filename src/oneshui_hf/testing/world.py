@@ -1,4 +1,4 @@
-"""A world small enough to check a method in: twelve people, a tiny ViT that knows its training people by heart.
+"""A world small enough to check a method in: fourteen people, a tiny ViT that knows its training people by heart.
 
 Each photo is its person's colours under noise, and the labels belong to the person: nothing can be told of a stranger, so what the model
 knows of a training person it knows by memory, and forgetting shows.
