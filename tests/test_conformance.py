@@ -8,10 +8,14 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from oneshui_hf.data.schema import TaskKind
+from oneshui_hf.data.schema import Task, TaskKind
+from oneshui_hf.randomness import generator
+from oneshui_hf.testing import world as kit
 from oneshui_hf.testing.world import world
 from wrong_methods import BROKEN, RIGHT
 
@@ -63,9 +67,9 @@ BUILT_IN = {
     "gradient-ascent": ["calibration=1", "length=0.003"],
     "jit": ["lr=0.5"],
     "lfssd": ["selection=1.5"],
-    "metaunlearn": ["steps=5", "calibration=0", "length=0.003"],
-    "neggrad-plus": ["batch_size=4"],
-    "pgu": [],
+    "metaunlearn": ["steps=5", "calibration=0", "length=0.01"],
+    "neggrad-plus": ["batch_size=4", "lr=0.003", "alpha=0.3"],
+    "pgu": ["lr=0.3"],
     "random-labels": ["calibration=1", "length=0.003"],
     "salun": [],
     "scrub": ["batch_size=4", "lr=0.03"],
@@ -80,6 +84,22 @@ def test_the_world_of_the_kit_is_known_by_heart(kind: TaskKind) -> None:
         assert here.loss(here.model, known) < 0.25
     for strange in ("val", "test"):
         assert here.loss(here.model, strange) > 1.0
+
+
+@pytest.mark.parametrize("kind", ["multi_label", "single_label"])
+def test_a_machine_that_rounds_otherwise_meets_the_same_world(kind: TaskKind, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rounded_otherwise(task: Task) -> Any:
+        model = kits_model(task)
+        for number, weight in enumerate(model.parameters()):
+            weight.data += 1e-6 * torch.randn(weight.shape, generator=generator(0, "rounding", number))
+        return model
+
+    kits_model, here = kit._model, world(kind)
+    monkeypatch.setattr(kit, "_model", rounded_otherwise)
+    there = world.__wrapped__(kind)  # the world is made once a process, and this one is not to be kept
+    assert here.loss(here.model, "forget") != there.loss(there.model, "forget")
+    for known in ("retain", "forget"):
+        assert abs(here.loss(here.model, known) - there.loss(there.model, known)) < 0.05
 
 
 def test_every_built_in_method_is_checked() -> None:

