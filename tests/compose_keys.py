@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,7 @@ import torch
 from accelerate import Accelerator
 
 from oneshui_hf.data.pixels import FaceSet
+from oneshui_hf.errors import OneshuiError, UsageError
 from oneshui_hf.methods import Artefact, Context, DataAccess, Request, generator
 from oneshui_hf.metrics.summary import score_of
 from oneshui_hf.models.load import load_model
@@ -124,11 +126,16 @@ def told(people: int, row: torch.Tensor) -> str:
     return f"{people:>6}  " + "  ".join(f"{cell:<32}" for cell in cells)
 
 
+def counts(words: str) -> list[int]:
+    """Return the numbers of people of the rows."""
+    return [int(word) for word in words.split(",")]
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("run", help="a run with its data and with prepared keys")
-    parser.add_argument("--people", default="1,5,10,20", help="how many ask at once, row by row")
+    parser.add_argument("--people", type=counts, default="1,5,10,20", help="how many ask at once, row by row")
     parser.add_argument("--strength", type=float, help="factor of the keys; as prepared by default")
     parser.add_argument("--artefact", help="where the keys lie, if not in the run")
     parser.add_argument("--vault", help="where their secrets lie, if not in your own vault")
@@ -139,9 +146,11 @@ def main() -> None:
     if given.strength is not None:
         prepared = dataclasses.replace(prepared, options=dataclasses.replace(prepared.options, strength=given.strength))
     order = prepared.order()
+    if not all(1 <= people <= len(order) for people in given.people):
+        raise UsageError(f"--people takes numbers from 1 to {len(order)}, the people who have a key.")
     print(f"{len(order)} people have keys; strength {prepared.options.strength}. Score in percent and loss, before -> after:")
     print(f"{'people':>6}  {'those who ask':<32}  {'the others':<32}  {'strangers (test)':<32}", flush=True)
-    for people in map(int, given.people.split(",")):
+    for people in given.people:
         alone = people == 1
         rows = [prepared.row([person]) for person in order[:SINGLE]] if alone else [prepared.row(order[:people])]
         print(told(people, torch.stack(rows).mean(dim=0)), flush=True)
@@ -153,4 +162,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except OneshuiError as error:
+        sys.exit(str(error))

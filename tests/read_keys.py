@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +25,7 @@ import torch
 from oneshui_hf.data.pixels import FaceSet
 from oneshui_hf.data.preprocess import Preprocess
 from oneshui_hf.data.schema import TaskKind
+from oneshui_hf.errors import OneshuiError
 from oneshui_hf.methods import Context, DataAccess, generator
 from oneshui_hf.metrics.intervals import bootstrap
 from oneshui_hf.models.load import load_model
@@ -390,4 +392,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except OneshuiError as error:
+        sys.exit(str(error))

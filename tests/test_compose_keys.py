@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -46,3 +50,12 @@ def test_the_order_in_which_people_ask_makes_no_difference_beyond_rounding() -> 
 def test_a_line_has_before_and_after_of_all_three() -> None:
     line = told(5, torch.arange(12.0).view(3, 2, 2))
     assert line.split() == "5 0.00 -> 2.00, 1.000 -> 3.000 4.00 -> 6.00, 5.000 -> 7.000 8.00 -> 10.00, 9.000 -> 11.000".split()
+
+
+@pytest.mark.parametrize("words", [["compose_keys.py"], ["read_keys.py", "--run"]])
+def test_a_run_that_is_not_there_is_told_in_one_sentence(words: list[str], tmp_path: Path) -> None:
+    script = Path(__file__).with_name(words[0])
+    done = subprocess.run([sys.executable, script, *words[1:], tmp_path / "nothing"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("\n") == 1
+    assert "nothing" in done.stderr
