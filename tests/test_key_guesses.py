@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score
 
-from oneshui_hf.methods import FaceSet
+from oneshui_hf.methods import Context, FaceSet
 from oneshui_hf.testing.world import world
 from oneshui_plugins.keys.guesses import PARTS, PENALTY, cross_fitted, dealt, first_layers, gathered, guesses, spread_out
 
@@ -127,9 +128,9 @@ def test_processes_share_the_photos_and_one_without_any_adds_nothing() -> None:
     passes = -(-2 * len(train) // 40)
     shares = []
     for index in range(passes + 1):
-        accelerator = SimpleNamespace(process_index=index, num_processes=passes + 1, reduce=lambda tensor, way: tensor)
-        context = SimpleNamespace(accelerator=accelerator, device=torch.device("cpu"), reporter=w.context().reporter)
-        shares.append(first_layers(w.model, train, 40, context))  # type: ignore[arg-type]
+        place = {"process_index": index, "num_processes": passes + 1, "device": torch.device("cpu")}
+        accelerator: Any = SimpleNamespace(**place, reduce=lambda tensor, way: tensor)
+        shares.append(first_layers(w.model, train, 40, Context(w.task, 0, accelerator)))
     assert not any(layer.any() for layer in shares[-1])
     for layer, parts in zip(whole, zip(*shares, strict=True), strict=True):
         assert torch.equal(torch.stack(parts).sum(dim=0), layer)

@@ -92,7 +92,6 @@ def test_the_gradient_is_that_of_finite_differences_and_passes_do_not_matter() -
     lesson = copy.copy(lesson)
     object.__setattr__(lesson, "own", torch.ones_like(lesson.own))  # as one function of all keys, which differences can follow
     keys = {name: Factors(f.up.double(), f.down.double()) for name, f in drawn(model, 2).items()}
-    double = SimpleNamespace(accelerator=context.accelerator, device=context.device, task=context.task)
 
     class Doubled:
         def __init__(self, faces) -> None:  # type: ignore[no-untyped-def]
@@ -106,8 +105,8 @@ def test_the_gradient_is_that_of_finite_differences_and_passes_do_not_matter() -
     wanted = torch.randn(len(lesson.own), 4, generator=torch.Generator().manual_seed(9)).double()
     object.__setattr__(lesson, "weight", lesson.weight.double())
     object.__setattr__(lesson, "own", lesson.own.double())
-    _, exact = gradient(model, layers, keys, lesson, wanted, 64, double)  # type: ignore[arg-type]
-    _, in_passes = gradient(model, layers, keys, lesson, wanted, 5, double)  # type: ignore[arg-type]
+    _, exact = gradient(model, layers, keys, lesson, wanted, 64, context)
+    _, in_passes = gradient(model, layers, keys, lesson, wanted, 5, context)
     draws = torch.Generator().manual_seed(5)
     for name in list(keys)[:: len(keys) // 4]:
         for way in ("up", "down"):
@@ -117,7 +116,7 @@ def test_the_gradient_is_that_of_finite_differences_and_passes_do_not_matter() -
             for sign in (1, -1):
                 moved = dict(keys)
                 moved[name] = Factors(**{"up": keys[name].up, "down": keys[name].down, way: part + sign * 1e-5 * direction})
-                ends.append(gradient(model, layers, moved, lesson, wanted, 64, double)[0])  # type: ignore[arg-type]
+                ends.append(gradient(model, layers, moved, lesson, wanted, 64, context)[0])
             measured = (ends[0] - ends[1]) / 2e-5
             assert measured == pytest.approx(float((getattr(exact[name], way) * direction).sum()), rel=1e-4, abs=1e-8)
             torch.testing.assert_close(getattr(in_passes[name], way), getattr(exact[name], way))

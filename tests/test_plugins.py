@@ -7,11 +7,14 @@ import sys
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from oneshui_hf.data.schema import Task
 from oneshui_hf.errors import OneshuiError, UsageError
-from oneshui_hf.methods import DataAccess, Method, Needs
+from oneshui_hf.methods import Context, DataAccess, Method, Needs
 from oneshui_hf.plugins import DATASETS, METHODS, Plugins
 
 Install = Callable[..., None]
@@ -220,3 +223,13 @@ def test_an_option_of_preparation_is_refused_when_applying() -> None:
     assert method.apply_options("metaunlearn", prepared, {}).epochs == 2
     with pytest.raises(UsageError, match="--epochs of method 'metaunlearn' is fixed when preparing"):
         method.apply_options("metaunlearn", prepared, {"epochs": 3})
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 8])
+def test_each_piece_of_shared_work_is_done_by_one_process(processes: int) -> None:
+    shares = []
+    for index in range(processes):
+        accelerator: Any = SimpleNamespace(process_index=index, num_processes=processes)
+        shares.append(Context(Task("multi_label", ("a",)), 0, accelerator).mine(range(7)))
+    assert sorted(piece for share in shares for piece in share) == list(range(7))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1

@@ -89,15 +89,13 @@ def importances(
     Raises:
         OneshuiError: The model cannot be differentiated in chunks, or a gradient is not finite.
     """
-    accelerator = context.accelerator
     theta = parameters(model)
     gradients = differentiate(copy.deepcopy(model).eval(), value, chunk)
     sums = {name: torch.zeros_like(parameter) for name, parameter in theta.items()}
-    turns = positions.split(chunk)[accelerator.process_index :: accelerator.num_processes]
-    for some in context.reporter.track(turns, "Measuring importances"):
+    for some in context.reporter.track(context.mine(positions.split(chunk)), "Measuring importances"):
         for name, part in gradients(theta, *batch(some)).items():
             sums[name] += part.abs().pow(power).sum(dim=0)
-    means = {name: accelerator.reduce(part, "sum") / len(positions) for name, part in sums.items()}
+    means = {name: context.accelerator.reduce(part, "sum") / len(positions) for name, part in sums.items()}
     largest = torch.stack([part.max() for part in means.values()]).max()
     if not largest.isfinite():
         raise OneshuiError("A gradient on these photos is not finite, so no importances can be measured; is the model sound?")

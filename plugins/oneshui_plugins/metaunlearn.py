@@ -324,7 +324,7 @@ class Learning:
         accelerator = self.context.accelerator
         totals = torch.zeros(2)
         sums = [torch.zeros_like(parameter) for parameter in self.h.parameters()]
-        for turn in range(accelerator.process_index, len(requests), accelerator.num_processes):
+        for turn in self.context.mine(range(len(requests))):
             words = (number, turn)
             value, parts, by_length = meta_gradient(
                 self.model,

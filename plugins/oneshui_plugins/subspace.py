@@ -110,9 +110,8 @@ def covariances(
         sums[name] = torch.zeros(groups, d, d, dtype=torch.float64, device=context.device)
         hooks += [_watch(layer, rows_of, sums[name], rows[name]) for layer in users]
 
-    mine = torch.arange(photos).split(chunk)[accelerator.process_index :: accelerator.num_processes]
     with torch.no_grad():
-        for positions in context.reporter.track(mine, "Reading the layers' inputs"):
+        for positions in context.reporter.track(context.mine(torch.arange(photos).split(chunk)), "Reading the layers' inputs"):
             still(pixel_values=load(positions))
 
     for hook in hooks:  # they hold the sums, which are let go one by one below

@@ -103,18 +103,17 @@ def gradients(
         chunk: Photos a forward-backward pass.
         context: For the device, the task and the processes.
     """
-    accelerator, draws = context.accelerator, generator(context.seed, "curvature")
+    draws = generator(context.seed, "curvature")
     weights = dict(model.named_parameters())
     sums = {name: torch.zeros(len(weights[name]), len(weights[name]), dtype=torch.float64, device=context.device) for name in layers}
     hooks = [layer.register_forward_hook(_watch(sums[name])) for name, users in layers.items() for layer in users]
     noise = torch.randint(2, (photos, len(context.task.label_names)), generator=draws) * 2.0 - 1
-    mine = torch.arange(photos).split(chunk)[accelerator.process_index :: accelerator.num_processes]
-    for rows in context.reporter.track(mine, "Reading what its answers depend on"):
+    for rows in context.reporter.track(context.mine(torch.arange(photos).split(chunk)), "Reading what its answers depend on"):
         logits = model(pixel_values=load(rows).requires_grad_()).logits
         (logits * surprise(logits.detach(), noise[rows].to(logits), context.task.kind)).sum().backward()
     for hook in hooks:
         hook.remove()
-    return {name: accelerator.reduce(total, "sum") / photos for name, total in sums.items()}
+    return {name: context.accelerator.reduce(total, "sum") / photos for name, total in sums.items()}
 
 
 def surprise(logits: torch.Tensor, noise: torch.Tensor, kind: TaskKind) -> torch.Tensor:

@@ -66,14 +66,13 @@ def first_layers(model: nn.Module, faces: FaceSet, chunk: int, context: Context)
 
     They are gathered to one vector a photo, see `gathered`.
     """
-    accelerator, device = context.accelerator, context.device
     positions, mirrored = both_ways(torch.arange(len(faces)))
     layers: list[torch.Tensor] = []
     passes = torch.arange(len(positions)).split(chunk)
-    mine = passes[accelerator.process_index :: accelerator.num_processes]
+    mine = context.mine(passes)
     with torch.no_grad():
         for rows in context.reporter.track(mine or passes[:1], "Reading the first layers"):  # each has to know how wide they are
-            pixels = shown(faces, positions[rows], mirrored[rows], device)
+            pixels = shown(faces, positions[rows], mirrored[rows], context.device)
             said = getattr(model(pixel_values=pixels, output_hidden_states=True), "hidden_states", None)
             if not said:
                 return []
@@ -81,7 +80,7 @@ def first_layers(model: nn.Module, faces: FaceSet, chunk: int, context: Context)
             layers = layers or [features.new_zeros(len(positions), features.shape[1]) for features in chosen]
             for layer, features in zip(layers, chosen, strict=True):
                 layer[rows] = features if mine else 0.0
-    return [accelerator.reduce(layer, "sum").cpu() for layer in layers]
+    return [context.accelerator.reduce(layer, "sum").cpu() for layer in layers]
 
 
 def gathered(said: torch.Tensor) -> torch.Tensor:

@@ -70,7 +70,7 @@ def gradient(
     accelerator, device = context.accelerator, context.device
     leaves = {name: Factors(f.up.clone().requires_grad_(), f.down.clone().requires_grad_()) for name, f in keys.items()}
     total = torch.zeros((), dtype=torch.float64, device=device)
-    for faces, positions, rows in _passes(lesson, chunk)[accelerator.process_index :: accelerator.num_processes]:
+    for faces, positions, rows in context.mine(_passes(lesson, chunk)):
         pixels = shown(faces, positions, lesson.mirrored[rows], device)
         with attached(layers, leaves, lesson.own[rows].to(device)):
             logits = model(pixel_values=pixels).logits

@@ -47,10 +47,8 @@ def said_with(
         chunk: Photos a pass.
         context: For the processes.
     """
-    accelerator = context.accelerator
     said = torch.zeros(len(positions), len(context.task.label_names), device=context.device)
-    mine = torch.arange(len(positions)).split(chunk)[accelerator.process_index :: accelerator.num_processes]
     with torch.no_grad(), attached(layers, keys):
-        for rows in mine:
+        for rows in context.mine(torch.arange(len(positions)).split(chunk)):
             said[rows] = model(pixel_values=shown(faces, positions[rows], mirrored[rows], context.device)).logits
-    return accelerator.reduce(said, "sum").cpu()
+    return context.accelerator.reduce(said, "sum").cpu()

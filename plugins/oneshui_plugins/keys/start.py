@@ -25,10 +25,10 @@ def start(
 
     R are about the leading right singular vectors of the gradient, in these coordinates, of the person's part of the objective.
     """
-    accelerator, options, kind = context.accelerator, lessons.options, context.task.kind
+    options, kind = lessons.options, context.task.kind
     weights = {name: weight for name, weight in model.named_parameters() if name in layers}
     downs = {name: torch.zeros(len(cohort), options.rank, weight[0].numel(), device=context.device) for name, weight in weights.items()}
-    for place in range(accelerator.process_index, len(cohort), accelerator.num_processes):
+    for place in context.mine(range(len(cohort))):
         draws = generator(context.seed, "start", cohort[place])
         positions = lessons.photos_of(cohort[place], draws)
         moved = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
@@ -43,7 +43,9 @@ def start(
             g = torch.zeros_like(weight) if weight.grad is None else weight.grad
             downs[name][place] = row_space(space.up[name] @ g.flatten(1) @ space.down[name], options.rank, draws)
     return {
-        name: Factors(torch.zeros(len(cohort), len(weights[name]), options.rank, device=context.device), accelerator.reduce(down, "sum"))
+        name: Factors(
+            torch.zeros(len(cohort), len(weights[name]), options.rank, device=context.device), context.accelerator.reduce(down, "sum")
+        )
         for name, down in downs.items()
     }
 

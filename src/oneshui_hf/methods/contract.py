@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 VOCABULARY = frozenset({"support", "forget", "retain", "val", "train"})
 OptionsT = TypeVar("OptionsT")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,10 @@ class Context:
     def device(self) -> torch.device:
         """The device of this process."""
         return self.accelerator.device
+
+    def mine(self, work: Sequence[T]) -> Sequence[T]:
+        """Return the pieces of some work that this process does, in order; each piece is one process's."""
+        return work[self.accelerator.process_index :: self.accelerator.num_processes]
 
 
 class DataAccess:
