@@ -101,7 +101,7 @@ def test_a_key_that_does_nothing_is_as_long_as_may_be_and_one_that_is_not_needed
     made = lessons(w)
     nothing = {name: Factors(torch.zeros_like(f.up), f.down) for name, f in drawn(model, len(asking(made))).items()}
     assert lengths(model, layers, nothing, made, asking(made), context).tolist() == [LONGEST] * len(asking(made))
-    wrong = tuple(said._replace(logits=-said.logits) for said in made.known)  # surer of the wrong answers than anybody
+    wrong = tuple(said._replace(logits=-5 * said.logits) for said in made.known)  # surer of the wrong answers than anybody
     unknown = dataclasses.replace(made, known=wrong)
     short = lengths(model, layers, drawn(model, len(asking(made))), unknown, asking(made), context)
     assert short.tolist() == [SHORTEST] * len(asking(made))
