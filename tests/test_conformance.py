@@ -57,7 +57,7 @@ def test_a_wrong_method_fails_the_check_that_it_breaks_and_no_other(tmp_path: Pa
     assert found == expected | {f"wrong_methods:{name}": [] for name in RIGHT}
 
 
-# What makes a preparation quick, a step long enough to be seen in so small a world, or an epoch more than one step.
+# What makes a preparation quick, a step long enough to be seen in so small a world, an epoch more than one step, or a rise more than luck.
 BUILT_IN = {
     "bad-teacher": ["batch_size=4", "lr=0.03"],
     "do-nothing": [],
