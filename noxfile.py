@@ -74,9 +74,9 @@ def benchmark(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Speed and memory, as ratios within one run."""
     install(session)
-    session.run("python", "tests/bench_loading.py")
-    session.run("python", "tests/bench_full_size.py")
-    session.run("python", "tests/bench_unlearn.py")
-    session.run("python", "tests/bench_evaluate.py")
-    session.run("python", "tests/bench_forget_keys.py")
-    session.run("python", "tests/bench_meta_gradient.py", *session.posargs)
+    session.run("python", "tests/benchmarks/bench_loading.py")
+    session.run("python", "tests/benchmarks/bench_full_size.py")
+    session.run("python", "tests/benchmarks/bench_unlearn.py")
+    session.run("python", "tests/benchmarks/bench_evaluate.py")
+    session.run("python", "tests/benchmarks/bench_forget_keys.py")
+    session.run("python", "tests/benchmarks/bench_meta_gradient.py", *session.posargs)

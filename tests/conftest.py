@@ -16,34 +16,10 @@ os.environ["ONESHUI_VAULT"] = str(Path(_HOME.name) / "vault")  # not the user's 
 os.environ.pop("ONESHUI_PLUGINS", None)
 os.environ.pop("HF_TOKEN", None)
 
-import numpy as np  # noqa: E402
 import pytest  # noqa: E402
-from PIL import Image  # noqa: E402
 
-LABELS = ("Glasses", "Hat", "Smiling")
-Oneshui = Callable[..., tuple[int, str, str]]
-
-
-def portrait(person: int, photo: int, size: tuple[int, int] = (32, 32)) -> Image.Image:
-    """A gradient in the person's colours under the photo's noise."""
-    width, height = size
-    person_draws, draws = np.random.default_rng(person), np.random.default_rng([person, photo])
-    left, right = person_draws.uniform(0, 255, (2, 3))
-    ramp = np.linspace(0, 1, width)[None, :, None]
-    pixels = (1 - ramp) * left + ramp * right + draws.normal(0, 12, (height, width, 3))
-    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
-
-
-def bits(person: int, photo: int, count: int) -> list[int]:
-    return np.random.default_rng([person, photo, 1]).integers(0, 2, count).tolist()
-
-
-def sentence(err: str) -> str:
-    """Return the one line of an error, and check that it is one."""
-    lines = [line for line in err.strip().splitlines() if not line.startswith(("Using the newest", "  "))]
-    assert "Traceback" not in err
-    assert lines[0].startswith("Error: ")
-    return lines[0]
+from support.commands import Oneshui  # noqa: E402
+from support.faces import LABELS, bits, portrait  # noqa: E402
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 import oneshui_hf.cache as module
-from conftest import Oneshui, sentence
 from oneshui_hf.cache import Cache, Cleared, cache_root
 from oneshui_hf.errors import OneshuiError, UsageError
 from oneshui_hf.reporting import Reporter
+from support.commands import Oneshui, sentence
 
 MADE_FROM = {"seed": 1, "recipe": {"lr": 0.1, "data set": "é"}}
 ABOUT = {"dataset": "synthetic", "seed": 1}

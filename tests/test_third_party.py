@@ -51,7 +51,7 @@ def test_a_third_party_method_works_and_leaves_no_trace(python: Path, tmp_path: 
     run_folder = tmp_path / "run"
     oneshui_hf.train(dataset="synthetic", forget=2, epochs=2, optimizer="adamw", output_dir=str(run_folder), keep="last")
     photo = tmp_path / "face.png"
-    from conftest import portrait
+    from support.faces import portrait
 
     portrait(0, 0).save(photo)
     oneshui = (python, "-m", "oneshui_hf")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from oneshui_hf.methods import Context, DataAccess, Method, Needs, option, seeded
 
-from .finetune import SGDOptions, Student, Teacher
+from .common.sgd_loop import SGDOptions, Student, Teacher
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,7 +49,7 @@ class BadTeacher(Method[BadTeacherOptions]):
         self, model: nn.Module, data: DataAccess, artefact: Artefact | None, options: BadTeacherOptions, context: Context
     ) -> nn.Module:
         """Return the student of both teachers."""
-        from .divergence import divergence
+        from .common.kl import divergence
 
         competent, incompetent = Teacher(model), Teacher(ignorant(model, context))
         student = Student(model, options, context)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from oneshui_hf.methods import Context
 
-from .one_step import OneStep, gradient
+from .common.normalized_step import OneStep, gradient
 
 if TYPE_CHECKING:
     import torch

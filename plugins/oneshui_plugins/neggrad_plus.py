@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from oneshui_hf.methods import Context, DataAccess, Method, Needs, option
 
-from .finetune import SGDOptions, Student
+from .common.sgd_loop import SGDOptions, Student
 
 if TYPE_CHECKING:
     from torch import nn

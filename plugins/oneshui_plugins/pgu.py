@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from oneshui_hf.methods import Artefact, FaceSet, Request, TaskKind
 
-    from .subspace import Covariance
+    from .common.input_covariance import Covariance
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class PGU(Method[PGUOptions]):
 
         from oneshui_hf.methods import norm, parameters
 
-        from .subspace import outside
+        from .common.input_covariance import outside
 
         assert artefact is not None  # the core refuses to apply what was not prepared
         request: Request = data.support
@@ -115,7 +115,7 @@ class PGU(Method[PGUOptions]):
         Raises:
             UsageError: The core spaces leave no direction to move in.
         """
-        from .subspace import Covariance
+        from .common.input_covariance import Covariance
 
         kept = {name: Covariance(matrix.to(context.device), artefact.values["rows"][name]) for name, matrix in artefact.tensors.items()}
         matrices = {name: covariance.matrix for name, covariance in kept.items()}
@@ -147,13 +147,13 @@ class PGU(Method[PGUOptions]):
         model: nn.Module, photos: int, load: Callable[[torch.Tensor], torch.Tensor], chunk: int, context: Context
     ) -> dict[str, Covariance]:
         """Return the covariance of every weight's input rows over some photos, by the weight's name."""
-        from .subspace import covariances
+        from .common.input_covariance import covariances
 
         return covariances(model, photos, load, chunk, context)
 
     @staticmethod
     def core(covariance: torch.Tensor, gamma: float) -> torch.Tensor:
         """Return M (g, d, k), an orthonormal basis of the core space of a covariance (g, d, d)."""
-        from .subspace import core
+        from .common.input_covariance import core
 
         return core(covariance, gamma)

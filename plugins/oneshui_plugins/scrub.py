@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from oneshui_hf.methods import Context, DataAccess, Method, Needs, option
 
-from .finetune import SGDOptions, Student, Teacher
+from .common.sgd_loop import SGDOptions, Student, Teacher
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,7 +59,7 @@ class SCRUB(Method[SCRUBOptions]):
         """Return the student after its max and min epochs."""
         from oneshui_hf.methods import losses
 
-        from .divergence import divergence
+        from .common.kl import divergence
 
         kind, temperature = context.task.kind, options.temperature
         teacher, student = Teacher(model), Student(model, options, context)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from oneshui_hf.methods import Artefact, TaskKind
 
-    from .importance import Batch, Weights
+    from .common.parameter_importance import Batch, Weights
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class SSD(Method[SSDOptions]):
         """Measure I_support and return the dampened model."""
         import torch
 
-        from .importance import dampened
+        from .common.parameter_importance import dampened
 
         assert artefact is not None  # the core refuses to apply what was not prepared
         pixels, labels = data.support.pixels, data.support.labels
@@ -95,7 +95,7 @@ class SSD(Method[SSDOptions]):
         return new
 
     def _importances(self, model: nn.Module, batch: Batch, positions: torch.Tensor, options: SSDOptions, context: Context) -> Weights:
-        from .importance import importances
+        from .common.parameter_importance import importances
 
         kind = context.task.kind
         return importances(

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .options import names, resolve
+from .options import field_name, names, resolve
 from .reporting import SILENT, Reporter
 from .runs import RUNS, Kind, Run, newest
-from .stages.options import (
+from .stages.command_options import (
     BenchmarkOptions,
     CacheListOptions,
     CheckOptions,
@@ -109,7 +109,7 @@ def benchmark(grid: str | Path, *, reporter: Reporter = SILENT, **options: Any) 
     """
     resolved = resolve(BenchmarkOptions, {**options, "grid": str(grid)}, "benchmark")
     if resolved.dry_run:
-        from .stages.foresee import foresee
+        from .stages.benchmarking.estimate import foresee
 
         return foresee(resolved, reporter=reporter)
     from .stages.benchmark import benchmark as stage
@@ -133,7 +133,7 @@ def push(run: AnyRun, repo_id: str, *, reporter: Reporter = SILENT, **options: A
     """Publish a run on the Hub, in a private repository unless told otherwise; see `PushOptions`."""
     resolved = resolve(PushOptions, {**options, "repo_id": repo_id}, "push")
     published = open_run(run, ("original", "oracle", "unlearned"), reporter)
-    from .stages.publish import push as stage
+    from .stages.publishing.model import push as stage
 
     return stage(published, resolved, reporter)
 
@@ -141,7 +141,7 @@ def push(run: AnyRun, repo_id: str, *, reporter: Reporter = SILENT, **options: A
 def pull(repo_id: str, *, reporter: Reporter = SILENT, **options: Any) -> Run:
     """Fetch a published run; see `PullOptions`."""
     resolved = resolve(PullOptions, {**options, "repo_id": repo_id}, "pull")
-    from .stages.publish import pull as stage
+    from .stages.publishing.model import pull as stage
 
     return stage(resolved, reporter)
 
@@ -149,7 +149,7 @@ def pull(repo_id: str, *, reporter: Reporter = SILENT, **options: Any) -> Run:
 def check_data(*, reporter: Reporter = SILENT, **options: Any) -> dict[str, Any]:
     """Look at every photo and row of a data set; see `CheckOptions`."""
     resolved = resolve(CheckOptions, options, "data check")
-    from .stages.data import check_data as stage
+    from .stages.data_commands import check_data as stage
 
     return stage(resolved, reporter)
 
@@ -157,7 +157,7 @@ def check_data(*, reporter: Reporter = SILENT, **options: Any) -> dict[str, Any]
 def draw_split(*, reporter: Reporter = SILENT, **options: Any) -> dict[str, Any]:
     """Draw a split and write its file; see `DrawOptions`."""
     resolved = resolve(DrawOptions, options, "data split")
-    from .stages.data import draw_split as stage
+    from .stages.data_commands import draw_split as stage
 
     return stage(resolved, reporter)
 
@@ -165,7 +165,7 @@ def draw_split(*, reporter: Reporter = SILENT, **options: Any) -> dict[str, Any]
 def push_data(repo_id: str, *, reporter: Reporter = SILENT, **options: Any) -> str:
     """Publish a data set on the Hub, in a private repository unless told otherwise; see `DataPushOptions`."""
     resolved = resolve(DataPushOptions, {**options, "repo_id": repo_id}, "data push")
-    from .stages.publish_data import push_data as stage
+    from .stages.publishing.dataset import push_data as stage
 
     return stage(resolved, reporter)
 
@@ -174,7 +174,7 @@ def list_cache(*, reporter: Reporter = SILENT, **options: Any) -> dict[str, Any]
     """Return what is kept in the cache; see `CacheListOptions`."""
     del reporter
     resolved = resolve(CacheListOptions, options, "cache list")
-    from .stages.cache import list_cache as stage
+    from .stages.cache_commands import list_cache as stage
 
     return stage(resolved)
 
@@ -183,7 +183,7 @@ def clear_cache(*, reporter: Reporter = SILENT, **options: Any) -> dict[str, Any
     """Remove what is kept in the cache, except what a process works with; see `ClearOptions`."""
     del reporter
     resolved = resolve(ClearOptions, options, "cache clear")
-    from .stages.cache import clear_cache as stage
+    from .stages.cache_commands import clear_cache as stage
 
     return stage(resolved)
 
@@ -210,7 +210,7 @@ def open_run(run: AnyRun, kinds: tuple[Kind, ...], reporter: Reporter) -> Run:
 def split_options(stage: type[Any], values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Divide options into a stage's and, all others, the method's."""
     known = names(stage)
-    own = {key: value for key, value in values.items() if key.lstrip("-").replace("-", "_") in known}
+    own = {key: value for key, value in values.items() if field_name(key) in known}
     return own, {key: value for key, value in values.items() if key not in own}
 
 

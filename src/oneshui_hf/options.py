@@ -30,6 +30,7 @@ def option(
     choices: Sequence[str | int] = (),
     at: str = "prepare",
     search: tuple[float, float] | bool | None = None,
+    formerly: Sequence[str] = (),
 ) -> Any:
     """Define one option.
 
@@ -43,6 +44,7 @@ def option(
         at: For a method's options, when they act: "prepare" or "apply".
         search: For a method's options, the range in which `oneshui tune` looks for a value; True for a yes-or-no or a word. Options
             without one keep their value.
+        formerly: Earlier names of the field. Records, presets and grids that were written with them are still read.
     """
     metadata = {
         "help": help,
@@ -52,6 +54,7 @@ def option(
         "choices": tuple(choices),
         "at": at,
         "search": search,
+        "formerly": tuple(formerly),
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -62,17 +65,22 @@ def fields(options: type[Any]) -> dict[str, dataclasses.Field[Any]]:
 
 
 def names(options: type[Any]) -> dict[str, str]:
-    """Return every name that a field answers to (its own, and its flags'), each with the field's name."""
+    """Return every name of a field (its own, those of its flags, earlier ones), each with the field's name."""
     known = {name: name for name in fields(options)}
     for name, field in fields(options).items():
         words = [spelling.partition("/")[0] for spelling in field.metadata.get("flags", ())]  # "--on/--off" answers to on
-        known |= {word.lstrip("-").replace("-", "_"): name for word in words}
+        known |= {field_name(word): name for word in (*words, *field.metadata.get("formerly", ()))}
     return known
 
 
 def flag(name: str) -> str:
     """Return the command-line spelling of a field's name."""
     return "--" + name.replace("_", "-")
+
+
+def field_name(word: str) -> str:
+    """Return the field's name of a command-line spelling: `--batch-size` and `batch-size` name `batch_size`."""
+    return word.lstrip("-").replace("-", "_")
 
 
 def types_of(options: type[Any]) -> dict[str, Any]:
@@ -95,7 +103,7 @@ def resolve(options: type[OptionsT], values: Mapping[str, Any], where: str) -> O
     types = types_of(cast(type[Any], options))
     given: dict[str, Any] = {}
     for key, value in values.items():
-        spelling = key.lstrip("-").replace("-", "_")
+        spelling = field_name(key)
         if spelling not in spellings:
             raise UsageError(f"{where} has no option {flag(spelling)}.{did_you_mean(flag(spelling), map(flag, spellings))}")
         name = spellings[spelling]
@@ -177,7 +185,7 @@ def parse_words(words: Sequence[str], options: type[Any], where: str) -> dict[st
         if not word.startswith("--"):
             raise UsageError(f"{where} takes no argument '{word}'.")
         key, equals, text = word[2:].partition("=")
-        spelling = key.replace("-", "_")
+        spelling = field_name(key)
         negated = spelling.removeprefix("no_")
         if spelling not in spellings and negated in flags:
             if equals:

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from .. import api
-from ..stages import options as o
-from . import show
+from ..stages import command_options as o
+from . import printing, show, show_benchmark, show_data, show_metrics
 from .commands import command
 from .errors import guarded
 
@@ -36,7 +36,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 
 command(
-    app, "demo", o.DemoOptions, api.demo, show.demo,
+    app, "demo", o.DemoOptions, api.demo, show_metrics.demo,
     help="Run the whole road on generated faces: train, retrain, prepare, unlearn, evaluate. No download; minutes on a CPU.",
 )  # fmt: skip
 command(
@@ -66,18 +66,18 @@ command(
     epilog=f"Example: oneshui unlearn --method {o.DEFAULT_METHOD} --image face.jpg",
 )  # fmt: skip
 command(
-    app, "evaluate", o.EvaluateOptions, api.evaluate, show.metrics, stopped="what was finished of reference models is kept",
+    app, "evaluate", o.EvaluateOptions, api.evaluate, show_metrics.metrics, stopped="what was finished of reference models is kept",
     help="Measure a model on retain, forget, val and test, against the oracle and the original.",
     epilog=f"Example: oneshui evaluate --run runs/celeba-seed0-{o.DEFAULT_METHOD} --oracle runs/celeba-seed0-oracle",
 )  # fmt: skip
 command(
-    app, "benchmark", o.BenchmarkOptions, api.benchmark, show.benchmark, positional=("grid",), fails=show.unfinished,
+    app, "benchmark", o.BenchmarkOptions, api.benchmark, show_benchmark.benchmark, positional=("grid",), fails=show_benchmark.unfinished,
     stopped="what was finished is kept, and the same command goes on from there",
     help="Measure methods on data sets, request sizes and seeds, from one YAML file. Stopped, it goes on with the same command.",
     epilog="Example: oneshui benchmark demo --dry-run",
 )  # fmt: skip
 command(
-    app, "report", o.ReportOptions, api.report, show.report, positional=("source",),
+    app, "report", o.ReportOptions, api.report, show_benchmark.report, positional=("source",),
     help="Write a report with tables and figures, of an evaluated run or of a benchmark: one HTML file that reads by itself.",
     epilog=f"Example: oneshui report runs/celeba-seed0-{o.DEFAULT_METHOD}",
 )  # fmt: skip
@@ -96,12 +96,12 @@ data = typer.Typer(no_args_is_help=True, help="Check a data set, draw a split of
 app.add_typer(data, name="data")
 
 command(
-    data, "check", o.CheckOptions, api.check_data, show.check, fails=show.breaks,
+    data, "check", o.CheckOptions, api.check_data, show_data.check, fails=show_data.breaks,
     help="Look at every photo and row: what is missing, broken, contradictory or there twice. Fails only for what would break a run.",
     epilog="Example: oneshui data check --dataset celeba --data-dir DIR --split split.json",
 )  # fmt: skip
 command(
-    data, "split", o.DrawOptions, api.draw_split, show.split,
+    data, "split", o.DrawOptions, api.draw_split, show_data.split,
     help="Draw a split of the people and write its file: the same bytes everywhere for the same annotations.",
     epilog="Example: oneshui data split --dataset celeba --data-dir DIR --seed 0 --forget 5 --output split.json",
 )  # fmt: skip
@@ -144,7 +144,7 @@ def methods_show(name: Annotated[str, typer.Argument(help="The method's name.")]
     """Show a method: paper, needs, options with defaults, presets."""
     about = api.method(name)
     if json:
-        show.print_json(about)
+        printing.print_json(about)
     else:
         show.method(about)
 
@@ -157,7 +157,7 @@ def datasets(json: Json = False) -> None:
 
 def _list(rows: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
-        show.print_json(rows)
+        printing.print_json(rows)
     else:
         show.plugins(rows)
 

@@ -9,9 +9,9 @@ import numpy as np
 
 from ..errors import OneshuiError
 from ..reporting import SILENT, Reporter
+from .image_hashes import LOOK, NEAR, look, near_pairs
 from .images import ImageError, decode
-from .looks import LOOK, NEAR, look, near_pairs
-from .records import load_records
+from .memmap_cache import load_records
 from .schema import Faces
 from .split import Split, make_split
 

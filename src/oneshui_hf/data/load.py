@@ -12,7 +12,7 @@ from ..errors import OneshuiError, UsageError, did_you_mean
 from ..plugins import DATASETS, Plugins
 from ..reporting import SILENT, Reporter
 from ..runs import write_json
-from .columns import METADATA
+from .column_inference import METADATA
 from .images import SUFFIXES
 from .schema import Faces, LeftOut, index
 
@@ -66,8 +66,8 @@ def load_faces(
 
 
 def _read_any(place: str, subset: str | None, columns: dict[str, Any]) -> Faces:
+    from .any_dataset import read_any
     from .builders.folder import LAYOUT
-    from .tables import read_any
 
     try:
         return read_any(place, subset, **columns)

@@ -10,32 +10,36 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import OneshuiError, UsageError
 from ..options import option
-from ..randomness import derive, generator, seeded
-from .contract import Context, Cost, DataAccess, Method, Needs, StepOptions
-from .unfinished import Unfinished
+from ..seeding import derive, generator, seeded
+from .base import Context, Cost, DataAccess, Method, Needs, StepOptions
+from .resume import Unfinished
 
 if TYPE_CHECKING:
-    from ..data.pixels import FaceSet
+    from ..data.face_set import FaceSet
     from ..data.schema import Task, TaskKind
-    from ..metrics.summary import score
+    from ..metrics.functional import score
     from ..models.outputs import find_head, guess, head_inputs, logits_and_features, losses, predict, probabilities, targets
     from ..models.sharded import ShardedClassifier, shard_of, without
     from .artefact import Artefact
-    from .requests import Request, Simulated, sample, simulate
-    from .steps import choose_length, inner, length_cost, moved, norm, parameters, unit
+    from .requests import Request
+    from .simulation import Simulated, sample, simulate
+    from .step_length import choose_length, length_cost
+    from .weight_space import inner, moved, norm, parameters, unit
 
 _LAZY = {
     "Artefact": ".artefact",
-    "FaceSet": "..data.pixels",
+    "FaceSet": "..data.face_set",
     **dict.fromkeys(("Task", "TaskKind"), "..data.schema"),
-    **dict.fromkeys(("Request", "Simulated", "sample", "simulate"), ".requests"),
-    **dict.fromkeys(("choose_length", "inner", "length_cost", "moved", "norm", "parameters", "unit"), ".steps"),
+    "Request": ".requests",
+    **dict.fromkeys(("Simulated", "sample", "simulate"), ".simulation"),
+    **dict.fromkeys(("choose_length", "length_cost"), ".step_length"),
+    **dict.fromkeys(("inner", "moved", "norm", "parameters", "unit"), ".weight_space"),
     **dict.fromkeys(
         ("find_head", "guess", "head_inputs", "logits_and_features", "losses", "predict", "probabilities", "targets"),
         "..models.outputs",
     ),
     **dict.fromkeys(("ShardedClassifier", "shard_of", "without"), "..models.sharded"),
-    "score": "..metrics.summary",
+    "score": "..metrics.functional",
 }
 
 __all__ = [

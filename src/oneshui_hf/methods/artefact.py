@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import OneshuiError, UsageError
 from ..runs import dump_json, new_folder, read_object, versions, write_bytes
 from ..vault import Secrets, vault_root
-from .people import BLOBS, INDEX, People, save_people, secrets_of
+from .identity_store import BLOBS, INDEX, People, save_people, secrets_of
 
 if TYPE_CHECKING:
     import torch

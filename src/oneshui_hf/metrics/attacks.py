@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import UsageError
-from .judging import FPRS, Attack, Groups, balanced_share, deal_people, judge, outcome
-from .signals import Signals
+from .attack_scores import FPRS, Attack, Groups, balanced_share, deal_people, judge, outcome
+from .attack_signals import Signals
 
 PER_PHOTO_FROM = 64  # shadow models on a side; Carlini et al. 2022 find one variance for all photos better below
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from ..data.schema import TaskKind
+from ..data.schema import Task, TaskKind
 
 
 def average_precision(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -166,3 +166,13 @@ def gap_closure(original: float, unlearned: float, oracle: float) -> float:
     NaN where original and oracle do not differ, since there is no gap to close.
     """
     return (original - unlearned) / (original - oracle) if original != oracle else math.nan
+
+
+def score(logits: torch.Tensor, labels: torch.Tensor, task: Task) -> float:
+    """Return the task's score in percent: mAP or accuracy."""
+    return score_of(logits, labels, task.kind)
+
+
+def score_of(logits: torch.Tensor, labels: torch.Tensor, kind: TaskKind) -> float:
+    """Return mAP of attributes, or the accuracy of classes, in percent."""
+    return mean_average_precision(logits, labels)[0] if kind == "multi_label" else accuracy(logits, labels)

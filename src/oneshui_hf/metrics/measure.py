@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 from ..data.schema import TaskKind
-from ..randomness import generator
+from ..seeding import generator
+from .attack_scores import Attack, roc, strongest
+from .attack_signals import Signals, confidence_features, label_log_probabilities, scaled_logits
 from .attacks import logistic_attack, loss_attack, rmia, u_lira
 from .functional import (
     accuracy,
@@ -21,14 +23,12 @@ from .functional import (
     identity_losses,
     jensen_shannon,
     mean_average_precision,
+    score_of,
     tug_of_war,
 )
 from .intervals import Interval, auc_interval, beyond_noise, bootstrap, percentile_interval
-from .judging import Attack, roc, strongest
+from .paired_bootstrap import Resamples, reflected, tow_interval
 from .probe import identity_probe
-from .resampling import Resamples, reflected, tow_interval
-from .signals import Signals, confidence_features, label_log_probabilities, scaled_logits
-from .summary import score_of
 
 SCORED = ("retain", "forget", "val", "test")
 TOW_SETS = ("retain", "forget", "test")

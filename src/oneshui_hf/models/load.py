@@ -14,7 +14,7 @@ from torch import nn
 from ..data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from ..data.schema import Task
 from ..errors import OneshuiError, UsageError
-from ..randomness import seeded
+from ..seeding import seeded
 from .outputs import find_head, logits_and_features
 
 if TYPE_CHECKING:

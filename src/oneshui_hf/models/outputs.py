@@ -16,7 +16,7 @@ from ..errors import OneshuiError
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from ..data.pixels import FaceSet
+    from ..data.face_set import FaceSet
 
 
 def losses(logits: torch.Tensor, labels: torch.Tensor, kind: TaskKind) -> torch.Tensor:

@@ -27,7 +27,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, PreTrained
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..errors import OneshuiError, UsageError
-from ..randomness import generator, seeded
+from ..seeding import generator, seeded
 from .outputs import find_head
 
 Part = dict[str, torch.Tensor]  # the slices of one shard, under the names that they have in a model of that shard alone

@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .columns import COLUMNS, MARK, at, fixed
-from .groups import Group, Line, Row, Value, row_name, sections, sort_rows
+from .aggregate import Group, Line, Row, Value, row_name, sections, sort_rows
+from .table_columns import COLUMNS, MARK, at, fixed
 
 SETS = ("retain", "forget", "val", "test", "support")
 SET_NUMBERS = ("images", "people", "loss", "map", "accuracy", "balanced_accuracy", "labels_left_out")

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from ..models.signatures import NONE
 from ..plugins import METHODS, Plugins
+from ..recognition.encoders import NONE
 from ..reporting import SILENT, Reporter
 from ..runs import RECORD, Run, claim
+from .command_options import DEFAULT_METHOD, DemoOptions, EvaluateOptions, PrepareOptions, RetrainOptions, TrainOptions, UnlearnOptions
 from .evaluate import evaluate
-from .options import DEFAULT_METHOD, DemoOptions, EvaluateOptions, PrepareOptions, RetrainOptions, TrainOptions, UnlearnOptions
 from .prepare import prepare
 from .train import retrain, train
 from .unlearn import unlearn

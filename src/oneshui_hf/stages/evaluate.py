@@ -8,25 +8,22 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
-from ..cache import Cache, cache_root
 from ..data.schema import Task
-from ..errors import OneshuiError, UsageError
+from ..errors import OneshuiError
 from ..metrics.measure import Comparison, Says, Settings, measure
 from ..models.load import load_model
 from ..reporting import SILENT, Reporter
-from ..runs import CURVES, METRICS, RECORD, SPLIT, Run, dump_json, hash_file, is_sealed, read_object, sealed, write_json
-from .options import EvaluateOptions
-from .predictions import Forecaster, made_from
-from .processes import make_accelerator, on_main
-from .relearn import relearning
-from .sets import RunData, open_data
-from .stock import Stock, require_repeatable
+from ..runs import CURVES, METRICS, Run, dump_json, is_sealed, read_object, sealed, write_json
+from .command_options import EvaluateOptions
+from .distributed import make_accelerator, on_main
+from .evaluation.predictions import Forecaster, made_from
+from .evaluation.reference_models import Witnesses
+from .evaluation.relearning import relearning
+from .run_data import RunData, open_data
 
 FORMAT = 2  # of metrics.json; another one is measured anew, from the predictions
 
@@ -121,68 +118,3 @@ def _key(run: Run, witnesses: Witnesses, options: EvaluateOptions) -> str:
         },
     }
     return hashlib.sha256(dump_json(parts)).hexdigest()
-
-
-@dataclass(frozen=True)
-class Witnesses:
-    """The models that one is compared with: its original, the oracle, oracles of other seeds, and the same method applied to those."""
-
-    original: Run | None
-    oracle: Run | None
-    oracles: list[Run]
-    references: list[Run]
-
-    @classmethod
-    def of(cls, run: Run, options: EvaluateOptions, accelerator: Accelerator, reporter: Reporter) -> Witnesses:
-        """Find them, and make the reference models that are missing.
-
-        Raises:
-            UsageError: One is not what it is given as, or references are wanted without an original to repeat.
-            OneshuiError: One was made with another split.
-        """
-        original = _original(run, options.original)
-        oracle = _oracle(original, options.oracle) or (run if run.record.kind == "oracle" else None)
-        for other in (original, oracle):
-            if other is not None and hash_file(other.path / SPLIT) != hash_file(run.path / SPLIT):
-                raise OneshuiError(f"{other.path} was made with another split than {run.path}; they cannot be compared.")
-        if not options.references:
-            return cls(original, oracle, [], [])
-        if original is None:
-            raise UsageError(
-                "--references trains oracles by the recipe of the original model, which is not known; name it with --original."
-            )
-        require_repeatable(run)  # before an oracle is trained, which takes long
-        stock = Stock(Cache(cache_root(options.cache_dir)), accelerator, reporter, options.data_dir, options)
-        oracles = stock.oracles(original, options.references, besides=oracle)
-        return cls(original, oracle, oracles, [stock.reference(run, other) for other in oracles])
-
-    def weights(self) -> dict[str, Any]:
-        """Return the hashes of their weights, by which anybody can tell which they were."""
-        return {
-            "original": self.original.record.weights if self.original else None,
-            "oracle": self.oracle.record.weights if self.oracle else None,
-            "references": [other.record.weights for other in self.references],
-        }
-
-
-def _original(run: Run, given: str | None) -> Run | None:
-    if given:
-        original = Run.open(given)
-        if original.record.kind != "original":
-            raise UsageError(f"{given} is an {original.record.kind} model; --original takes the original.")
-        return original
-    if run.record.kind == "original":
-        return run
-    parent = (run.record.parent or {}).get("run")  # a published run tells no path
-    return Run.open(parent) if parent and Path(parent).is_dir() else None
-
-
-def _oracle(original: Run | None, given: str | None) -> Run | None:
-    if given:
-        oracle = Run.open(given)
-        if oracle.record.kind != "oracle":
-            raise UsageError(f"{given} is an {oracle.record.kind} model; --oracle takes what `oneshui retrain` made.")
-        return oracle.require_complete()
-    default = Path(f"{original.path}-oracle") if original else None
-    found = Run.open(default) if default and (default / RECORD).exists() else None
-    return found if found and found.record.state == "complete" else None

@@ -16,20 +16,20 @@ from accelerate import Accelerator
 
 from ..errors import UsageError
 from ..memory import Peak
-from ..methods.contract import Context, DataAccess, Method
-from ..methods.unfinished import Unfinished
+from ..methods.base import Context, DataAccess, Method
+from ..methods.resume import Unfinished
 from ..models.load import load_model
 from ..models.outputs import losses
-from ..models.signatures import NONE, Encoder
 from ..plugins import METHODS, Plugins
+from ..recognition.encoders import NONE, Encoder
 from ..reporting import SILENT, Reporter
 from ..runs import Run, versions
 from ..vault import vault_root
-from .options import PrepareOptions
+from .command_options import PrepareOptions
+from .distributed import make_accelerator, on_main
+from .identify import enrol_people, open_encoder
 from .presets import preset_values
-from .processes import make_accelerator, on_main
-from .recognition import enrol_people, open_encoder
-from .sets import RunData, open_data
+from .run_data import RunData, open_data
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

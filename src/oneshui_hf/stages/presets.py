@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OneshuiError, UsageError
-from ..methods.contract import Method
-from ..options import fields, names, resolve
+from ..methods.base import Method
+from ..options import field_name, fields, names, resolve
+from ..public_names import dataset_name
 from ..reporting import SILENT, Reporter
 from ..runs import Run, read_object
-from .public import dataset_name
 
 FORMAT = 1
 SCORES = {"retain", "forget", "val", "tow"}
@@ -88,4 +88,4 @@ def _values(method_class: type[Method[Any]], values: Mapping[str, Any], where: s
     """Return values by field, converted and checked."""
     resolved: Any = resolve(method_class.options, values, where)
     spellings = names(method_class.options)
-    return {field: getattr(resolved, field) for field in (spellings[key.lstrip("-").replace("-", "_")] for key in values)}
+    return {field: getattr(resolved, field) for field in (spellings[field_name(key)] for key in values)}

@@ -21,13 +21,12 @@ from ..card import SCORES
 from ..errors import UsageError
 from ..reporting import SILENT, Reporter
 from ..results import figures as draw
-from ..results.columns import COLUMNS, MARK, Column, fixed
-from ..results.groups import Group, Line, Value, row_name, sections, summarise
-from ..runs import RECORD, Run, new_folder, write_bytes
-from .drawing import Drawn, Shown, draw_all, slug
-from .measured import Result, of_benchmark, of_run, run_label
-from .options import ReportOptions
-from .plan import ROWS
+from ..results.aggregate import Group, Line, Value, row_name, sections, summarise
+from ..results.load import Result, of_benchmark, of_run, run_label
+from ..results.report_figures import Drawn, Shown, draw_all, slug
+from ..results.table_columns import COLUMNS, MARK, Column, fixed
+from ..runs import RECORD, ROWS, Run, new_folder, write_bytes
+from .command_options import ReportOptions
 
 TEMPLATE = "report.html"
 COSTS = {
@@ -180,8 +179,8 @@ def _photos(run: Run, data_dir: str | None, reporter: Reporter) -> list[str]:
     import torch
     from PIL import Image
 
-    from .processes import make_accelerator
-    from .sets import open_data
+    from .distributed import make_accelerator
+    from .run_data import open_data
 
     support = open_data(run, make_accelerator(), data_dir, reporter).sets["support"]
     photos = []

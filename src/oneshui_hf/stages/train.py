@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from ..data.face_set import face_sets
 from ..data.load import load_faces
-from ..data.pixels import face_sets, load_pixels
+from ..data.pixels import load_pixels
 from ..data.preprocess import Preprocess
 from ..data.schema import Faces
 from ..data.split import Split, load_split, make_split
@@ -31,10 +32,10 @@ from ..options import flag
 from ..plugins import DATASETS, Plugins
 from ..reporting import SILENT, Reporter
 from ..runs import RUNS, SPLIT, Kind, Record, Run, claim, hash_weights, new_folder, write_record
-from .fit import fit
-from .options import DEFAULT_MODEL, RetrainOptions, SplitOptions, TrainOptions
-from .processes import make_accelerator, on_main
-from .shards import SHARDS, Shards, require_adapters
+from .command_options import DEFAULT_MODEL, RetrainOptions, SplitOptions, TrainOptions
+from .distributed import make_accelerator, on_main
+from .training.loop import fit
+from .training.shards import SHARDS, Shards, require_adapters
 
 RECIPE = 1  # raise it when the same options would train another model than before: what a cache keeps is then made anew
 MODEL = ".model"  # in a run: where the finished model is written whole, before its files take their places

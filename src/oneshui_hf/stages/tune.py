@@ -24,24 +24,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import Accelerator
 
-from ..data.pixels import FaceSet
+from ..data.face_set import FaceSet
 from ..errors import OneshuiError, UsageError
 from ..methods.artefact import Artefact
-from ..methods.contract import Context, DataAccess, Method
-from ..methods.rehearsal import Rehearsal, damage, mean
-from ..methods.requests import Request, Simulated, simulate
+from ..methods.base import Context, DataAccess, Method
+from ..methods.requests import Request
+from ..methods.simulation import Rehearsal, Simulated, damage, mean, simulate
 from ..models.load import load_model
-from ..options import fields, names
+from ..options import field_name, fields, names
 from ..plugins import METHODS, Plugins
-from ..randomness import generator
+from ..public_names import dataset_name
+from ..random_search import axes, propose
 from ..reporting import SILENT, Reporter
 from ..runs import TUNED, Run, hash_file, read_object, write_json
-from ..search import axes, propose
-from .options import TuneOptions
+from ..seeding import generator
+from .command_options import TuneOptions
+from .distributed import make_accelerator, on_main
 from .presets import FORMAT, read_preset
-from .processes import make_accelerator, on_main
-from .public import dataset_name
-from .sets import open_data
+from .run_data import open_data
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,7 +66,7 @@ def tune(
     spellings = names(method_class.options)
     resolved = method_class.prepare_options(name, {}, method_options)
     defaults = dataclasses.asdict(resolved)
-    given = {field: defaults[field] for field in (spellings[key.lstrip("-").replace("-", "_")] for key in method_options)}
+    given = {field: defaults[field] for field in (spellings[field_name(key)] for key in method_options)}
     idle = method_class.idle(resolved)
     space = {key: axis for key, axis in axes(method_class.options).items() if key not in given and key not in idle}
     if not space:

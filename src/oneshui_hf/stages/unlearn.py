@@ -22,7 +22,7 @@ from ..data.schema import Task
 from ..errors import OneshuiError, UsageError, did_you_mean
 from ..memory import Peak
 from ..methods.artefact import Artefact
-from ..methods.contract import Context, DataAccess, Method
+from ..methods.base import Context, DataAccess, Method
 from ..methods.requests import Request
 from ..models.load import load_model, save_model
 from ..models.outputs import guess
@@ -30,13 +30,13 @@ from ..options import flag
 from ..plugins import METHODS, Plugins
 from ..reporting import SILENT, Reporter
 from ..runs import SPLIT, Record, Run, claim, hash_weights, new_folder, write_bytes, write_record
-from .options import UnlearnOptions
+from .command_options import UnlearnOptions
+from .distributed import make_accelerator, on_main
+from .identify import recognise_people
 from .presets import acting, preset_values
-from .processes import make_accelerator, on_main
-from .recognition import recognise_people
 
 if TYPE_CHECKING:
-    from .sets import RunData
+    from .run_data import RunData
 
 
 def unlearn(
@@ -76,7 +76,7 @@ def unlearn(
     accelerator = accelerator or make_accelerator()
     model, preprocess, task = load_model(run.path, accelerator.device)
     if options.from_split:
-        from .sets import open_data  # request time reads no data set, unless this run's own split is asked for
+        from .run_data import open_data  # request time reads no data set, unless this run's own split is asked for
 
         data = open_data(run, accelerator, options.data_dir, reporter)
         granted: dict[str, Any] = data.sets | {"support": _split_request(run, data, accelerator)}

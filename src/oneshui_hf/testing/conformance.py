@@ -17,14 +17,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from oneshui_hf.data.schema import TaskKind
-from oneshui_hf.errors import OneshuiError, UsageError
-from oneshui_hf.methods.artefact import Artefact
-from oneshui_hf.methods.contract import VOCABULARY, Method
-from oneshui_hf.options import fields
-from oneshui_hf.randomness import generator
-from oneshui_hf.testing.checked import Checked, Spied, weights
-from oneshui_hf.testing.world import SEED, World, world
+from ..data.schema import TaskKind
+from ..errors import OneshuiError, UsageError
+from ..methods.artefact import Artefact
+from ..methods.base import VOCABULARY, Method
+from ..options import fields
+from ..seeding import generator
+from .subject import Checked, Spied, weights
+from .toy_problem import SEED, World, world
 
 LEAST_RISE = 1e-3  # nats by which the loss on the forget images, or on the photos handed in, must rise
 TOLERANCE = 1e-5  # of sums that are added up in another order
@@ -193,7 +193,7 @@ def test_memory_is_no_matter_of_results(checked: Checked, here: World, artefact:
 def test_two_processes_give_the_same(checked: Checked, here: World, result: torch.nn.Module, tmp_path: Path) -> None:
     output = tmp_path / "two.safetensors"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--"]
-    command = [*torchrun, "oneshui_hf.testing.processes", checked.spec, here.task.kind, str(output), *checked.words]
+    command = [*torchrun, "oneshui_hf.testing.two_processes", checked.spec, here.task.kind, str(output), *checked.words]
     paths = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     gloo = {"ACCELERATE_USE_CPU": "1", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | paths | gloo, timeout=600)

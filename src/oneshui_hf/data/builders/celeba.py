@@ -14,9 +14,9 @@ import numpy as np
 from ...errors import OneshuiError
 from ..images import SUFFIXES
 from ..schema import LeftOut, Task
+from .annotation_files import line_of, read_table
 from .base import Annotations, FaceBuilder
 from .layout import Layout, hash_files, names_in
-from .text import line_of, read_table
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,12 +10,12 @@ from pathlib import Path
 import datasets
 
 from ...errors import OneshuiError
-from ..columns import IMAGES, METADATA, PEOPLE, Labels, Table, one_column, read_labels
+from ..column_inference import IMAGES, METADATA, PEOPLE, Labels, Table, one_column, read_labels
 from ..images import SUFFIXES
 from ..schema import LeftOut, Task
+from .annotation_files import read_words
 from .base import Annotations, FaceBuilder
 from .layout import Layout, hash_files, names_in
-from .text import read_words
 
 LAYOUT = Layout(
     name="folder",

@@ -15,12 +15,12 @@ import datasets
 import numpy as np
 
 from ...errors import OneshuiError
+from ..image_hashes import NEAR, look_at, near_pairs
 from ..images import SUFFIXES
-from ..looks import NEAR, look_at, near_pairs
 from ..schema import LeftOut, Task
+from .annotation_files import read_words
 from .base import Annotations, FaceBuilder
 from .layout import Layout, hash_files, walk
-from .text import read_words
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,11 +8,11 @@ font fits where that one did.
 
 from __future__ import annotations
 
-from .attacks import Curve, mean_curve, roc, roc_key
+from .attack_curves import Curve, mean_curve, roc, roc_key
 from .cost import Point, cost, cost_key
+from .identity_losses import Person, dumbbell_key, dumbbells, loss_limits
 from .losses import histogram, histogram_key, shares
 from .panel import inline, require_matplotlib
-from .people import Person, dumbbell_key, dumbbells, loss_limits
 
 __all__ = [
     "Curve",

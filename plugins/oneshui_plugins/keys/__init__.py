@@ -1,1 +1,0 @@
-"""The parts of forget keys: their mathematics, what they are learned from, and how."""

@@ -1,0 +1,1 @@
+"""Finding out who is on a photo: face encoders, and matching of face embeddings against enrolled people."""

@@ -1,0 +1,81 @@
+"""The models that a model is compared with: original, oracle, oracles of other seeds, and the same method applied to those."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from ...cache import Cache, cache_root
+from ...errors import OneshuiError, UsageError
+from ...reporting import Reporter
+from ...runs import RECORD, SPLIT, Run, hash_file
+from ..command_options import EvaluateOptions
+from .model_cache import Stock, require_repeatable
+
+
+@dataclass(frozen=True)
+class Witnesses:
+    """The models that one is compared with: its original, the oracle, oracles of other seeds, and the same method applied to those."""
+
+    original: Run | None
+    oracle: Run | None
+    oracles: list[Run]
+    references: list[Run]
+
+    @classmethod
+    def of(cls, run: Run, options: EvaluateOptions, accelerator: Accelerator, reporter: Reporter) -> Witnesses:
+        """Find them, and make the reference models that are missing.
+
+        Raises:
+            UsageError: One is not what it is given as, or references are wanted without an original to repeat.
+            OneshuiError: One was made with another split.
+        """
+        original = _original(run, options.original)
+        oracle = _oracle(original, options.oracle) or (run if run.record.kind == "oracle" else None)
+        for other in (original, oracle):
+            if other is not None and hash_file(other.path / SPLIT) != hash_file(run.path / SPLIT):
+                raise OneshuiError(f"{other.path} was made with another split than {run.path}; they cannot be compared.")
+        if not options.references:
+            return cls(original, oracle, [], [])
+        if original is None:
+            raise UsageError(
+                "--references trains oracles by the recipe of the original model, which is not known; name it with --original."
+            )
+        require_repeatable(run)  # before an oracle is trained, which takes long
+        stock = Stock(Cache(cache_root(options.cache_dir)), accelerator, reporter, options.data_dir, options)
+        oracles = stock.oracles(original, options.references, besides=oracle)
+        return cls(original, oracle, oracles, [stock.reference(run, other) for other in oracles])
+
+    def weights(self) -> dict[str, Any]:
+        """Return the hashes of their weights, by which anybody can tell which they were."""
+        return {
+            "original": self.original.record.weights if self.original else None,
+            "oracle": self.oracle.record.weights if self.oracle else None,
+            "references": [other.record.weights for other in self.references],
+        }
+
+
+def _original(run: Run, given: str | None) -> Run | None:
+    if given:
+        original = Run.open(given)
+        if original.record.kind != "original":
+            raise UsageError(f"{given} is an {original.record.kind} model; --original takes the original.")
+        return original
+    if run.record.kind == "original":
+        return run
+    parent = (run.record.parent or {}).get("run")  # a published run tells no path
+    return Run.open(parent) if parent and Path(parent).is_dir() else None
+
+
+def _oracle(original: Run | None, given: str | None) -> Run | None:
+    if given:
+        oracle = Run.open(given)
+        if oracle.record.kind != "oracle":
+            raise UsageError(f"{given} is an {oracle.record.kind} model; --oracle takes what `oneshui retrain` made.")
+        return oracle.require_complete()
+    default = Path(f"{original.path}-oracle") if original else None
+    found = Run.open(default) if default and (default / RECORD).exists() else None
+    return found if found and found.record.state == "complete" else None

@@ -1,0 +1,134 @@
+"""Batches a second from the pixel cache, beside decoding JPEGs in `DataLoader` workers, and beside what a training step costs.
+
+    python tests/benchmarks/bench_loading.py [FOLDER]
+
+FOLDER is CelebA as people have it on disk; without it, and without ONESHUI_TEST_ASSETS, photos of CelebA's size are generated. Both ways
+give the same photos through the same augmentation at the same size. A training step is one of a ViT-S/14 of four blocks (7.2 M parameters),
+about the smallest that is of use on real faces, and of the toy that `--model tiny` makes.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+SIDE, BATCH, STEPS, FEW, ROUNDS = 56, 32, 40, 5, 5
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory(prefix="oneshui-bench-") as scratch:
+        os.environ.setdefault("HF_DATASETS_CACHE", f"{scratch}/cache")
+        bench(_folder(Path(scratch)))
+
+
+def _folder(scratch: Path) -> Path:
+    if len(sys.argv) > 1:
+        return Path(sys.argv[1])
+    if assets := os.environ.get("ONESHUI_TEST_ASSETS"):
+        return Path(assets) / "faces" / "celeba"
+    return _generated(scratch / "celeba")
+
+
+def _generated(folder: Path, count: int = 2000) -> Path:
+    """Make smooth noise of CelebA's size, with annotations: a JPEG decoder takes as long for it as for a portrait."""
+    import numpy as np
+    from PIL import Image
+
+    from oneshui_hf.data.builders.celeba import ATTRIBUTE_NAMES
+
+    (folder / "img_align_celeba").mkdir(parents=True)
+    draws = np.random.default_rng(0)
+    names = [f"{number:06d}.jpg" for number in range(1, count + 1)]
+    for name in names:
+        small = Image.fromarray(draws.integers(0, 256, (28, 23, 3), dtype=np.uint8))
+        small.resize((178, 218), Image.Resampling.BICUBIC).save(folder / "img_align_celeba" / name, quality=90)
+    rows = [f"{name} " + " ".join(str(2 * bit - 1) for bit in draws.integers(0, 2, 40)) for name in names]
+    (folder / "list_attr_celeba.txt").write_text("\n".join([str(count), " ".join(ATTRIBUTE_NAMES), *rows]) + "\n")
+    (folder / "identity_CelebA.txt").write_text("".join(f"{name} {number // 10}\n" for number, name in enumerate(names)))
+    return folder
+
+
+def bench(folder: Path) -> None:
+    import torch
+    from transformers import ViTConfig, ViTForImageClassification
+
+    from oneshui_hf.data.augment import augment
+    from oneshui_hf.data.images import decode, to_pixels
+    from oneshui_hf.data.load import load_faces
+    from oneshui_hf.data.memmap_cache import WORKERS
+    from oneshui_hf.data.pixels import load_pixels
+    from oneshui_hf.data.preprocess import Preprocess
+    from oneshui_hf.models.load import TINY, new_model
+    from oneshui_hf.models.outputs import losses
+    from oneshui_hf.seeding import generator
+
+    preprocess = Preprocess(SIDE)
+    started = time.perf_counter()
+    faces, pixels = load_pixels(load_faces("celeba", folder), SIDE)
+    built = time.perf_counter() - started
+    order = torch.randint(len(faces), (STEPS * BATCH,), generator=generator(0, "order"))
+
+    class Photos(torch.utils.data.Dataset):  # type: ignore[type-arg]
+        """One photo, decoded when asked for."""
+
+        def __len__(self) -> int:
+            return len(order)
+
+        def __getitem__(self, place: int) -> torch.Tensor:
+            raw = torch.from_numpy(to_pixels(decode(faces.image(int(faces.stored[order[place]]))), SIDE))
+            return preprocess(augment(raw[None], "crop", generator(0, place)))[0]
+
+    def trainer(model: torch.nn.Module) -> Callable[[], None]:
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+
+        def step() -> None:
+            loss = losses(model(pixel_values=batch).logits, faces.labels[:BATCH], "multi_label").mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+        return step
+
+    def from_cache() -> Iterator[torch.Tensor]:
+        draws = generator(0, "augment")
+        for step in range(STEPS):
+            rows = faces.stored[order[step * BATCH : (step + 1) * BATCH].numpy()]
+            yield preprocess(augment(torch.from_numpy(pixels[rows]), "crop", draws))
+
+    loader = torch.utils.data.DataLoader(Photos(), BATCH, num_workers=WORKERS, persistent_workers=True)
+    batch = next(from_cache())
+    four_blocks = ViTConfig(
+        hidden_size=384, num_hidden_layers=4, num_attention_heads=6, intermediate_size=1536, patch_size=14, image_size=SIDE, num_labels=40
+    )
+    small, tiny = trainer(ViTForImageClassification(four_blocks)), trainer(new_model(TINY, faces.task, SIDE, 0)[0])
+
+    def seconds(work: Callable[[], object], steps: int = STEPS) -> float:
+        began = time.perf_counter()
+        work()
+        return (time.perf_counter() - began) / steps
+
+    list(loader)  # starts the workers, and fills the file system's cache
+    rounds = [
+        (
+            seconds(lambda: list(from_cache())),
+            seconds(lambda: list(loader)),
+            seconds(lambda: [small() for _ in range(FEW)], FEW),
+            seconds(lambda: [tiny() for _ in range(FEW)], FEW),
+        )
+        for _ in range(ROUNDS)
+    ]
+    cache, jpeg, real, toy = (statistics.median(column) for column in zip(*rounds, strict=True))
+    print(f"{len(faces)} photos at {SIDE} pixels, batches of {BATCH}, random resized crop and flip; cache made in {built:.1f} s")
+    print(f"from the cache      {1 / cache:8.1f} batches/s")
+    print(f"JPEGs, {WORKERS} workers     {1 / jpeg:8.1f} batches/s   the cache gives {jpeg / cache:.1f} times as many")
+    print(f"training, ViT-S/14  {1 / real:8.1f} batches/s   loading adds {100 * cache / real:.1f} % to a step")
+    print(f"training, tiny      {1 / toy:8.1f} batches/s   loading adds {100 * cache / toy:.1f} % to a step")
+
+
+if __name__ == "__main__":
+    main()

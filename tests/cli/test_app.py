@@ -1,0 +1,324 @@
+"""The command line as a user meets it: options, configuration, JSON, and one sentence for every mistake."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from oneshui_hf.runs import Run, read_json
+from support.commands import Oneshui, sentence
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An original model and its oracle, barely trained, on generated faces."""
+    import oneshui_hf
+
+    folder = tmp_path_factory.mktemp("runs") / "original"
+    original = oneshui_hf.train(dataset="synthetic", forget=3, epochs=2, optimizer="adamw", output_dir=str(folder), keep="last")
+    oneshui_hf.retrain(original)
+    return folder
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    from PIL import Image
+
+    file = tmp_path / "face.png"
+    Image.effect_mandelbrot((60, 50), (-2, -1, 1, 1), 30).convert("RGB").save(file)
+    return file
+
+
+def test_train_writes_a_run_that_others_load(trained: Path) -> None:
+    from transformers import pipeline
+
+    classify = pipeline("image-classification", model=str(trained), top_k=12)
+    from PIL import Image
+
+    assert len(classify(Image.new("RGB", (40, 40)))) == 12
+    record = Run.open(trained).record
+    assert record.kind == "original"
+    assert record.state == "complete"
+    assert record.weights == Run.open(trained).weights
+    assert record.options["epochs"] == 2
+    assert {"torch", "transformers"} <= set(record.versions)
+
+
+def test_the_whole_road(oneshui: Oneshui, trained: Path, photo: Path, tmp_path: Path) -> None:
+    code, out, _ = oneshui("prepare", "--method", "metaunlearn", "--run", trained, "--steps", 2, "--calibration", 0, "--json")
+    assert code == 0
+    assert json.loads(out)["report"]["meta_steps"] == 2
+
+    code, out, err = oneshui("unlearn", "--run", trained, "--image", photo, "--output-dir", tmp_path / "one", "--json")
+    assert code == 0, err
+    assert json.loads(out)["report"]["labels"] == "guessed by the model"
+    assert read_json(tmp_path / "one" / "oneshui.json")["parent"]["weights"] == Run.open(trained).weights
+
+    assert oneshui("unlearn", "--run", trained, "--from-split", "--output-dir", tmp_path / "split")[0] == 0
+    code, out, err = oneshui("evaluate", "--run", tmp_path / "split", "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    for name in ("retain", "forget", "val", "test"):
+        assert 0 <= result[name]["map"] <= 100
+        assert result[name]["loss"] > 0
+    assert result["tow"] > 0
+    assert "gap_closure" in result
+    assert json.loads((tmp_path / "split" / "metrics.json").read_text()) == result
+
+
+@pytest.mark.parametrize("method", ["gradient-ascent", "lfssd", "metaunlearn", "pgu", "random-labels", "ssd"])
+def test_a_dry_run_tells_the_size_of_what_is_prepared_and_prepares_nothing(oneshui: Oneshui, trained: Path, method: str) -> None:
+    folder = trained / "methods" / method
+    there = folder.exists()
+    words = ["--method", method, "--run", trained, *(["--steps", 2, "--calibration", 1] if method == "metaunlearn" else [])]
+    code, out, err = oneshui("prepare", *words, "--dry-run", "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    assert told["seconds"] > 0
+    assert told["forward"] + told["backward"] > 0
+    assert folder.exists() == there
+    if method in ("pgu", "ssd", "lfssd"):  # the others keep next to nothing, or learn
+        _, out, _ = oneshui("prepare", *words, "--overwrite", "--json")
+        kept = json.loads(out)["bytes"]
+        assert 0.9 * kept < told["bytes"] <= kept
+
+
+def test_a_preset_acts_at_the_request_too(oneshui: Oneshui, trained: Path, photo: Path, tmp_path: Path) -> None:
+    words = ["unlearn", "--run", trained, "--method", "jit", "--image", photo, "--json"]
+    code, out, err = oneshui(*words, "--preset", "paper", "--copies", 3, "--output-dir", tmp_path / "new")
+    assert code == 0, err
+    assert json.loads(out)["report"]["method_options"] == {"copies": 3, "lr": 0.01, "sigma": 0.5}
+    code, _, err = oneshui(*words, "--preset", "papr", "--output-dir", tmp_path / "other")
+    assert code == 2
+    assert "Did you mean 'paper'?" in sentence(err)
+
+
+def test_methods_that_read_training_data_are_refused_for_a_photo(oneshui: Oneshui, trained: Path, photo: Path) -> None:
+    for method in ("fine-tuning", "neggrad-plus", "scrub", "bad-teacher", "salun"):
+        code, _, err = oneshui("unlearn", "--run", trained, "--method", method, "--image", photo)
+        assert code == 2
+        assert "at request time, so one photo is not enough; run it with --from-split" in sentence(err)
+
+
+def test_evaluating_the_original_closes_no_gap(oneshui: Oneshui, trained: Path) -> None:
+    code, out, _ = oneshui("evaluate", "--run", trained, "--json")
+    assert code == 0
+    assert json.loads(out)["gap_closure"] == 0
+    code, out, _ = oneshui("evaluate", "--run", f"{trained}-oracle", "--oracle", f"{trained}-oracle", "--json")
+    assert json.loads(out)["tow"] == 100
+
+
+def test_predictions_are_kept_and_made_again_when_damaged(oneshui: Oneshui, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = oneshui("evaluate", "--run", trained, "--json")[1]
+    file = trained / "predictions" / "test.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:100])
+    assert oneshui("evaluate", "--run", trained, "--json")[1] == first  # the metrics are there, so nobody asks for predictions
+    assert file.read_bytes() == whole[:100]
+    (trained / "metrics.json").unlink()
+    assert oneshui("evaluate", "--run", trained, "--json")[1] == first
+    assert file.read_bytes() == whole
+    (trained / "metrics.json").unlink()
+    for name in ("predict", "predict_with_features"):  # a metric from stored predictions runs without the model
+        monkeypatch.setattr(f"oneshui_hf.stages.evaluation.predictions.{name}", None)
+    assert oneshui("evaluate", "--run", trained, "--json")[1] == first
+
+
+def test_the_result_goes_to_stdout_and_all_else_to_stderr(oneshui: Oneshui, trained: Path) -> None:
+    code, out, _ = oneshui("evaluate", "--run", trained)
+    assert code == 0
+    assert "ToW" in out
+    assert "forget" in out
+
+
+def test_unlearn_names_the_newest_run(
+    oneshui: Oneshui, trained: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("oneshui_hf.api.RUNS", trained.parent)
+    code, _, err = oneshui("unlearn", "--method", "do-nothing", "--image", photo, "--output-dir", tmp_path / "new")
+    assert code == 0
+    assert str(trained) in err
+
+
+def test_configuration_file_under_the_command_line(oneshui: Oneshui, tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text("dataset: synthetic\nnum-train-epochs: 1\nforget: 2\nseed: 5\noptimizer: adamw\n")
+    code, _, err = oneshui("train", "--config", config, "--seed", 7, "--output-dir", tmp_path / "run")
+    assert code == 0, err
+    record = Run.open(tmp_path / "run").record
+    assert (record.seed, record.options["epochs"], record.options["forget"]) == (7, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "expected"),
+    [
+        (["train", "--dataset", "synthetics"], 2, "Did you mean 'synthetic'?"),
+        (["train"], 2, "train needs --dataset"),
+        (["train", "--dataset", "celeba"], 2, "--data-dir"),
+        (["train", "--dataset", "celeba", "--data-dir", "/nowhere"], 2, "is not a folder"),
+        (["train", "--dataset", "synthetic", "--epoch", "3"], 2, "--epochs"),
+        (["train", "--dataset", "synthetic", "--epochs", "zero"], 2, "epochs"),
+        (["train", "--dataset", "synthetic", "--epochs", "0"], 2, "must be at least 1"),
+        (["train", "--dataset", "synthetic", "--optimizer", "adam"], 2, "Did you mean 'adamw'?"),
+        (["train", "--dataset", "synthetic", "--image-size", "33"], 2, "multiple of 8"),
+        (["train", "--dataset", "synthetic", "--forget", "999"], 2, "--forget 999 is more than"),
+        (["train", "--dataset", "synthetic", "--reserve-supports", "999"], 2, "--reserve-supports 999 is more than"),
+        (["train", "--dataset", "synthetic", "--model", "/nowhere/model"], 2, "There is no checkpoint"),
+        (["train", "--dataset", "synthetic", "--split", "/nowhere.json"], 2, "no split file /nowhere.json"),
+        (["train", "--dataset", "synthetic", "--data-dir", "/tmp"], 2, "--data-dir goes with a data set"),
+        (["train", "--dataset", "synthetic", "--seed", "99999999999999999999"], 2, "must be at most"),
+        (["train", "--dataset", "synthetic", "--resume", "--overwrite"], 2, "give one of them"),
+        (["unlearn", "--run", "RUN", "--method", "do-nothing", "--image", "PHOTO", "--labels", ""], 2, "is empty"),
+        (["unlearn", "--run", "RUN", "--method", "do-nothing", "--image", "PHOTO", "--data-dir", "x"], 2, "goes with --from-split"),
+        (["methods", "show", "metaunlern"], 2, "Did you mean 'metaunlearn'?"),
+        (["train", "--dataset", "synthetic", "--config", "/nowhere.yaml"], 2, "no configuration file"),
+        (["train", "--dataset", "synthetic", "--label-columns", "Hat"], 2, "--label-columns goes with a folder"),
+        (["retrain", "--run", "/nowhere"], 2, "There is no run at /nowhere"),
+        (["prepare", "--run", "RUN", "--method", "metaunlern"], 2, "Did you mean 'metaunlearn'?"),
+        (["prepare", "--run", "RUN", "--method", "do-nothing"], 2, "nothing to prepare"),
+        (["prepare", "--run", "RUN", "--preset", "papr"], 2, "Did you mean 'paper'?"),
+        (["prepare", "--run", "RUN", "--epoch", "3"], 2, "Did you mean '--epochs'?"),
+        (["prepare", "--run", "RUN", "--resume"], 2, "--resume goes on with a preparation and --overwrite replaces it; give one of them"),
+        (["prepare", "--run", "RUN", "--face-encoder", "dlib"], 2, "--face-encoder is for methods that act on people one by one"),
+        (["prepare", "--run", "RUN", "--method", "forget-keys", "--face-encoder", "/nowhere/encoder"], 2, "There is no model of images"),
+        (["prepare", "--run", "RUN", "--identity-dropout", "2"], 2, "must be at most 1"),
+        (["unlearn", "--run", "RUN", "--method", "gradient-ascent"], 2, "--image FILE"),
+        (["unlearn", "--run", "RUN", "--method", "metaunlearn", "--image", "PHOTO", "--labels", "Smilling"], 2, "Did you mean 'Smiling'?"),
+        (["unlearn", "--run", "RUN", "--method", "do-nothing", "--image", "/nowhere.jpg"], 1, "There is no image at /nowhere.jpg"),
+        (["unlearn", "--run", "RUN", "--method", "do-nothing", "--image", "PHOTO", "--identity", "a", "--identity", "b"], 2, "--identity"),
+        (["unlearn", "--run", "RUN", "--method", "metaunlearn", "--image", "PHOTO", "--steps", "9"], 2, "fixed when preparing"),
+        (["unlearn", "--run", "RUN", "--method", "metaunlearn", "--image", "PHOTO", "--identity", "nobody"], 1, "Identity 'nobody'"),
+        (["evaluate", "--run", "RUN", "--oracle", "RUN"], 2, "--oracle takes what"),
+        (["evaluate", "--run", "RUN-oracle", "--original", "RUN-oracle"], 2, "--original takes the original"),
+        (["push", "/nowhere", "user/name"], 2, "There is no run at /nowhere"),
+        (["evalute"], 2, "evaluate"),
+    ],
+)
+def test_a_mistake_gets_one_sentence_and_leaves_nothing(
+    oneshui: Oneshui, trained: Path, photo: Path, tmp_path: Path, words: list[str], code: int, expected: str
+) -> None:
+    prepared(trained)
+    words = [str(trained) + word[3:] if word.startswith("RUN") else str(photo) if word == "PHOTO" else word for word in words]
+    target = tmp_path / "target"
+    if words[0] in ("train", "retrain", "unlearn"):
+        words += ["--output-dir", str(target)]
+    if words[0] == "prepare":
+        words += ["--overwrite"]
+    got, out, err = oneshui(*words)
+    assert expected in sentence(err)
+    assert got == code
+    assert out == ""
+    assert not target.exists()
+    assert not list(tmp_path.glob(".*"))
+
+
+def prepared(run: Path) -> None:
+    """Prepare MetaUnlearn once for a run."""
+    import oneshui_hf
+
+    if not (run / "methods" / "metaunlearn").exists():
+        oneshui_hf.prepare(run, method="metaunlearn", steps=2, calibration=0)
+
+
+def test_an_existing_run_is_in_the_way(oneshui: Oneshui, trained: Path, photo: Path, tmp_path: Path) -> None:
+    before = (trained / "oneshui.json").read_bytes()
+    code, _, err = oneshui("train", "--dataset", "synthetic", "--output-dir", trained)
+    assert (code, "exists" in sentence(err)) == (2, True)
+    assert (trained / "oneshui.json").read_bytes() == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    words = ("unlearn", "--method", "do-nothing", "--run", trained, "--image", photo, "--output-dir", tmp_path / "mine", "--overwrite")
+    code, _, err = oneshui(*words)
+    assert (code, "is not a run" in sentence(err)) == (2, True)
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+def test_a_run_is_never_written_over_by_what_is_made_from_it(oneshui: Oneshui, trained: Path, photo: Path, tmp_path: Path) -> None:
+    before = (trained / "oneshui.json").read_bytes()
+    (tmp_path / "link").symlink_to(trained)
+    unlearn = ("unlearn", "--method", "do-nothing", "--image", photo)
+    for words in (("retrain",), unlearn):
+        for place in (trained, trained / "methods" / "mine", tmp_path / "link", trained.parent):
+            code, _, err = oneshui(*words, "--run", trained, "--output-dir", place, "--overwrite")
+            assert (code, "name another --output-dir" in sentence(err)) == (2, True)
+    assert (trained / "oneshui.json").read_bytes() == before
+
+
+def test_damaged_runs_are_told_as_such(oneshui: Oneshui, trained: Path, photo: Path, tmp_path: Path) -> None:
+    import shutil
+
+    words = ("unlearn", "--method", "do-nothing", "--image", photo, "--output-dir", tmp_path / "out", "--run")
+    for number, (old, new) in enumerate([('"options": {', '"options": "x", "was": {'), ('"original"', '"foo"')]):
+        broken = Path(shutil.copytree(trained, tmp_path / f"broken{number}"))
+        text = (broken / "oneshui.json").read_text()
+        assert old in text
+        (broken / "oneshui.json").write_text(text.replace(old, new, 1))
+        code, _, err = oneshui(*words, broken)
+        assert (code, "is damaged" in sentence(err)) == (1, True)
+    cut = Path(shutil.copytree(trained, tmp_path / "cut"))
+    (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:5000])
+    code, _, err = oneshui(*words, cut)
+    assert (code, "not those of its record" in sentence(err)) == (1, True)
+    (tmp_path / "afile").write_text("")
+    code, _, err = oneshui("unlearn", *words[1:5], "--run", trained, "--output-dir", tmp_path / "afile" / "sub")
+    assert (code, "is a file" in sentence(err)) == (2, True)
+
+
+def test_a_method_shows_its_options(oneshui: Oneshui) -> None:
+    code, out, _ = oneshui("methods", "show", "metaunlearn")
+    assert code == 0
+    assert "--max-damage" in out
+    assert "paper" in out
+    options = {row["option"]: row for row in json.loads(oneshui("methods", "show", "metaunlearn", "--json")[1])["options"]}
+    assert options["--identity-dropout"]["max"] == 1
+    assert options["--length"]["at"] == "apply"
+
+
+def test_an_artefact_for_another_model_is_refused(oneshui: Oneshui, trained: Path, photo: Path, tmp_path: Path) -> None:
+    import shutil
+
+    prepared(trained)
+    other = tmp_path / "other"
+    shutil.copytree(f"{trained}-oracle", other)
+    shutil.copytree(trained / "methods", other / "methods")
+    words = ["unlearn", "--method", "metaunlearn", "--run", other, "--image", photo, "--output-dir", tmp_path / "out"]
+    code, _, err = oneshui(*words)
+    assert (code, "other weights" in sentence(err)) == (1, True)
+    assert not (tmp_path / "out").exists()
+    assert oneshui(*words, "--force")[0] == 0
+    assert Run.open(tmp_path / "out").record.report["forced"] is True
+
+
+def test_unknown_keys_of_a_configuration_name_the_nearest(oneshui: Oneshui, tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text("dataset: synthetic\nepoch: 1\n")
+    code, _, err = oneshui("train", "--config", config)
+    assert (code, "Did you mean 'epochs'?" in sentence(err)) == (2, True)
+    config.write_text("- a\n- b\n")
+    assert "'option: value'" in sentence(oneshui("train", "--config", config)[2])
+    config.write_text("a: [1\n")
+    assert "not YAML" in sentence(oneshui("train", "--config", config)[2])
+
+
+def test_a_full_disk_is_one_sentence(oneshui: Oneshui, trained: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("oneshui_hf.runs.os.fsync", full)
+    code, _, err = oneshui("unlearn", "--method", "do-nothing", "--run", trained, "--image", photo, "--output-dir", tmp_path / "out")
+    assert (code, "no space left" in sentence(err)) == (1, True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [photo.name]
+
+
+def test_methods_and_datasets_say_where_they_come_from(oneshui: Oneshui) -> None:
+    code, out, _ = oneshui("methods", "--json")
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert code == 0
+    assert {"do-nothing", "gradient-ascent", "metaunlearn"} <= set(rows)
+    assert rows["metaunlearn"]["from"].startswith("oneshui-hf ")
+    assert rows["metaunlearn"]["needs"] == "prepare: train, val; apply: support"
+    assert {"celeba", "folder", "synthetic"} <= {row["name"] for row in json.loads(oneshui("datasets", "--json")[1])}

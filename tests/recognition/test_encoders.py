@@ -1,0 +1,296 @@
+"""Encoders: models of transformers against what they say themselves, and dlib on real faces, where a machine has both."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from oneshui_hf.errors import OneshuiError, UsageError
+from oneshui_hf.recognition import encoders as signatures
+from oneshui_hf.recognition.encoders import DlibEncoder, ModelEncoder, dlib_is_installed, load_encoder
+from support.faces import portrait
+
+SIDE = 32
+PHOTOS = [portrait(person, photo, (40, 48)) for person in range(3) for photo in range(2)]
+Save = Callable[..., Path]
+needs_dlib = pytest.mark.skipif(not dlib_is_installed(), reason="dlib is not installed")
+
+
+def config(kind: str) -> Any:
+    from transformers import CLIPConfig, ConvNextConfig, Dinov2Config, SwinConfig, ViTConfig
+
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    seen = small | {"image_size": SIDE, "patch_size": 8}
+    if kind == "clip":
+        return CLIPConfig(vision_config=seen, text_config=small | {"vocab_size": 10, "max_position_embeddings": 4}, projection_dim=8)
+    return {
+        "vit": lambda: ViTConfig(**seen),
+        "dinov2": lambda: Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=SIDE, patch_size=8),
+        "convnext": lambda: ConvNextConfig(depths=[1, 1], hidden_sizes=[8, 16], num_stages=2),
+        "swin": lambda: SwinConfig(embed_dim=8, depths=[1, 1], num_heads=[1, 1], image_size=SIDE, patch_size=4, window_size=4),
+    }[kind]()
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Save:
+    """A factory of folders with a small model that was drawn at random."""
+
+    def make(kind: str = "vit", seed: int = 0, name: str = "model", *, classifier: bool = False) -> Path:
+        from transformers import AutoModel, AutoModelForImageClassification, ViTImageProcessorPil
+
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = (AutoModelForImageClassification if classifier else AutoModel).from_config(config(kind))
+        model.save_pretrained(tmp_path / name)
+        ViTImageProcessorPil(size={"height": SIDE, "width": SIDE}).save_pretrained(tmp_path / name)
+        return tmp_path / name
+
+    return make
+
+
+def pixels(photos: list[Image.Image]) -> torch.Tensor:
+    """What the processor makes of photos: bicubic or bilinear, scaled to -1..1; by hand."""
+    resized = [np.asarray(photo.resize((SIDE, SIDE), Image.Resampling.BILINEAR)) for photo in photos]
+    return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def unit(rows: torch.Tensor) -> torch.Tensor:
+    return rows / rows.norm(dim=1, keepdim=True)
+
+
+# Which encoder
+
+
+def without(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, package=None: None if name in modules else find(name, package))
+
+
+@pytest.mark.parametrize("module", ["dlib", "face_recognition_models"])
+def test_without_dlib_nobody_is_recognised_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    without(monkeypatch, module)
+    assert load_encoder(None) is None
+    with pytest.raises(UsageError, match=r"dlib.*not installed.*oneshui-hf\[faces\].*--identity"):
+        load_encoder("dlib")
+
+
+def test_none_is_no_encoder() -> None:
+    assert load_encoder("none") is None
+
+
+def test_weights_package_that_lacks_a_file_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Spec:
+        submodule_search_locations = (str(tmp_path),)
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, package=None: Spec())
+    with pytest.raises(UsageError, match=rf"lacks {signatures.NETWORK}.*--identity"):
+        signatures._weights(signatures.NETWORK)
+
+
+# Models of transformers
+
+
+@pytest.mark.parametrize("kind", ["vit", "dinov2", "convnext", "swin"])
+def test_signatures_are_the_directions_of_the_pooled_output(save: Save, kind: str) -> None:
+    from transformers import AutoModel
+
+    folder = save(kind)
+    encoder = load_encoder(str(folder))
+    assert isinstance(encoder, ModelEncoder)
+    found = encoder(PHOTOS)
+    with torch.no_grad():
+        wanted = AutoModel.from_pretrained(folder).eval()(pixel_values=pixels(PHOTOS)).pooler_output
+    torch.testing.assert_close(found, unit(wanted), atol=1e-5, rtol=0)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(len(PHOTOS)))
+
+
+def test_half_that_sees_speaks_for_a_model_of_images_and_text(save: Save) -> None:
+    from transformers import CLIPModel
+
+    folder = save("clip")
+    with torch.no_grad():
+        wanted = CLIPModel.from_pretrained(folder).vision_model(pixel_values=pixels(PHOTOS)).pooler_output
+    torch.testing.assert_close(ModelEncoder(str(folder))(PHOTOS), unit(wanted), atol=1e-5, rtol=0)
+
+
+def test_pooler_that_the_checkpoint_lacks_is_not_drawn_but_left_out(save: Save) -> None:
+    """A classifier of ViT has none; transformers would make one at random, another in each process."""
+    from transformers import AutoModelForImageClassification
+
+    folder = save(classifier=True)
+    torch.manual_seed(1)
+    first, before = ModelEncoder(str(folder)), torch.random.get_rng_state()
+    torch.manual_seed(2)
+    second = ModelEncoder(str(folder))
+    assert first.name == second.name
+    assert torch.equal(first(PHOTOS), second(PHOTOS))
+    with torch.no_grad():
+        wanted = AutoModelForImageClassification.from_pretrained(folder).vit(pixel_values=pixels(PHOTOS)).last_hidden_state[:, 0]
+    torch.testing.assert_close(first(PHOTOS), unit(wanted), atol=1e-5, rtol=0)
+    torch.manual_seed(1)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("kind", ["swin", "convnext"])
+def test_without_pooler_and_cls_token_positions_are_averaged(save: Save, kind: str) -> None:
+    encoder = ModelEncoder(str(save(kind)))
+    with torch.no_grad():
+        hidden = encoder._model(pixel_values=pixels(PHOTOS)).last_hidden_state
+    encoder._pooled = False
+    wanted = hidden.flatten(2).mean(2) if kind == "convnext" else hidden.mean(1)
+    torch.testing.assert_close(encoder(PHOTOS), unit(wanted), atol=1e-5, rtol=0)
+
+
+def test_photos_are_encoded_one_by_one_as_in_company(save: Save) -> None:
+    encoder = ModelEncoder(str(save()))
+    many = PHOTOS * 4
+    alone = torch.cat([encoder([photo]) for photo in many])
+    torch.testing.assert_close(encoder(many), alone, atol=1e-6, rtol=0)
+    assert torch.equal(encoder(many), encoder(many))
+    assert encoder([]).shape[0] == 0
+
+
+def test_photos_come_as_images_or_arrays_of_any_size(save: Save) -> None:
+    encoder = ModelEncoder(str(save()))
+    assert torch.equal(encoder(PHOTOS), encoder([np.asarray(photo) for photo in PHOTOS]))
+    grey = Image.fromarray(np.asarray(PHOTOS[0])[..., 0])
+    assert torch.equal(encoder([grey]), encoder([grey.convert("RGB")]))
+    assert encoder([portrait(0, 0, (300, 17)), portrait(0, 0, (17, 300))]).isfinite().all()
+    for wrong in (np.zeros((3, 8, 8), dtype=np.uint8), np.zeros((8, 8, 3)), np.zeros((8, 8), dtype=np.uint8)):
+        with pytest.raises(UsageError, match="uint8"):
+            encoder([wrong])
+
+
+def test_name_is_that_of_the_weights_and_tells_no_path(save: Save) -> None:
+    first, same, other = (ModelEncoder(str(save(seed=seed, name=name))) for seed, name in ((0, "jane"), (0, "copy"), (1, "other")))
+    assert first.name == same.name != other.name
+    assert first.name.startswith("vit-")
+    assert "jane" not in first.name
+
+
+def test_name_changes_with_the_processor(save: Save) -> None:
+    from transformers import ViTImageProcessorPil
+
+    folder = save()
+    before = ModelEncoder(str(folder)).name
+    ViTImageProcessorPil(size={"height": SIDE, "width": SIDE}, image_mean=[0.4, 0.5, 0.5]).save_pretrained(folder)
+    assert ModelEncoder(str(folder)).name != before
+
+
+def test_pickled_weights_are_refused(save: Save) -> None:
+    folder = save()
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(OneshuiError, match="pickle"):
+        load_encoder(str(folder))
+
+
+def test_incomplete_weights_are_refused(save: Save) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = save()
+    tensors = load_file(folder / "model.safetensors")
+    lost = next(name for name in tensors if "layer" in name)
+    save_file({name: tensor for name, tensor in tensors.items() if name != lost}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(OneshuiError, match="lack"):
+        load_encoder(str(folder))
+
+
+def test_damaged_weights_are_refused(save: Save) -> None:
+    folder = save()
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(OneshuiError, match="damaged"):
+        load_encoder(str(folder))
+
+
+def test_model_of_words_is_refused(tmp_path: Path) -> None:
+    from transformers import BertConfig, BertModel, ViTImageProcessorPil
+
+    small = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
+    BertModel(small).save_pretrained(tmp_path)
+    ViTImageProcessorPil().save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="no model of images"):
+        load_encoder(str(tmp_path))
+
+
+def test_model_that_is_not_there_is_told() -> None:
+    with pytest.raises(UsageError, match="no model of images 'nobody/nothing'"):
+        load_encoder("nobody/nothing")
+
+
+# dlib, on real faces
+
+
+@pytest.fixture(scope="module")
+def dlib_encoder() -> DlibEncoder:
+    return DlibEncoder()
+
+
+def faces(assets: Path, people: int, each: int) -> list[list[Image.Image]]:
+    """Photos of some people, 64 pixels a side."""
+    folder = assets / "faces" / "folder"
+    with (folder / "metadata.csv").open(encoding="utf-8-sig") as opened:
+        rows = list(csv.DictReader(opened))
+    names = sorted({row["identity"] for row in rows})[:people]
+    files = [[folder / row["file_name"] for row in rows if row["identity"] == name][:each] for name in names]
+    return [[Image.open(file).convert("RGB") for file in own] for own in files]
+
+
+@needs_dlib
+def test_dlib_is_taken_where_it_is_installed() -> None:
+    encoder = load_encoder(None)
+    assert isinstance(encoder, DlibEncoder)
+    assert encoder.name.startswith("dlib-")
+
+
+@needs_dlib
+def test_dlib_makes_nothing_of_what_is_no_face(dlib_encoder: DlibEncoder) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (60, 60, 3)).astype(np.uint8)
+    found = dlib_encoder([Image.new("RGB", (64, 64), "white"), noise, Image.new("RGB", (16, 30_000))])
+    assert found.shape == (3, 128)
+    assert found.isnan().all()
+    assert dlib_encoder([]).shape == (0, 128)
+
+
+@needs_dlib
+def test_dlib_finds_photos_of_a_person_alike(assets: Path, dlib_encoder: DlibEncoder) -> None:
+    own = faces(assets, 6, 3)
+    found = torch.stack([dlib_encoder(photos) for photos in own])
+    usable = found.isfinite().all(-1)
+    assert usable.float().mean() > 0.8
+    flat, people = found.flatten(0, 1)[usable.flatten()], torch.arange(6).repeat_interleave(3)[usable.flatten()]
+    torch.testing.assert_close(flat.norm(dim=1), torch.ones(len(flat)))
+    similar = flat @ flat.T
+    same = (people[:, None] == people) & ~torch.eye(len(flat), dtype=torch.bool)
+    assert similar[same].mean() > similar[people[:, None] != people].mean() + 0.03
+    assert (similar.fill_diagonal_(-1).argmax(1).new_tensor([int(people[i]) for i in similar.argmax(1)]) == people).float().mean() > 0.8
+
+
+@needs_dlib
+def test_dlib_gives_the_same_signature_alone_and_as_an_array(assets: Path, dlib_encoder: DlibEncoder) -> None:
+    first, second = (own[0] for own in faces(assets, 2, 1))
+    found = dlib_encoder([first, second])
+    assert torch.equal(dlib_encoder([np.asarray(second)]), found[1:])
+    assert torch.equal(DlibEncoder()([first]), found[:1])
+
+
+@needs_dlib
+@pytest.mark.parametrize("canvas", [(600, 400), (2400, 3200)], ids=["small", "7 megapixels"])
+def test_dlib_finds_the_largest_face_of_a_large_photo(assets: Path, dlib_encoder: DlibEncoder, canvas: tuple[int, int]) -> None:
+    large, small = (own[0] for own in faces(assets, 2, 1))
+    side = min(canvas) // 2
+    photo = Image.new("RGB", canvas, "gray")
+    photo.paste(large.resize((side, side), Image.Resampling.BICUBIC), (min(canvas) // 3, 40))
+    photo.paste(small.resize((side // 3, side // 3), Image.Resampling.BICUBIC), (0, canvas[1] - side // 3))
+    alone, other, found = dlib_encoder([large, small, photo])
+    assert found @ alone > 0.97
+    assert found @ alone > found @ other

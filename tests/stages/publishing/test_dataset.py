@@ -1,0 +1,188 @@
+"""A data set to the Hub on the loopback interface and back: what arrives, what never leaves, what is read again."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from PIL import Image
+
+from support.faces import portrait
+from support.hub_server import Hub
+
+MakeFolder = Callable[..., Path]
+SECRET = "quimby7319"  # stands in every name, path and tag that must not leave
+
+# HF_ENDPOINT is read when the client is imported, so it has a process of its own: Python calls in, their results out.
+CLIENT = """
+import json, sys
+import oneshui_hf
+from oneshui_hf.api import push_data
+from oneshui_hf.data.load import load_faces
+from oneshui_hf.data.pixels import load_pixels
+from oneshui_hf.errors import OneshuiError
+
+def push(**options):
+    return push_data(**options)
+
+def load(**options):
+    faces, pixels = load_pixels(load_faces(**options), 16)
+    people = [faces.people[i] for i in faces.identities]
+    labels = {key: [person, label] for key, person, label in zip(faces.keys, people, faces.labels.tolist())}
+    sums = {key: int(pixels[faces.stored[[i]]].astype(int).sum()) for i, key in enumerate(faces.keys)}
+    return {"rows": labels, "sums": sums, "kind": faces.task.kind, "labels": faces.task.label_names, "notes": faces.left_out.sentences()}
+
+for line in sys.stdin:
+    what, options = json.loads(line)
+    try:
+        answer = {"result": {"push": push, "load": load}[what](**options)}
+    except OneshuiError as error:
+        answer = {"error": str(error)}
+    print(json.dumps(answer), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[Hub]:
+    with Hub() as running:
+        yield running
+
+
+Client = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def client(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    private = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path_factory.mktemp("home")), "HF_TOKEN": "hf_owner"}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    process = subprocess.Popen(
+        [sys.executable, "-c", CLIENT], env=environment | private, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin
+    assert process.stdout
+
+    def ask(what: str, **options: Any) -> dict[str, Any]:
+        process.stdin.write(json.dumps([what, options], default=str) + "\n")
+        process.stdin.flush()
+        return json.loads(process.stdout.readline())
+
+    yield ask
+    process.stdin.close()
+    process.wait()
+
+
+@pytest.fixture
+def secrets(photo_folder: MakeFolder) -> Path:
+    """A folder whose people, photos and path carry a name, and a photo that carries more than its pixels."""
+    folder = photo_folder(people=4, photos=3, name=SECRET)
+    for person in range(4):
+        (folder / f"p{person:02d}").rename(folder / f"{SECRET}-{person}")
+    metadata = folder / "metadata.csv"
+    metadata.write_text("".join(line.replace("p0", f"{SECRET}-") for line in metadata.read_text().splitlines(keepends=True)))
+    exif = Image.Exif()
+    exif[0x010E] = SECRET
+    portrait(0, 0, (48, 40)).save(folder / f"{SECRET}-0/0.png", exif=exif)
+    return folder
+
+
+def shard(hub: Hub, name: str) -> Any:
+    files = hub.files(f"datasets/{name}")
+    (data,) = (content for path, content in files.items() if path.endswith(".parquet"))
+    return pq.read_table(io.BytesIO(data))
+
+
+def test_a_data_set_travels_without_names(hub: Hub, client: Client, secrets: Path) -> None:
+    before = client("load", dataset=str(secrets))["result"]
+    url = client("push", repo_id="owner/numbers", dataset=str(secrets))
+    assert "owner/numbers" in url["result"]
+    assert hub.repos["datasets/owner/numbers"].private
+    assert SECRET.encode() not in hub.sent()
+    table = shard(hub, "owner/numbers")
+    assert SECRET.encode() not in b"".join(row["bytes"] for row in table.column("image").to_pylist())
+    after = client("load", dataset="owner/numbers")["result"]
+    assert sorted(after["sums"].values()) == sorted(before["sums"].values())  # pixel by pixel the same photos
+    by_sum = {after["sums"][key]: row for key, row in after["rows"].items()}
+    numbers: dict[str, set[str]] = {}
+    for key, (person, labels) in before["rows"].items():
+        number, same = by_sum[before["sums"][key]]
+        numbers.setdefault(person, set()).add(number)
+        assert same == labels
+    assert all(len(mine) == 1 for mine in numbers.values())  # one number a person, whatever photo
+    assert set().union(*numbers.values()) == set("0123")
+    assert after["labels"] == before["labels"]
+
+
+def test_names_go_along_when_they_are_to(hub: Hub, client: Client, secrets: Path) -> None:
+    client("push", repo_id="owner/names", dataset=str(secrets), keep_names=True)
+    before, after = (client("load", dataset=place)["result"] for place in (str(secrets), "owner/names"))
+    assert after["rows"] == before["rows"]
+    assert after["sums"] == before["sums"]
+    assert any("Photos are column 'image', people are column 'identity'." in note for note in after["notes"])
+
+
+def test_the_card_tells_counts_and_nobody(hub: Hub, client: Client, secrets: Path) -> None:
+    client("push", repo_id="owner/card", dataset=str(secrets))
+    card = hub.files("datasets/owner/card")["README.md"].decode()
+    header = yaml.safe_load(card.split("---")[1])
+    assert header["task_categories"] == ["image-classification"]
+    assert "12 photos of 4 people, 3 to 3 each (median 3)" in card
+    assert "oneshui train --dataset owner/card" in card
+    assert "| Smiling |" in card
+    assert SECRET not in card
+
+
+def test_classes_travel_as_classes(hub: Hub, client: Client, photo_folder: MakeFolder) -> None:
+    folder = photo_folder(people=3, photos=2, name="ages")
+    rows = [line.split(",")[:2] for line in (folder / "metadata.csv").read_text().splitlines()]
+    ages = ["age", *"cab" * 2]
+    (folder / "metadata.csv").write_text("".join(",".join([*row, age]) + "\n" for row, age in zip(rows, ages, strict=True)))
+    client("push", repo_id="owner/ages", dataset=str(folder), keep_names=True)
+    before, after = (client("load", dataset=place)["result"] for place in (str(folder), "owner/ages"))
+    assert (after["kind"], after["labels"], after["rows"]) == ("single_label", ["a", "b", "c"], before["rows"])
+
+
+def test_a_photo_that_cannot_be_read_stays_behind(hub: Hub, client: Client, photo_folder: MakeFolder) -> None:
+    folder = photo_folder(people=3, photos=2, name="broken")
+    (folder / "p01/0.png").write_bytes(b"no photo")
+    client("push", repo_id="owner/broken", dataset=str(folder))
+    assert shard(hub, "owner/broken").num_rows == 5
+    assert "1 photos that could not be read" in hub.files("datasets/owner/broken")["README.md"].decode()
+
+
+def test_a_second_push_replaces_the_first_and_keeps_other_files(hub: Hub, client: Client, photo_folder: MakeFolder) -> None:
+    client("push", repo_id="owner/twice", dataset=str(photo_folder(people=3, photos=2, name="one")))
+    hub.add("datasets/owner/twice", {"data/train-00000-of-00002.parquet": b"old", "LICENSE": b"mine"})
+    client("push", repo_id="owner/twice", dataset=str(photo_folder(people=4, photos=2, name="two")))
+    assert shard(hub, "owner/twice").num_rows == 8
+    assert hub.files("datasets/owner/twice")["LICENSE"] == b"mine"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"repo_id": "stranger/mine"}, "The Hub does not let you do this with stranger/mine"),
+        ({"repo_id": "a/b/c"}, "'a/b/c' is not the name of a repository"),
+        ({"repo_id": "owner/mine", "dataset": "owner/absent"}, "owner/absent"),
+        ({"repo_id": "owner/mine", "identity_column": "who"}, "no column 'who'"),
+    ],
+)
+def test_each_failure_is_one_sentence(client: Client, photo_folder: MakeFolder, options: dict[str, str], words: str) -> None:
+    answer = client("push", **({"dataset": str(photo_folder())} | options))
+    assert words in answer["error"]
+    assert "\n" not in answer["error"]
+
+
+def test_what_was_to_be_private_is_not_sent_to_a_public_place(hub: Hub, client: Client, photo_folder: MakeFolder) -> None:
+    hub.add("datasets/owner/open", {}, private=False)
+    answer = client("push", repo_id="owner/open", dataset=str(photo_folder()))
+    assert "owner/open is public, so nothing was sent" in answer["error"]
+    assert not any(path.endswith(".parquet") for path in hub.files("datasets/owner/open"))

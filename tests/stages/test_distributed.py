@@ -1,0 +1,124 @@
+"""Several processes (gloo, real ones) give what one gives."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+import oneshui_hf
+from oneshui_hf.runs import Run, read_json
+
+pytestmark = pytest.mark.slow
+
+SCRIPT = Path(__file__).parents[1] / "support" / "two_processes.py"
+
+
+def launch(processes: int, *words: object) -> subprocess.CompletedProcess[str]:
+    """Run a script or module under torchrun, one thread a process, so that one and two differ in nothing else."""
+    env = os.environ | {"ACCELERATE_USE_CPU": "1", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    # The bare -- keeps torchrun from taking our --run for its own --run-path.
+    module, script = (["-m"], list(words[1:])) if words[0] == "-m" else ([], list(words))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *module, "--"]
+    command = [*torchrun, *map(str, script)]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "original"
+    oneshui_hf.train(dataset="synthetic", forget=2, epochs=3, optimizer="adamw", output_dir=str(folder), keep="last")
+    return folder
+
+
+def test_evaluation_is_the_same_to_the_bit(trained: Path) -> None:
+    results = []
+    for processes in (1, 2):
+        for file in (*(trained / "predictions").glob("*"), trained / "metrics.json", trained / "curves.json"):
+            file.unlink(missing_ok=True)
+        done = launch(processes, "-m", "oneshui_hf", "evaluate", "--run", trained, "--json")
+        assert json.loads(done.stdout) == read_json(trained / "metrics.json")  # one process speaks
+        results.append([(file.name, file.read_bytes()) for file in sorted((trained / "predictions").glob("*"))])
+        results[-1] += [(name, (trained / name).read_bytes()) for name in ("metrics.json", "curves.json")]
+    sets = ("forget-view1", "forget", "retain", "support", "test-view1", "test", "val")
+    assert [name for name, _ in results[0]] == [*(f"{name}.safetensors" for name in sets), "metrics.json", "curves.json"]
+    assert results[0] == results[1]
+
+
+def test_the_meta_gradient_is_the_same(trained: Path, tmp_path: Path) -> None:
+    for processes in (1, 2):
+        launch(processes, SCRIPT, trained, tmp_path / f"{processes}.safetensors")
+    with safe_open(tmp_path / "2.safetensors", "pt") as file:
+        assert file.metadata()["processes"] == "2"
+    one, two = (load_file(tmp_path / f"{n}.safetensors") for n in (1, 2))
+    flat_one, flat_two = (torch.cat([part.flatten() for part in parts.values()]) for parts in (one, two))
+    assert flat_one.norm() > 0
+    assert (flat_one - flat_two).norm() / flat_one.norm() < 1e-5
+
+
+def test_tuning_finds_the_same(trained: Path, tmp_path: Path) -> None:
+    words = ["-m", "oneshui_hf", "tune", "--run", trained, "--method", "gradient-ascent", "--calibration", 1, "--trials", 3]
+    for processes in (1, 2):
+        launch(processes, *words, "--requests", 1, "--output", tmp_path / f"{processes}.json")
+    assert (tmp_path / "1.json").read_bytes() == (tmp_path / "2.json").read_bytes()
+
+
+def test_training_shares_the_batch(tmp_path: Path) -> None:
+    words = ["-m", "oneshui_hf", "train", "--dataset", "synthetic", "--forget", "2", "--epochs", "2", "--augment", "none", "--keep", "last"]
+    words += ["--lr", "0.05"]
+    launch(1, *words, "--batch-size", 32, "--output-dir", tmp_path / "one")
+    launch(2, *words, "--batch-size", 16, "--output-dir", tmp_path / "two")
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    moved = max((one[name] - load_start(tmp_path / "one")[name]).abs().max().item() for name in one)
+    assert moved > 1e-2
+    assert max((one[name] - two[name]).abs().max().item() for name in one) < 1e-4
+
+
+def test_training_in_shards_shares_the_batch(tmp_path: Path) -> None:
+    words = ["-m", "oneshui_hf", "train", "--dataset", "synthetic", "--forget", "2", "--epochs", "1", "--augment", "none", "--keep", "last"]
+    words += ["--lr", "0.05", "--sharded", "2"]
+    launch(1, *words, "--batch-size", 32, "--output-dir", tmp_path / "one")
+    launch(2, *words, "--batch-size", 16, "--output-dir", tmp_path / "two")
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert max(tensor.abs().max().item() for name, tensor in one.items() if name.endswith(".up")) > 1e-3  # which begins at zero
+    assert max((one[name] - two[name]).abs().max().item() for name in one) < 1e-4
+
+
+def load_start(run: Path) -> dict[str, torch.Tensor]:
+    """Return the weights that a run started from, under the names that a checkpoint has."""
+    import tempfile
+
+    from oneshui_hf.data.schema import Task
+    from oneshui_hf.models.load import new_model, save_model
+
+    record = Run.open(run).record
+    model, preprocess = new_model("tiny", Task("multi_label", tuple(record.dataset["labels"])), 32, record.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(model, preprocess, Path(folder))
+        return load_file(Path(folder) / "model.safetensors")
+
+
+def test_preparing_and_unlearning_with_two_processes(trained: Path, tmp_path: Path) -> None:
+    launch(2, "-m", "oneshui_hf", "prepare", "--run", trained, "--steps", 2, "--calibration", 1)
+    report = read_json(trained / "methods" / "metaunlearn" / "artefact.json")["report"]
+    assert report["processes"] == 2
+    launch(2, "-m", "oneshui_hf", "unlearn", "--run", trained, "--from-split", "--output-dir", tmp_path / "unlearned")
+    assert Run.open(tmp_path / "unlearned").record.kind == "unlearned"
+
+
+def test_accelerate_launch_starts_the_command(tmp_path: Path) -> None:
+    words = ["-m", "oneshui_hf", "train", "--dataset", "synthetic", "--epochs", "1", "--output-dir", str(tmp_path / "run"), "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", *words], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "run" / "model.safetensors").exists()

@@ -1,0 +1,439 @@
+"""Request time: model, artefact and photo in, new model out; nothing else is there to be read."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import oneshui_hf
+from oneshui_hf.errors import OneshuiError, UsageError
+from oneshui_hf.methods import Artefact, Context, DataAccess, Method, Needs, Request
+from oneshui_hf.models.load import load_model
+from oneshui_hf.reporting import Reporter
+from oneshui_hf.runs import Run, hash_file, read_json
+from oneshui_hf.vault import Secrets
+
+METHODS = ["do-nothing", "gradient-ascent", "metaunlearn"]
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of generated photos as a user would have it."""
+    import csv
+    import io
+
+    from PIL import Image
+
+    from oneshui_hf.data.load import load_faces
+
+    folder = tmp_path_factory.mktemp("photos")
+    source = load_faces("synthetic")
+    keep = [row for row in range(len(source)) if source.identities[row] < 20]
+    with (folder / "metadata.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file_name", "identity", *source.task.label_names])
+        for row in keep:
+            name = source.keys[row].replace("/", "-")
+            Image.open(io.BytesIO(source.rows[row]["image"]["bytes"])).save(folder / name)
+            writer.writerow([name, source.people[source.identities[row]], *source.labels[row].int().tolist()])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """An original model on that folder, with its artefacts."""
+    run = oneshui_hf.train(
+        dataset=str(faces), model="tiny", forget=2, epochs=8, optimizer="adamw", keep="last", augment="flip",
+        output_dir=str(tmp_path_factory.mktemp("runs") / "original"),
+    )  # fmt: skip
+    oneshui_hf.prepare(run, method="metaunlearn", steps=3, calibration=1)
+    oneshui_hf.prepare(run, method="gradient-ascent", calibration=1)
+    return run
+
+
+@pytest.fixture
+def photo(faces: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(next(faces.glob("*.png")), tmp_path / "portrait.png"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_training_data_is_needed(trained: Run, faces: Path, photo: Path, tmp_path: Path, method: str) -> None:
+    away = faces.with_name("away")
+    faces.rename(away)
+    caches = Path(load_cache(trained))
+    hidden = caches.with_name(caches.name + "-hidden")
+    if caches.exists():
+        caches.rename(hidden)
+    try:
+        result = oneshui_hf.unlearn(trained, images=[photo], method=method, output_dir=str(tmp_path / "out"))
+    finally:
+        away.rename(faces)
+        if hidden.exists():
+            hidden.rename(caches)
+    assert result.record.kind == "unlearned"
+    assert (result.weights == trained.weights) == (method == "do-nothing")
+
+
+def load_cache(run: Run) -> str:
+    """Return the folder of the Arrow data and the pixels."""
+    import datasets
+
+    return str(datasets.config.HF_DATASETS_CACHE)
+
+
+@dataclass(frozen=True)
+class SpyOptions:
+    """None."""
+
+
+def spy(look: Callable[[DataAccess], Any], needs: Needs) -> type[Method[SpyOptions]]:
+    class Spy(Method[SpyOptions]):
+        """Looks at what it is handed."""
+
+        summary, paper, options = "spy", "-", SpyOptions
+
+        def apply(self, model: Any, data: DataAccess, artefact: Any, options: SpyOptions, context: Context) -> Any:
+            import copy
+
+            look(data)
+            return copy.deepcopy(model)
+
+    Spy.needs = needs
+    return Spy
+
+
+def offer(monkeypatch: pytest.MonkeyPatch, method: type[Method[Any]]) -> None:
+    """Install a method as `spy`."""
+    from oneshui_hf import plugins
+
+    load, origin = plugins.Plugins.load, plugins.Plugins.origin
+    monkeypatch.setattr(plugins.Plugins, "load", lambda self, name: method if name == "spy" else load(self, name))
+    monkeypatch.setattr(plugins.Plugins, "origin", lambda self, name: "here 1.0" if name == "spy" else origin(self, name))
+
+
+def test_a_plugin_is_handed_the_request_and_nothing_else(
+    trained: Run, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def look(data: DataAccess) -> None:
+        seen["support"] = data.support
+        seen["all"] = list(vars(data)["_granted"])
+        for name in ("train", "retain", "forget", "val"):
+            with pytest.raises(OneshuiError, match=f"reads '{name}' without declaring"):
+                getattr(data, name)
+
+    offer(monkeypatch, spy(look, Needs()))
+    for source in ({"images": [photo]}, {"from_split": True}):
+        oneshui_hf.unlearn(trained, method="spy", output_dir=str(tmp_path / f"out{len(seen)}"), overwrite=True, **source)
+        assert isinstance(seen["support"], Request)
+        assert seen["all"] == ["support"]
+        seen.clear()
+
+
+def test_a_method_that_reads_training_data_takes_no_single_photo(
+    trained: Run, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer(monkeypatch, spy(lambda data: data.retain, Needs(apply=frozenset({"retain"}))))
+    with pytest.raises(UsageError, match="reads retain at request time"):
+        oneshui_hf.unlearn(trained, images=[photo], method="spy", output_dir=str(tmp_path / "out"))
+    oneshui_hf.unlearn(trained, from_split=True, method="spy", output_dir=str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_original_stays_and_the_same_seed_gives_the_same_bytes(trained: Run, photo: Path, tmp_path: Path, method: str) -> None:
+    before = {file: hash_file(file) for file in trained.path.rglob("*") if file.is_file()}
+    state = torch.get_rng_state()
+    runs = [oneshui_hf.unlearn(trained, images=[photo], method=method, output_dir=str(tmp_path / name)) for name in "ab"]
+    assert runs[0].weights == runs[1].weights
+    assert {file: hash_file(file) for file in before} == before
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_gradient_ascent_moves_up_the_loss_by_the_given_length(trained: Run, photo: Path, tmp_path: Path) -> None:
+    from oneshui_hf.data.images import decode, to_pixels
+    from oneshui_hf.methods import losses, norm, parameters
+
+    run = oneshui_hf.unlearn(
+        trained, images=[photo], method="gradient-ascent", length=1e-4, labels="Hat,Smiling", output_dir=str(tmp_path / "out")
+    )
+    (old, preprocess, task), (new, *_) = load_model(trained.path), load_model(run.path)
+    step = {name: parameters(new)[name] - part for name, part in parameters(old).items()}
+    length = 1e-4 * norm(parameters(old)).item()
+    assert norm(step).item() == pytest.approx(length, rel=1e-3)
+    assert run.record.report["step_length"] == pytest.approx(length)
+    assert run.record.report["labels"] == "given"
+    pixels = preprocess(torch.from_numpy(to_pixels(decode(photo), preprocess.size)).unsqueeze(0))
+    labels = torch.tensor([[float(name in ("Hat", "Smiling")) for name in task.label_names]])
+    with torch.no_grad():
+        before, after = (losses(m(pixel_values=pixels).logits, labels, task.kind).item() for m in (old, new))
+    assert after > before
+
+
+def test_metaunlearn_knows_its_people_and_serves_strangers(trained: Run, photo: Path, tmp_path: Path) -> None:
+    unknown = oneshui_hf.unlearn(trained, images=[photo], method="metaunlearn", output_dir=str(tmp_path / "a"))
+    assert unknown.record.report["unknown_people"] == 1
+    people = Artefact.load(trained.artefact("metaunlearn"), "metaunlearn", trained.weights).people
+    person = next(name for name, parts in people.items() if "learned" in parts)
+    never = next(name for name, parts in people.items() if "learned" not in parts)
+    known = oneshui_hf.unlearn(trained, images=[photo], identity=[person], method="metaunlearn", output_dir=str(tmp_path / "b"))
+    assert known.record.report["unknown_people"] == 0
+    assert known.weights != unknown.weights
+    # What was prepared for them has been used up by that.
+    assert known.record.report["destroyed"] == 1
+    assert unknown.record.report["destroyed"] == 0
+    with pytest.raises(OneshuiError, match="has been used and destroyed"):
+        oneshui_hf.unlearn(trained, images=[photo], identity=[person], method="metaunlearn", output_dir=str(tmp_path / "again"))
+    assert not (tmp_path / "again").exists()
+    # Somebody whose row was never learned is served like anybody unknown.
+    other = oneshui_hf.unlearn(trained, images=[photo], identity=[never], method="metaunlearn", output_dir=str(tmp_path / "c"))
+    assert other.weights == unknown.weights
+
+
+def test_the_preset_of_the_paper_serves_named_people_alone(trained: Run, photo: Path, tmp_path: Path) -> None:
+    oneshui_hf.prepare(trained, method="metaunlearn", preset="paper", overwrite=True)
+    with pytest.raises(OneshuiError, match="cannot serve an unnamed person"):
+        oneshui_hf.unlearn(trained, images=[photo], method="metaunlearn", output_dir=str(tmp_path / "a"))
+    run = oneshui_hf.unlearn(trained, from_split=True, method="metaunlearn", output_dir=str(tmp_path / "b"))
+    assert run.record.report["method_options"]["step"] == "raw"
+    assert run.record.report["method_options"]["eta"] == 0.1
+    oneshui_hf.prepare(trained, method="metaunlearn", steps=3, calibration=1, overwrite=True)
+
+
+def test_the_receipt_names_no_photo_and_no_person(trained: Run, photo: Path, tmp_path: Path) -> None:
+    secret = photo.rename(photo.with_name("jane-doe-passport.png"))
+    run = oneshui_hf.unlearn(trained, images=[secret], method="gradient-ascent", output_dir=str(tmp_path / "out"))
+    assert "jane-doe" not in (run.path / "oneshui.json").read_text()
+
+
+def test_the_support_photo_is_in_no_training_set(trained: Run) -> None:
+    from oneshui_hf.stages.distributed import make_accelerator
+    from oneshui_hf.stages.run_data import open_data
+
+    data = open_data(trained, make_accelerator())
+    support = set(data.sets["support"].rows.tolist())
+    assert len(support) == 2
+    for name in ("train", "retain", "forget", "val", "test", "reserved"):
+        assert not support & set(data.sets[name].rows.tolist())
+
+
+def test_several_photos_of_several_people(trained: Run, faces: Path, tmp_path: Path) -> None:
+    photos = sorted(faces.glob("*.png"))[:3]
+    run = oneshui_hf.unlearn(trained, images=photos, method="gradient-ascent", output_dir=str(tmp_path / "out"))
+    assert run.record.report["photos"] == 3
+    with pytest.raises(UsageError, match="--identity is given 2 times for 3 photos"):
+        oneshui_hf.unlearn(trained, images=photos, identity=["a", "b"], method="gradient-ascent", output_dir=str(tmp_path / "no"))
+
+
+# What was prepared for those who ask, and what happens to it.
+
+
+class Keys(Method[SpyOptions]):
+    """Keeps a number for everybody, and moves the head's bias by those of whoever is named."""
+
+    summary, paper, options = "keys", "-", SpyOptions
+    needs = Needs(prepare=frozenset({"train"}), apply=frozenset({"support"}))
+    prepares = "required"
+    sequential = True
+
+    def prepare(self, model: Any, data: DataAccess, options: SpyOptions, context: Context) -> Artefact:
+        names = sorted(data.train.people)
+        return Artefact(people={name: {"key": torch.tensor(float(number + 1))} for number, name in enumerate(names)})
+
+    def apply(self, model: Any, data: DataAccess, artefact: Artefact | None, options: SpyOptions, context: Context) -> Any:
+        import copy
+
+        assert artefact is not None
+        new = copy.deepcopy(model)
+        with torch.no_grad():
+            for person in data.support.people:
+                if person in artefact.people:
+                    new.classifier.bias += artefact.people[person]["key"]
+        return new
+
+
+class Heard(Reporter):
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+        self.notes: list[str] = []
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+@pytest.fixture
+def keys(trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A copy of the original model, with keys for everybody, and a vault of its own."""
+    monkeypatch.setenv("ONESHUI_VAULT", str(tmp_path / "vault"))
+    offer(monkeypatch, Keys)
+    run = Run.open(shutil.copytree(trained.path, tmp_path / "keys", ignore=shutil.ignore_patterns("methods")))
+    oneshui_hf.prepare(run, method="spy")
+    return run
+
+
+def left(run: Run) -> set[str]:
+    """Return whose key is still there."""
+    return set(Artefact.load(run.artefact("spy"), "spy", run.weights).people)
+
+
+def bias(run: Run) -> torch.Tensor:
+    return load_model(run.path)[0].classifier.bias.detach()
+
+
+def test_a_photo_uses_up_what_was_prepared_and_the_receipt_counts_it(keys: Run, photo: Path) -> None:
+    before, heard = left(keys), Heard()
+    first, second, third = sorted(before)[:3]
+    unnamed = oneshui_hf.unlearn(keys, images=[photo], method="spy", output_dir=str(keys.path) + "-unnamed")
+    assert unnamed.record.report["destroyed"] == 0
+    assert left(keys) == before
+    run = oneshui_hf.unlearn(keys, [photo] * 3, identity=[first, second, first], method="spy", reporter=heard)
+    assert run.record.report["destroyed"] == 2
+    assert read_json(run.path / "oneshui.json")["report"]["destroyed"] == 2
+    assert run.require_complete().record.weights == run.weights
+    assert left(keys) == before - {first, second}
+    assert heard.notes == ["Destroyed what was prepared for 2 of those who asked."]
+    assert not any(name in (run.path / "oneshui.json").read_text() for name in (f'"{first}"', f'"{second}"'))
+    kept = oneshui_hf.unlearn(keys, [photo], identity=[third], method="spy", keep=True, output_dir=str(keys.path) + "-kept")
+    assert kept.record.report["destroyed"] == 0
+    assert third in left(keys)
+
+
+def test_a_split_is_asked_again_and_again_unless_told_otherwise(keys: Run) -> None:
+    before, asks = left(keys), set(read_json(keys.path / "split.json")["forget"])
+    assert len(asks) == 2
+    runs = [oneshui_hf.unlearn(keys, from_split=True, method="spy", output_dir=f"{keys.path}-{name}") for name in "ab"]
+    assert runs[0].weights == runs[1].weights != keys.weights
+    assert left(keys) == before
+    destroyed = oneshui_hf.unlearn(keys, from_split=True, method="spy", keep=False, output_dir=f"{keys.path}-c")
+    assert destroyed.weights == runs[0].weights
+    assert destroyed.record.report["destroyed"] == 2
+    assert left(keys) == before - asks
+
+
+def test_the_command_line_knows_both_words(keys: Run, photo: Path, oneshui: Any) -> None:
+    first, second = sorted(left(keys))[:2]
+    words = ["unlearn", "--run", keys.path, "--method", "spy", "--image", photo, "--overwrite"]
+    assert oneshui(*words, "--identity", first, "--keep")[0] == 0
+    assert {first, second} <= left(keys)
+    assert oneshui(*words, "--identity", first, "--destroy")[0] == 0
+    assert first not in left(keys)
+
+
+def test_a_failure_to_destroy_leaves_the_model_and_a_warning(keys: Run, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = sorted(left(keys))[:2]
+    right, heard, tried = Secrets.destroy, Heard(), []
+
+    def refuse(self: Secrets, entry: str) -> bool:
+        tried.append(entry)
+        if len(tried) == 1:
+            raise OneshuiError(f"The secret {self.folder / entry}.key could not be destroyed and remains (why); remove it by hand.")
+        return right(self, entry)
+
+    monkeypatch.setattr(Secrets, "destroy", refuse)
+    run = oneshui_hf.unlearn(keys, [photo] * 2, identity=[first, second], method="spy", reporter=heard)
+    assert torch.allclose(bias(run) - bias(keys), torch.tensor(3.0))
+    assert run.record.report["destroyed"] == 1
+    assert left(keys) >= {first}
+    assert second not in left(keys)
+    (warning,) = heard.warnings
+    assert warning.startswith("What was prepared for one of those who asked is still there. The secret ")
+    assert f"{tried[0]}.key" in warning
+    assert first not in warning.replace(str(keys.path.parent), "")
+
+
+def test_nothing_is_destroyed_where_no_model_was_written(keys: Run, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from oneshui_hf.stages import unlearn as stage
+
+    def full(*words: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    before = left(keys)
+    monkeypatch.setattr(stage, "save_model", full)
+    with pytest.raises(OSError, match="No space left"):
+        oneshui_hf.unlearn(keys, [photo], identity=[min(before)], method="spy")
+    assert left(keys) == before
+
+
+# One after the other.
+
+
+def test_one_request_follows_another(keys: Run, photo: Path) -> None:
+    people = sorted(left(keys))
+    run, asked = keys, []
+    for turn in range(3):
+        asked.append(people[turn])
+        run = oneshui_hf.unlearn(run, [photo], identity=[people[turn]], method="spy")
+        assert run.path.name == "keys" + "-spy" * (turn + 1)
+        assert left(keys) == set(people) - set(asked)
+        assert run.record.report["prepared"] is True
+    assert torch.allclose(bias(run) - bias(keys), torch.tensor(1.0 + 2.0 + 3.0))
+    assert not (run.path / "methods").exists()
+
+
+def test_what_lies_nearest_is_taken(keys: Run, photo: Path) -> None:
+    first, second = sorted(left(keys))[:2]
+    run = oneshui_hf.unlearn(keys, [photo], identity=[first], method="spy")
+    oneshui_hf.prepare(run, method="spy")
+    oneshui_hf.unlearn(run, [photo], identity=[second], method="spy")
+    assert second in left(keys)
+    assert second not in left(run)
+    assert first in left(run)
+
+
+def test_only_methods_that_say_so_serve_what_they_made(keys: Run, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = oneshui_hf.unlearn(keys, [photo], method="spy")
+    monkeypatch.setattr(Keys, "sequential", False)
+    with pytest.raises(UsageError, match=r"Method 'spy' has not been prepared for .*keys-spy; run `oneshui prepare` first"):
+        oneshui_hf.unlearn(run, [photo], method="spy")
+
+
+def test_a_chain_of_other_methods_leads_nowhere(keys: Run, photo: Path) -> None:
+    other = oneshui_hf.unlearn(keys, [photo], method="do-nothing")
+    with pytest.raises(UsageError, match=r"Method 'spy' has not been prepared for .*keys-do-nothing"):
+        oneshui_hf.unlearn(other, [photo], method="spy")
+    run = oneshui_hf.unlearn(keys, [photo], method="spy")
+    mixed = oneshui_hf.unlearn(run, [photo], method="do-nothing")
+    with pytest.raises(UsageError, match=r"Method 'spy' has not been prepared for .*keys-spy-do-nothing"):
+        oneshui_hf.unlearn(mixed, [photo], method="spy")
+
+
+def test_a_parent_that_is_gone_or_another_by_now_is_told(keys: Run, photo: Path, trained: Run) -> None:
+    run = oneshui_hf.unlearn(keys, [photo], identity=[min(left(keys))], method="spy")
+    again = oneshui_hf.unlearn(run, [photo], method="spy")
+    away = run.path.rename(run.path.with_name("away"))
+    with pytest.raises(UsageError, match=r"keys-spy-spy was made from .*keys-spy, which is gone or has changed, so what 'spy' prepared"):
+        oneshui_hf.unlearn(again, [photo], method="spy")
+    shutil.copytree(keys.path, run.path)  # its folder, with other weights
+    with pytest.raises(UsageError, match="gone or has changed"):
+        oneshui_hf.unlearn(again, [photo], method="spy")
+    shutil.rmtree(run.path)
+    away.rename(run.path)
+    oneshui_hf.unlearn(again, [photo], method="spy", output_dir=str(keys.path) + "-third")
+
+
+def test_secrets_never_go_into_the_run(keys: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for inside in (keys.path, keys.path / "methods" / "vault"):
+        monkeypatch.setenv("ONESHUI_VAULT", str(inside))
+        with pytest.raises(UsageError, match=r"^The vault .* lies in .*; set ONESHUI_VAULT elsewhere\.$"):
+            oneshui_hf.prepare(keys, method="spy", overwrite=True)
+
+
+@pytest.mark.parametrize("kind", ["original", "oracle"])
+def test_an_oracle_is_asked_to_forget_strangers(trained: Run, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Request] = []
+    offer(monkeypatch, spy(lambda data: seen.append(data.support), Needs()))
+    run = Run.open(shutil.copytree(trained.path, tmp_path / kind))
+    run.record.kind = kind  # type: ignore[assignment]
+    oneshui_hf.unlearn(run, from_split=True, method="spy")
+    (request,) = seen
+    assert request.strangers == (kind == "oracle")
+    assert all((person is None) == request.strangers for person in request.people)

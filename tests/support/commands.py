@@ -1,0 +1,15 @@
+"""Running a command in this process, and what an error must look like."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Oneshui = Callable[..., tuple[int, str, str]]
+
+
+def sentence(err: str) -> str:
+    """Return the one line of an error, and check that it is one."""
+    lines = [line for line in err.strip().splitlines() if not line.startswith(("Using the newest", "  "))]
+    assert "Traceback" not in err
+    assert lines[0].startswith("Error: ")
+    return lines[0]
