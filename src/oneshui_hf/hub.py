@@ -143,7 +143,7 @@ class Repository:
         there = self.api.list_repo_files(self.name, repo_type=self.kind, revision=self.revision)
         changes = [CommitOperationAdd(file, folder / file) for file in files]
         changes += [CommitOperationDelete(file) for file in there if file not in files and ours(file)]
-        reporter.say(f"Sending {len(files)} files to {self.name}.")
+        reporter.info(f"Sending {len(files)} files to {self.name}.")
         commit = self.api.create_commit(
             self.name,
             changes,

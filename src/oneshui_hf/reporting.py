@@ -11,7 +11,7 @@ T = TypeVar("T")
 class Reporter:
     """The silent reporter. Subclasses show what they are told."""
 
-    def say(self, message: str) -> None:
+    def info(self, message: str) -> None:
         """Tell one line about what is being done."""
 
     def note(self, message: str) -> None:
@@ -20,7 +20,7 @@ class Reporter:
     def warn(self, message: str) -> None:
         """Tell one line that the user should not miss: what may be wrong."""
 
-    def ask(self, question: str) -> bool:
+    def confirm(self, question: str) -> bool:
         """Put a yes-or-no question to whoever is there; no where nobody can answer."""
         del question
         return False
@@ -31,15 +31,15 @@ class Reporter:
         yield from items
 
 
-class Labelled(Reporter):
+class PrefixedReporter(Reporter):
     """Passes on what it is told, warnings with a label in front, where one of many jobs has them."""
 
     def __init__(self, reporter: Reporter, label: str) -> None:
         self._reporter, self._label = reporter, label
 
-    def say(self, message: str) -> None:
+    def info(self, message: str) -> None:
         """Pass on a line."""
-        self._reporter.say(message)
+        self._reporter.info(message)
 
     def note(self, message: str) -> None:
         """Pass on a line that should be seen."""
@@ -49,9 +49,9 @@ class Labelled(Reporter):
         """Pass on a line that should not be missed, and say what it is about."""
         self._reporter.warn(f"{self._label}: {message}")
 
-    def ask(self, question: str) -> bool:
+    def confirm(self, question: str) -> bool:
         """Pass on a question."""
-        return self._reporter.ask(question)
+        return self._reporter.confirm(question)
 
     def track(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
         """Yield the items, showing how far the work is."""

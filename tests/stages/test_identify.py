@@ -65,7 +65,7 @@ class Heard(Reporter):
     def warn(self, message: str) -> None:
         self.warnings.append(message)
 
-    def ask(self, question: str) -> bool:
+    def confirm(self, question: str) -> bool:
         self.questions.append(question)
         return self.answer
 
@@ -360,7 +360,7 @@ def test_a_terminal_is_asked_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -
     import typer
 
     from oneshui_hf.cli.console import ConsoleReporter
-    from oneshui_hf.reporting import SILENT, Labelled
+    from oneshui_hf.reporting import SILENT, PrefixedReporter
 
     asked: list[str] = []
 
@@ -372,11 +372,11 @@ def test_a_terminal_is_asked_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -
     console = ConsoleReporter()
     monkeypatch.setattr(console, "_terminal", True)
     monkeypatch.setattr("sys.stdin", open("/dev/null"))  # noqa: SIM115, PTH123
-    assert not console.ask("Sure?")
-    assert not SILENT.ask("Sure?")
+    assert not console.confirm("Sure?")
+    assert not SILENT.confirm("Sure?")
     assert not asked
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    assert Labelled(console, "job").ask("Sure?")
+    assert PrefixedReporter(console, "job").confirm("Sure?")
     assert asked == ["Sure?"]
 
 

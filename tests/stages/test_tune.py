@@ -396,7 +396,7 @@ def test_a_tuned_preset_prepares_and_unlearns(oneshui: Oneshui, trained: Run, tm
         (("--method", "jit", "--trials", "0"), "--trials of tune must be at least 1"),
         (("--method", "jit", "--requests", "0"), "--requests of tune must be at least 1"),
         (("--method", "jit", "--sample", "1"), "--sample of tune must be at least 2"),
-        (("--method", "jit", "--damage", "-1"), "--damage of tune must be at least 0"),
+        (("--method", "jit", "--max-retain-drop", "-1"), "--max-retain-drop of tune must be at least 0"),
         (("--method", "jit", "--seed", "-1"), "--seed of tune must be at least 0"),
         (("--method", "jit", "--data-dir", "/nowhere"), "not with 'synthetic'"),
     ],

@@ -26,7 +26,7 @@ class ConsoleReporter(Reporter):
         self._tracking = False
         self._noted: set[str] = set()
 
-    def say(self, message: str) -> None:
+    def info(self, message: str) -> None:
         """Show progress in words, on a terminal."""
         if self._main and self._terminal:
             self._print(message, "dim")
@@ -42,7 +42,7 @@ class ConsoleReporter(Reporter):
         if self._main:
             self._print(f"Warning: {message}", "yellow")
 
-    def ask(self, question: str) -> bool:
+    def confirm(self, question: str) -> bool:
         """Ask on stderr and read the answer from stdin, where both are a terminal; no elsewhere, and in all processes but the main one."""
         if not (self._main and self._terminal and sys.stdin.isatty()):
             return False

@@ -27,7 +27,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from ..errors import OneshuiError, is_disk_full
-from ..reporting import SILENT, Labelled, Reporter
+from ..reporting import SILENT, PrefixedReporter, Reporter
 from ..results.aggregate import summarise
 from ..results.tables import costs_csv, glance, latex, markdown, tidy
 from ..runs import CURVES, MANIFEST, ROWS, read_object, sealed, write_bytes, write_json
@@ -63,8 +63,8 @@ def benchmark(options: BenchmarkOptions, accelerator: Accelerator | None = None,
         if agree(accelerator, _is_done(output, job, options.retry)):
             continue
         name = f"{job.cell.dataset}, {job.cell.forget} people, seed {job.cell.seed}, {job.label}"
-        reporter.say(f"{name}.")
-        row = job.told() | _attempt(job, grid, stock, options, Labelled(reporter, name))
+        reporter.info(f"{name}.")
+        row = job.told() | _attempt(job, grid, stock, options, PrefixedReporter(reporter, name))
         on_main(accelerator, lambda: write_json(output / ROWS / f"{job.key}.json", sealed(row)))  # noqa: B023
     on_main(accelerator, lambda: write_tables(output, plan))
     rows = _rows(output, plan)

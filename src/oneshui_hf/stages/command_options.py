@@ -157,8 +157,11 @@ class TuneOptions:
     trials: int = option(20, "How many settings are tried, the defaults first.", minimum=1)
     requests: int = option(3, "Most simulated requests on which each is judged.", minimum=1)
     sample: int = option(256, "Most photos of each kind on which each is judged.", minimum=2)
-    damage: float = option(
-        5.0, "Most points of score that forgetting may cost the others; a setting beyond it is taken only where all are.", minimum=0
+    max_retain_drop: float = option(
+        5.0,
+        "Largest loss of score on the retain set, in points. A setting that exceeds it is taken only if all settings do.",
+        minimum=0,
+        formerly=("damage",),
     )
     data_dir: str | None = option(None, "Where the data set lies now, where it has moved since training.")
     seed: int = option(0, "Seed of all draws.", minimum=0, maximum=MAX_SEED)

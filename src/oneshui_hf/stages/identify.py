@@ -205,6 +205,6 @@ def _certain(match: Match, where: str, accelerator: Accelerator, reporter: Repor
         reporter.note(f"{where}{match}")
         return match.person
     question = f"{where}{match} Is it '{match.person}' who is on the photo, and shall they be forgotten?"
-    if agree(accelerator, reporter.ask(question)):
+    if agree(accelerator, reporter.confirm(question)):
         return match.person
     raise OneshuiError(f"{where}{match} Nothing was done; hand in another photo, or name the person with --identity.")

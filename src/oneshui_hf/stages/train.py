@@ -127,7 +127,7 @@ def _train(
         faces, pixels = load_pixels(faces, preprocess.size, reporter)
         split = _split(faces, options, original, reporter)
         sets = face_sets(faces, pixels, split, preprocess)
-    reporter.say(f"{len(faces)} photos of {len(faces.people)} people; {len(split.forget)} will ask to be forgotten.")
+    reporter.info(f"{len(faces)} photos of {len(faces.people)} people; {len(split.forget)} will ask to be forgotten.")
 
     # The stored options make the run again: the model's name and the paths are resolved, what only concerns this call is not kept.
     stored = dataclasses.replace(

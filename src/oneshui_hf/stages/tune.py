@@ -83,23 +83,25 @@ def tune(
         "weights": run.weights,
         "given": given,
         "searched": {key: list(axis.words or (axis.low, axis.high)) for key, axis in space.items()},
-        "judged_by": {key: getattr(options, key) for key in ("seed", "requests", "sample", "damage")},
+        "judged_by": {"damage": options.max_retain_drop} | {key: getattr(options, key) for key in ("seed", "requests", "sample")},
     }
     trials = _earlier(file, name, method_class, about) if options.resume and file.exists() else []
     accelerator = accelerator or make_accelerator()
     stage = _Stage.open(run, options, method_class, accelerator, reporter)
-    best, written = best_of(trials, stage.nothing, options.damage), hash_file(file) if file.exists() else None
+    best, written = best_of(trials, stage.nothing, options.max_retain_drop), hash_file(file) if file.exists() else None
     for number in reporter.track(range(len(trials), options.trials), f"Tuning {name}"):
         values = propose(space, number, options.seed, defaults | best["values"] if best else None)
         trials.append(stage.attempt(given | values, number))
-        best = best_of(trials, stage.nothing, options.damage)
+        best = best_of(trials, stage.nothing, options.max_retain_drop)
         found = {"values": best["values"], "scores": best["scores"]} if best else {"values": given, "scores": None}
         told = about | found | {"people": stage.people, "unseen_photos": stage.unseen, "nothing": stage.nothing, "trials": trials}
         written = on_main(accelerator, functools.partial(_write, file, told, written))
     if best is None:
         raise OneshuiError(f"None of {len(trials)} settings of method '{name}' worked; what each failed with was told as it happened.")
-    if damage(best["scores"], stage.nothing) > options.damage:
-        reporter.warn(f"Every setting cost the others more than {options.damage:g} points of score; the one that cost least is taken.")
+    if damage(best["scores"], stage.nothing) > options.max_retain_drop:
+        reporter.warn(
+            f"Every setting cost the others more than {options.max_retain_drop:g} points of score; the one that cost least is taken."
+        )
     elif not best["scores"]["tow"] > stage.nothing["tow"]:
         reporter.warn(f"No setting was better than doing nothing (ToW {stage.nothing['tow']:.1f}, the best {best['scores']['tow']:.1f}).")
     return file
@@ -132,7 +134,7 @@ CHANGED = {
     "weights": "model",
     "given": "option of the method",
     "searched": "range of the method's options, or other options given",
-    "judged_by": "--seed, --requests, --sample or --damage",
+    "judged_by": "--seed, --requests, --sample or --max-retain-drop",
 }
 
 

@@ -289,7 +289,7 @@ class Stopping(Reporter):
         self.heard: list[str] = []
         self.at = at
 
-    def say(self, message: str) -> None:
+    def info(self, message: str) -> None:
         self.heard.append(message)
         if self.at and message.startswith(self.at):
             raise KeyboardInterrupt

@@ -102,7 +102,7 @@ def pull(options: PullOptions, reporter: Reporter = SILENT) -> Run:
     path = Path(options.output_dir or RUNS / options.repo_id.rpartition("/")[2])
     claim(path, overwrite=options.overwrite)
     with new_folder(path, replace=options.overwrite) as scratch:
-        reporter.say(f"Fetching {options.repo_id}.")
+        reporter.info(f"Fetching {options.repo_id}.")
         with hub(options.repo_id, options.revision):
             from huggingface_hub import snapshot_download
 

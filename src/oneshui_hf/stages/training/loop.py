@@ -58,7 +58,7 @@ def fit(
         model.load_state_dict(weights)
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         first = progress.pop("epoch")
-        reporter.say(f"Going on after epoch {first}.")
+        reporter.info(f"Going on after epoch {first}.")
     wrapped, optimizer = accelerator.prepare(model, optimizer)
 
     for epoch in range(first, options.epochs):
@@ -86,7 +86,7 @@ def fit(
             value = score(predict(model, val, accelerator), val.labels, task)
             told[f"val_{task.score_name}"], said = value, f"{said}, val {task.score_name} {value:.1f}"
         progress["history"].append(told)
-        reporter.say(said)
+        reporter.info(said)
         if options.keep == "best" and (progress["best_score"] is None or value > progress["best_score"]):
             progress |= {"best_score": value, "best_epoch": epoch + 1}
             best = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}

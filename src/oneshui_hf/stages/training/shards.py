@@ -119,11 +119,11 @@ class Shards:
             folder, faces = path / SHARDS / str(shard), self._faces.subset(positions)
             what = f"Shard {number} of {len(self._positions)}"
             if shard in self._taken:
-                reporter.say(f"{what}: nobody in it asks, so it is kept.")
+                reporter.info(f"{what}: nobody in it asks, so it is kept.")
                 parts[shard], row = self._taken[shard]
             else:
                 if not (folder / WEIGHTS).exists():
-                    reporter.say(f"{what}: {len(faces)} photos of {len(faces.positions_of)} people.")
+                    reporter.info(f"{what}: {len(faces)} photos of {len(faces.positions_of)} people.")
                     self._train(shard, faces, val, task, folder, accelerator, reporter)
                 parts[shard], outcome = load_file(folder / WEIGHTS), read_json(folder / OUTCOME)
                 row = {"shard": shard, "people": len(faces.positions_of), "photos": len(faces), "trained": True, **outcome}
@@ -131,7 +131,7 @@ class Shards:
         model = assemble(self._model, parts).to(accelerator.device)
         value = score(predict(model, val, accelerator), val.labels, task)
         trained = sum(row["trained"] for row in rows)
-        reporter.say(f"{trained} of {len(rows)} shards were trained; val {task.score_name} of all together: {value:.1f}")
+        reporter.info(f"{trained} of {len(rows)} shards were trained; val {task.score_name} of all together: {value:.1f}")
         return model, {"shards": rows, "shards_trained": trained, "epochs": self._options.epochs, f"val_{task.score_name}": value}
 
     def _train(
