@@ -1,1 +1,1 @@
-"""The Jinja templates of what is written for people: the model card."""
+"""The Jinja templates of model card, data card and report."""

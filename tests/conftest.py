@@ -1,4 +1,4 @@
-"""Shared fixtures: caches in a folder of the session, generated data sets in the layouts that people have on disk."""
+"""Shared fixtures: caches in a temporary folder, and generated data sets in common layouts."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-# Before anything imports datasets or transformers, which read these at import.
+# Set before datasets or transformers are imported, which read these variables on import.
 _HOME = tempfile.TemporaryDirectory(prefix="oneshui-tests-")
 os.environ["HF_HOME"] = _HOME.name
 os.environ["HF_DATASETS_CACHE"] = str(Path(_HOME.name) / "datasets")
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["ONESHUI_VAULT"] = str(Path(_HOME.name) / "vault")  # not the user's own; set here, so that fixtures of any scope use it
+os.environ["ONESHUI_VAULT"] = str(Path(_HOME.name) / "vault")  # instead of the user's own; set here, so that fixtures of any scope use it
 os.environ.pop("ONESHUI_PLUGINS", None)
 os.environ.pop("HF_TOKEN", None)
 
@@ -24,7 +24,7 @@ from support.faces import LABELS, bits, portrait  # noqa: E402
 
 @pytest.fixture
 def oneshui(capsys: pytest.CaptureFixture[str]) -> Oneshui:
-    """Run a command in this process; return exit code, stdout and stderr."""
+    """A function that runs a command in this process, and returns exit code, stdout and stderr."""
 
     from oneshui_hf.cli.app import app
     from oneshui_hf.cli.errors import guarded
@@ -39,9 +39,9 @@ def oneshui(capsys: pytest.CaptureFixture[str]) -> Oneshui:
 
 @pytest.fixture
 def assets() -> Path:
-    """Real faces and annotations, where a machine has them."""
+    """The folder of real faces and annotations, if this machine has one."""
     if "ONESHUI_TEST_ASSETS" not in os.environ:
-        pytest.skip("ONESHUI_TEST_ASSETS is not set: real faces are not there")
+        pytest.skip("ONESHUI_TEST_ASSETS is not set, so there are no real faces")
     return Path(os.environ["ONESHUI_TEST_ASSETS"])
 
 
@@ -49,7 +49,7 @@ def assets() -> Path:
 def photo_folder(tmp_path: Path) -> Callable[..., Path]:
     """A factory of folders with `metadata.csv`: people p00, p01, ..., photos p00/0.png, ..., three binary labels.
 
-    The first photos of the first person have the labels 0,0,0 and 1,1,1, so that no label is constant.
+    The first two photos of the first person have the labels 0,0,0 and 1,1,1, so that no label is constant.
     """
 
     def make(people: int = 4, photos: int = 3, name: str = "photos") -> Path:

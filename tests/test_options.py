@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from oneshui_hf.errors import UsageError, did_you_mean
-from oneshui_hf.options import option, parse_words, resolve
+from oneshui_hf.options import current_names, option, original_names, parse_words, resolve
 
 
 @dataclass(frozen=True)
@@ -139,3 +139,24 @@ def test_words_know_every_spelling_that_resolve_knows() -> None:
 def test_a_word_far_from_all_known_lists_them() -> None:
     assert did_you_mean("xyz", ["raw", "fine"]) == " Known: fine, raw."
     assert did_you_mean("xyz", []) == ""
+
+
+@dataclass(frozen=True)
+class Renamed:
+    images: int = option(4, minimum=1, formerly=("photos", "pictures"))
+    lr: float = option(1e-4, flags=("--lr", "--learning-rate"))
+
+
+def test_earlier_names_are_read() -> None:
+    assert resolve(Renamed, {"photos": "7"}, "here") == resolve(Renamed, {"--pictures": 7}, "here") == Renamed(images=7)
+    assert parse_words(["--photos", "7"], Renamed, "here") == {"images": "7"}
+
+
+def test_current_names_translate_stored_values_and_keep_unknown_ones() -> None:
+    stored = {"photos": 7, "learning-rate": 0.1, "other": None}
+    assert current_names(Renamed, stored) == {"images": 7, "lr": 0.1, "other": None}
+
+
+def test_original_names_do_not_change_when_a_field_is_renamed() -> None:
+    for spelling in ("photos", "pictures", "images"):
+        assert original_names(Renamed, {spelling: 7, "lr": 0.1, "other": None}) == {"photos": 7, "lr": 0.1, "other": None}

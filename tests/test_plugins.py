@@ -1,4 +1,4 @@
-"""Plugins: names without importing, broken ones reported and contained, what a method may need, presets that resolve."""
+"""Plugins: listed without imports, isolated when broken; the data that a method may read; options and presets that resolve."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class M(Method):
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """A factory of installed distributions: name, entry points, and the modules they point to."""
+    """A factory of installed distributions: name, entry points, and the modules that these refer to."""
     monkeypatch.syspath_prepend(tmp_path)
     entries: list[metadata.EntryPoint] = []
 
@@ -48,14 +48,14 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     return make
 
 
-def test_names_are_known_without_importing(install: Install) -> None:
+def test_names_are_listed_without_import(install: Install) -> None:
     install("one", {"beta": "mod_b:M", "alpha": "mod_a:M"}, {"mod_a": "raise SystemError", "mod_b": "raise SystemError"})
     assert Plugins(METHODS).names == ["alpha", "beta"]
     assert Plugins(METHODS).origin("alpha") == "one 1.5"
     assert not {"mod_a", "mod_b"} & set(sys.modules)
 
 
-def test_a_plugin_is_loaded_by_name(install: Install) -> None:
+def test_plugin_is_loaded_by_name(install: Install) -> None:
     install("one", {"alpha": "mod_a:M"}, {"mod_a": METHOD})
     assert issubclass(Plugins(METHODS).load("alpha"), Method)
 
@@ -71,11 +71,11 @@ def test_a_plugin_is_loaded_by_name(install: Install) -> None:
     ],
     ids=["import", "syntax", "exit", "no class", "no method"],
 )
-def test_a_broken_plugin_is_reported_with_its_distribution_and_the_others_listed(install: Install, module: str, reason: str) -> None:
+def test_broken_plugin_is_listed_with_its_distribution_and_error(install: Install, module: str, reason: str) -> None:
     install("good", {"alpha": "mod_a:M"}, {"mod_a": METHOD})
     install("bad", {"broken": "mod_b:M"}, {"mod_b": module})
-    fine, broken = Plugins(METHODS).rows()
-    assert fine == {
+    intact, broken = Plugins(METHODS).rows()
+    assert intact == {
         "name": "alpha",
         "from": "good 1.5",
         "summary": "a method",
@@ -87,27 +87,27 @@ def test_a_broken_plugin_is_reported_with_its_distribution_and_the_others_listed
     assert reason in broken["error"]
 
 
-def test_loading_a_broken_plugin_names_it_and_its_distribution(install: Install) -> None:
+def test_error_of_a_broken_plugin_names_it_and_its_distribution(install: Install) -> None:
     install("bad", {"broken": "mod_b:Absent"}, {"mod_b": METHOD})
     with pytest.raises(OneshuiError, match=r"^method 'broken' of bad 1\.5 cannot be loaded: AttributeError"):
         Plugins(METHODS).load("broken")
 
 
-def test_two_packages_with_one_name_are_both_named(install: Install) -> None:
+def test_error_names_both_packages_that_offer_one_name(install: Install) -> None:
     install("one", {"alpha": "mod_a:M"}, {"mod_a": METHOD})
     install("two", {"alpha": "mod_b:M"}, {"mod_b": METHOD})
-    with pytest.raises(OneshuiError, match=r"Two packages offer 'alpha': one 1\.5 and two 1\.5; uninstall one"):
+    with pytest.raises(OneshuiError, match=r"Two packages provide 'alpha': one 1\.5 and two 1\.5; uninstall one"):
         Plugins(METHODS).names  # noqa: B018
 
 
-def test_one_package_seen_twice_is_no_conflict(install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_package_found_twice_is_not_a_conflict(install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install("one", {"alpha": "mod_a:M"}, {"mod_a": METHOD})
-    once = metadata.entry_points(group=METHODS)
-    monkeypatch.setattr(metadata, "entry_points", lambda group: [*once, *once])
+    entries = metadata.entry_points(group=METHODS)
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [*entries, *entries])
     assert Plugins(METHODS).names == ["alpha"]
 
 
-def test_the_variable_selects_methods_but_not_data_sets(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variable_selects_methods_but_not_data_sets(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     install("one", {"alpha": "a:M", "beta": "b:M", "gamma": "c:M"}, {})
     install("data", {"faces": "d:D"}, {}, group=DATASETS)
     monkeypatch.setenv("ONESHUI_PLUGINS", " gamma,alpha ,")
@@ -117,20 +117,20 @@ def test_the_variable_selects_methods_but_not_data_sets(install: Install, monkey
     assert Plugins(METHODS).names == ["alpha", "beta", "gamma"]
 
 
-def test_selecting_what_is_not_installed_is_refused(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_selecting_a_plugin_that_is_not_installed_is_refused(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     install("one", {"alpha": "a:M"}, {})
     monkeypatch.setenv("ONESHUI_PLUGINS", "alhpa")
     with pytest.raises(OneshuiError, match="ONESHUI_PLUGINS.*alhpa"):
         Plugins(METHODS).names  # noqa: B018
 
 
-def test_an_unknown_name_names_the_nearest(install: Install) -> None:
+def test_unknown_name_suggests_the_nearest(install: Install) -> None:
     install("one", {"alpha": "mod_a:M"}, {"mod_a": METHOD})
     with pytest.raises(UsageError, match="^There is no method 'alpah'. Did you mean 'alpha'"):
         Plugins(METHODS).load("alpah")
 
 
-def test_the_built_in_ones_are_registered_like_any_other() -> None:
+def test_built_in_plugins_are_registered_as_entry_points() -> None:
     assert {"do-nothing", "gradient-ascent", "metaunlearn"} <= set(Plugins(METHODS).names)
     assert {"celeba", "folder", "synthetic"} <= set(Plugins(DATASETS).names)
     assert Plugins(METHODS).origin("metaunlearn").startswith("oneshui-hf ")
@@ -144,22 +144,22 @@ def test_methods_are_listed_without_importing_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
-def test_a_method_cannot_need_what_there_is_not() -> None:
+def test_method_cannot_need_an_unknown_set() -> None:
     with pytest.raises(OneshuiError, match=r"A method cannot need \['test'\]"):
         Needs(prepare=frozenset({"train", "test"}))
 
 
-def test_only_the_photos_handed_in_are_one_shot() -> None:
+def test_method_that_reads_only_support_images_is_one_shot() -> None:
     assert Needs().one_shot
     assert Needs(apply=frozenset()).one_shot
     assert not Needs(apply=frozenset({"support", "retain"})).one_shot
     assert str(Needs(prepare=frozenset({"val", "train"}))) == "prepare: train, val; apply: support"
 
 
-def test_data_that_is_not_declared_cannot_be_read() -> None:
+def test_undeclared_data_cannot_be_read() -> None:
     data = DataAccess({"support": 1, "train": 2, "forget": 3}, frozenset({"support"}))
     assert data.support == 1
-    with pytest.raises(OneshuiError, match="The method reads 'train' without declaring that it needs it"):
+    with pytest.raises(OneshuiError, match="The method reads 'train' without declaring it; add it to the method's `needs`"):
         data.train  # noqa: B018
     with pytest.raises(AttributeError):
         data.tarin  # noqa: B018
@@ -168,7 +168,7 @@ def test_data_that_is_not_declared_cannot_be_read() -> None:
 
 
 @pytest.mark.parametrize("name", Plugins(METHODS).names)
-def test_the_options_and_presets_of_a_built_in_method_resolve(name: str) -> None:
+def test_options_and_presets_of_a_built_in_method_resolve(name: str) -> None:
     method = Plugins(METHODS).load(name)
     assert method.prepare_options(name, {}, {}) == method.options()
     for preset in method.all_presets():
@@ -181,18 +181,18 @@ def test_the_options_and_presets_of_a_built_in_method_resolve(name: str) -> None
         method.preset("papre", "celeba", 5)
 
 
-def test_the_paper_preset_follows_data_set_and_number_of_people() -> None:
+def test_paper_preset_depends_on_data_set_and_number_of_people() -> None:
     method = Plugins(METHODS).load("metaunlearn")
-    picked = [(d, f, method.preset("paper", d, f)) for d, f in (("celeba", 5), ("mufac", 5), ("mufac", 10))]
-    assert [(v["eta"], v["epochs"], v["lr"]) for _, _, v in picked] == [
+    values = [(d, f, method.preset("paper", d, f)) for d, f in (("celeba", 5), ("mufac", 5), ("mufac", 10))]
+    assert [(v["eta"], v["epochs"], v["lr"]) for _, _, v in values] == [
         (0.1, 3, 1e-4),
         (1e-3, 10, 1e-2),
         (1e-3, 3, 1e-3),
     ]
 
 
-def test_every_method_with_options_of_its_own_has_its_papers_values() -> None:
-    """The values that De Min et al. compare with, which a later change of a default must not move."""
+def test_paper_presets_have_the_published_values() -> None:
+    """The values of the comparison by De Min et al.; a change of a default must not change them."""
     expected = {
         "bad-teacher": {"epochs": 5, "lr": 1e-3, "final_lr": 1e-5, "momentum": 0.9},
         "fine-tuning": {"epochs": 5, "lr": 0.01},
@@ -200,23 +200,23 @@ def test_every_method_with_options_of_its_own_has_its_papers_values() -> None:
         "lfssd": {"selection": 3.5},
         "neggrad-plus": {"alpha": 0.95, "epochs": 5, "lr": 0.01},
         "pgu": {"gamma": 0.9, "lr": 0.1, "epochs": 5},
-        "salun": {"share": 0.5},
+        "salun": {"mask_fraction": 0.5},
         "scrub": {"alpha": 0.001, "gamma": 0.99, "temperature": 4, "epochs": 10, "lr": 0.01, "final_lr": 5e-4, "clip": 1},
         "ssd": {"dampening": 2.0, "selection": 50},
     }
     for name, values in expected.items():
         assert Plugins(METHODS).load(name).preset("paper", "celeba", 5).items() >= values.items(), name
     without = set(Plugins(METHODS).names) - {*expected, "metaunlearn"}
-    assert without == {"do-nothing", "drop-shard", "forget-keys", "gradient-ascent", "random-labels"}  # which have no paper's values
+    assert without == {"do-nothing", "drop-shard", "forget-keys", "gradient-ascent", "random-labels"}  # no published values
 
 
-def test_given_options_win_over_the_preset_and_that_over_the_defaults() -> None:
+def test_given_options_override_the_preset_which_overrides_the_defaults() -> None:
     method = Plugins(METHODS).load("metaunlearn")
     options = method.prepare_options("metaunlearn", method.preset("paper", "mufac", 5), {"epochs": "2"})
-    assert (options.epochs, options.lr, options.photos) == (2, 1e-2, method.options().photos)
+    assert (options.epochs, options.lr, options.images_per_set) == (2, 1e-2, method.options().images_per_set)
 
 
-def test_an_option_of_preparation_is_refused_when_applying() -> None:
+def test_option_of_preparation_is_refused_when_applying() -> None:
     method = Plugins(METHODS).load("metaunlearn")
     prepared = {"epochs": 2, "length": 1e-3}
     assert method.apply_options("metaunlearn", prepared, {"length": "2e-3"}).length == 2e-3
@@ -225,11 +225,19 @@ def test_an_option_of_preparation_is_refused_when_applying() -> None:
         method.apply_options("metaunlearn", prepared, {"epochs": 3})
 
 
+def test_options_are_read_under_their_earlier_names() -> None:
+    method = Plugins(METHODS).load("metaunlearn")
+    assert method.prepare_options("metaunlearn", {}, {"max-damage": "3"}).max_retain_drop == 3
+    assert method.apply_options("metaunlearn", {"max_damage": 3.0}, {}).max_retain_drop == 3
+    with pytest.raises(UsageError, match="--max-retain-drop of method 'metaunlearn' is fixed when preparing"):
+        method.apply_options("metaunlearn", {"max_damage": 3.0}, {"max-damage": "4"})
+
+
 @pytest.mark.parametrize("processes", [1, 2, 3, 8])
-def test_each_piece_of_shared_work_is_done_by_one_process(processes: int) -> None:
+def test_each_item_of_shared_work_belongs_to_one_process(processes: int) -> None:
     shares = []
     for index in range(processes):
         accelerator: Any = SimpleNamespace(process_index=index, num_processes=processes)
-        shares.append(Context(Task("multi_label", ("a",)), 0, accelerator).mine(range(7)))
-    assert sorted(piece for share in shares for piece in share) == list(range(7))
+        shares.append(Context(Task("multi_label", ("a",)), 0, accelerator).local_share(range(7)))
+    assert sorted(item for share in shares for item in share) == list(range(7))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1

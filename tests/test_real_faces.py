@@ -1,4 +1,4 @@
-"""Real faces and a pretrained backbone, where the tester has them (ONESHUI_TEST_ASSETS)."""
+"""The pipeline on real faces with a pretrained backbone, if this machine has them (ONESHUI_TEST_ASSETS)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("dataset", ["folder", "celeba"])
-def test_the_road_on_real_faces(assets: Path, tmp_path: Path, dataset: str) -> None:
-    recipe = {"model": str(assets / "models" / "dinov2_small_first4_fp16"), "image_size": 28, "forget": 3, "epochs": 1}
-    recipe |= {
+def test_pipeline_on_real_faces(assets: Path, tmp_path: Path, dataset: str) -> None:
+    options = {"model": str(assets / "models" / "dinov2_small_first4_fp16"), "image_size": 28, "forget": 3, "epochs": 1}
+    options |= {
         "optimizer": "adamw",
         "lr": 1.5e-4,
         "warmup_epochs": 0,
@@ -22,16 +22,16 @@ def test_the_road_on_real_faces(assets: Path, tmp_path: Path, dataset: str) -> N
         "augment": "flip",
         "output_dir": str(tmp_path / "run"),
     }
-    where = {"dataset": str(assets / "faces" / "folder")}
+    source = {"dataset": str(assets / "faces" / "folder")}
     if dataset == "celeba":
-        where = {"dataset": "celeba", "data_dir": str(assets / "faces" / "celeba")}
-    run = oneshui_hf.train(**where, **recipe)
+        source = {"dataset": "celeba", "data_dir": str(assets / "faces" / "celeba")}
+    run = oneshui_hf.train(**source, **options)
     history = run.record.report["history"]
     assert run.record.dataset["images"] == {"folder": 1200, "celeba": 6113}[dataset]
     assert len(run.record.dataset["labels"]) == 40
-    assert history[0]["train_loss"] < 0.65  # ln 2 is knowing nothing
+    assert history[0]["train_loss"] < 0.65  # ln 2 is the loss of an untrained model
 
-    oneshui_hf.prepare(run, method="metaunlearn", steps=2, calibration=0, photos=16)
+    oneshui_hf.prepare(run, method="metaunlearn", steps=2, calibration=0, images_per_set=16)
     photo = next((assets / "faces").rglob("*.jpg"))
     unlearned = oneshui_hf.unlearn(run, images=[photo], method="metaunlearn", output_dir=str(tmp_path / "out"))
     assert unlearned.weights != run.weights

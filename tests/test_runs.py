@@ -1,4 +1,4 @@
-"""Run directories: whole files or none, what may be overwritten, and what a folder must hold to be a run."""
+"""Run directories: atomic writes, which paths may be written, and which folders are runs."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from oneshui_hf.runs import (
     Kind,
     Record,
     Run,
-    claim,
     hash_file,
     hash_weights,
     new_folder,
-    newest,
+    newest_run,
     read_json,
+    require_writable,
+    require_writable_file,
     write_bytes,
     write_json,
     write_record,
@@ -32,11 +33,11 @@ def a_run(path: Path, kind: Kind = "original", **changes: object) -> Path:
     return path
 
 
-def full(*arguments: object, **settings: object) -> None:
+def raise_disk_full(*arguments: object, **settings: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_file_is_written_whole_with_its_folders(tmp_path: Path) -> None:
+def test_a_file_is_written_with_its_folders(tmp_path: Path) -> None:
     file = tmp_path / "a/b/c.json"
     write_json(file, {"b": 1, "a": "ü"})
     assert file.read_text(encoding="utf-8") == '{\n  "a": "ü",\n  "b": 1\n}\n'
@@ -46,17 +47,19 @@ def test_a_file_is_written_whole_with_its_folders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace", "chmod"])
-def test_a_failing_write_keeps_the_old_file_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+def test_a_failing_write_keeps_the_old_file_and_leaves_no_temporary_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
     file = tmp_path / "a.json"
     write_bytes(file, b"old")
-    monkeypatch.setattr(os, call, full)
+    monkeypatch.setattr(os, call, raise_disk_full)
     with pytest.raises(OSError, match="No space left"):
         write_bytes(file, b"new")
     assert file.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_a_folder_appears_when_its_block_succeeds(tmp_path: Path) -> None:
+def test_a_folder_is_created_when_its_block_succeeds(tmp_path: Path) -> None:
     folder = tmp_path / "runs/one"
     with new_folder(folder) as scratch:
         (scratch / "file").write_text("x")
@@ -74,7 +77,7 @@ def test_a_failing_block_leaves_nothing(tmp_path: Path, error: type[BaseExceptio
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failing_block_keeps_the_folder_that_it_would_have_replaced(tmp_path: Path) -> None:
+def test_a_failing_block_keeps_the_existing_folder(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "one/old").write_text("x")
     with pytest.raises(ValueError), new_folder(tmp_path / "one", replace=True) as scratch:
@@ -84,7 +87,7 @@ def test_a_failing_block_keeps_the_folder_that_it_would_have_replaced(tmp_path: 
     assert [f.name for f in tmp_path.iterdir()] == ["one"]
 
 
-def test_a_replaced_folder_holds_only_what_is_new(tmp_path: Path) -> None:
+def test_a_replaced_folder_contains_only_new_files(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "one/old").write_text("x")
     with new_folder(tmp_path / "one", replace=True) as scratch:
@@ -93,14 +96,14 @@ def test_a_replaced_folder_holds_only_what_is_new(tmp_path: Path) -> None:
     assert [f.name for f in tmp_path.iterdir()] == ["one"]
 
 
-def test_a_failing_rename_keeps_the_folder_that_it_would_have_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_rename_keeps_the_existing_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "one/old").write_text("x")
     real = os.rename
 
     def refuse(source: str, target: str) -> None:
         if Path(source, "new").exists():
-            full()
+            raise_disk_full()
         real(source, target)
 
     monkeypatch.setattr(os, "rename", refuse)
@@ -109,7 +112,7 @@ def test_a_failing_rename_keeps_the_folder_that_it_would_have_replaced(tmp_path:
     assert [f.name for f in (tmp_path / "one").iterdir()] == ["old"]
 
 
-def test_a_folder_that_is_there_is_not_replaced_unasked(tmp_path: Path) -> None:
+def test_an_existing_folder_is_not_replaced_by_default(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "one/old").write_text("x")
     with pytest.raises(OSError, match="not empty"), new_folder(tmp_path / "one") as scratch:
@@ -118,34 +121,70 @@ def test_a_folder_that_is_there_is_not_replaced_unasked(tmp_path: Path) -> None:
     assert [f.name for f in (tmp_path / "one").iterdir()] == ["old"]
 
 
-def test_a_path_that_is_free_or_empty_may_be_claimed(tmp_path: Path) -> None:
+def test_a_missing_or_empty_folder_is_writable(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for overwrite in (False, True):
-        claim(tmp_path / "free", overwrite=overwrite)
-        claim(tmp_path / "empty", overwrite=overwrite)
+        require_writable(tmp_path / "free", overwrite=overwrite)
+        require_writable(tmp_path / "empty", overwrite=overwrite)
 
 
-def test_a_run_may_be_claimed_with_overwrite_only(tmp_path: Path) -> None:
+def test_a_run_is_writable_with_overwrite_only(tmp_path: Path) -> None:
     run = a_run(tmp_path / "run")
-    claim(run, overwrite=True)
+    require_writable(run, overwrite=True)
     with pytest.raises(UsageError, match="run exists; name another --output-dir, or replace it with --overwrite"):
-        claim(run, overwrite=False)
+        require_writable(run, overwrite=False)
 
 
-def test_a_folder_that_is_no_run_is_never_claimed(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("x")
-    with pytest.raises(UsageError, match="is not a run, so --overwrite leaves it alone"):
-        claim(tmp_path, overwrite=True)
+    with pytest.raises(UsageError, match="is not a run, so --overwrite does not replace it"):
+        require_writable(tmp_path, overwrite=True)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_file_is_never_claimed(tmp_path: Path, overwrite: bool) -> None:
+def test_a_file_is_never_replaced_by_a_run(tmp_path: Path, overwrite: bool) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UsageError, match="is a file; name a folder with --output-dir"):
-        claim(tmp_path / "file", overwrite=overwrite)
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(UsageError, match="file is a file; name a folder with --output-dir"):
+            require_writable(path, overwrite=overwrite)
 
 
-def test_a_record_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize("inside", ["run", "run/inside", "."])
+def test_a_run_is_never_written_over_its_source(tmp_path: Path, inside: str) -> None:
+    run = a_run(tmp_path / "run")
+    with pytest.raises(UsageError, match="is, contains or is inside the source run"):
+        require_writable(tmp_path / inside, overwrite=True, source=run)
+    require_writable(tmp_path / "run-oracle", overwrite=False, source=run)
+
+
+def test_a_file_is_writable_if_it_is_missing_or_may_be_overwritten(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "preset.json"
+    require_writable_file(file, overwrite=False)
+    assert not file.parent.exists()
+    write_json(file, {})
+    require_writable_file(file, overwrite=True)
+    with pytest.raises(UsageError, match=r"preset.json exists; name another file with --output, or replace it with --overwrite\.$"):
+        require_writable_file(file, overwrite=False)
+    with pytest.raises(UsageError, match="preset.json exists; resume with --resume, name another file with --split,"):
+        require_writable_file(file, overwrite=False, resumable=True, flag="--split")
+    for overwrite in (False, True):
+        with pytest.raises(UsageError, match="new is a folder; name a file with --output"):
+            require_writable_file(file.parent, overwrite=overwrite)
+        with pytest.raises(UsageError, match="preset.json is a file; name another file with --output"):
+            require_writable_file(file / "other.json", overwrite=overwrite)
+
+
+def test_a_missing_permission_is_reported_before_anything_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[Path] = []
+    monkeypatch.setattr(os, "access", lambda path, mode: checked.append(path))
+    with pytest.raises(UsageError, match="There is no permission to write in .*; name another file with --output"):
+        require_writable_file(tmp_path / "new" / "preset.json", overwrite=False)
+    with pytest.raises(UsageError, match="There is no permission to write in .*; name a folder with --output-dir"):
+        require_writable(tmp_path / "runs" / "new", overwrite=False)
+    assert checked == [tmp_path, tmp_path]  # the nearest existing folder
+
+
+def test_a_record_survives_writing_and_reading(tmp_path: Path) -> None:
     path = a_run(tmp_path / "run", parent={"run": "x", "weights": "y"}, weights="abc", report={"a": [1]})
     run = Run.open(path)
     assert run.record == Record("original", 3, {"lr": 1e-4}, {"name": "made"}, "complete", {"run": "x", "weights": "y"}, "abc", {"a": [1]})
@@ -153,16 +192,16 @@ def test_a_record_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert run.artefact("m") == path / "methods/m"
 
 
-def test_keys_that_are_not_known_are_passed_over(tmp_path: Path) -> None:
+def test_unknown_keys_of_a_record_are_ignored(tmp_path: Path) -> None:
     path = a_run(tmp_path / "run")
     write_json(path / "oneshui.json", read_json(path / "oneshui.json") | {"later": 1})
     assert Run.open(path).record.seed == 3
 
 
 def test_a_missing_run_is_a_usage_error(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="There is no run at .*absent; `oneshui train` makes one"):
+    with pytest.raises(UsageError, match="There is no run at .*absent; create one with `oneshui train`"):
         Run.open(tmp_path / "absent")
-    with pytest.raises(UsageError, match=r"is not a run: it holds no oneshui\.json"):
+    with pytest.raises(UsageError, match=r"is not a run: it contains no oneshui\.json"):
         Run.open(tmp_path)
 
 
@@ -177,13 +216,13 @@ def test_a_missing_run_is_a_usage_error(tmp_path: Path) -> None:
         ("null", r"oneshui\.json"),
     ],
 )
-def test_a_damaged_record_is_one_sentence(tmp_path: Path, text: str, message: str) -> None:
+def test_a_damaged_record_is_reported_in_one_sentence(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "oneshui.json").write_text(text)
     with pytest.raises(OneshuiError, match=message):
         Run.open(tmp_path)
 
 
-def test_an_unfinished_run_is_refused_where_a_finished_one_is_needed(tmp_path: Path) -> None:
+def test_require_complete_refuses_an_unfinished_run(tmp_path: Path) -> None:
     run = Run.open(a_run(tmp_path / "run", state="training"))
     with pytest.raises(UsageError, match="has not finished training; run the same command with --resume"):
         run.require_complete()
@@ -191,7 +230,7 @@ def test_an_unfinished_run_is_refused_where_a_finished_one_is_needed(tmp_path: P
     assert finished.require_complete() is finished
 
 
-def test_the_newest_finished_run_of_the_kind_is_found(tmp_path: Path) -> None:
+def test_newest_run_returns_the_newest_finished_run_of_the_kind(tmp_path: Path) -> None:
     for age, (name, kind, state) in enumerate(
         [
             ("c", "oracle", "complete"),
@@ -202,26 +241,26 @@ def test_the_newest_finished_run_of_the_kind_is_found(tmp_path: Path) -> None:
     ):
         path = a_run(tmp_path / name, kind, state=state)  # type: ignore[arg-type]
         os.utime(path / "oneshui.json", (1_000_000 - age, 1_000_000 - age))
-    assert newest(tmp_path).path.name == "b"
-    assert newest(tmp_path, ("oracle", "unlearned")).path.name == "c"
+    assert newest_run(tmp_path).path.name == "b"
+    assert newest_run(tmp_path, ("oracle", "unlearned")).path.name == "c"
 
 
-def test_without_a_finished_run_the_sentence_says_what_to_do(tmp_path: Path) -> None:
+def test_newest_run_without_a_finished_run_is_a_usage_error(tmp_path: Path) -> None:
     a_run(tmp_path / "d", state="training")
     with pytest.raises(UsageError, match="no finished run in .*; train one with `oneshui train`, or name one with --run"):
-        newest(tmp_path)
+        newest_run(tmp_path)
     with pytest.raises(UsageError, match="no finished run"):
-        newest(tmp_path / "absent")
+        newest_run(tmp_path / "absent")
 
 
-def test_one_broken_run_does_not_hide_the_others(tmp_path: Path) -> None:
+def test_newest_run_skips_a_damaged_run(tmp_path: Path) -> None:
     a_run(tmp_path / "good")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/oneshui.json").write_text("{")
-    assert newest(tmp_path).path.name == "good"
+    assert newest_run(tmp_path).path.name == "good"
 
 
-def test_weights_are_hashed_as_they_lie_on_disk(tmp_path: Path) -> None:
+def test_the_hash_of_weights_is_that_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     assert hash_weights(tmp_path) == hashlib.sha256(b"weights").hexdigest() == hash_file(tmp_path / "model.safetensors")
     assert Run.open(a_run(tmp_path)).weights == hash_weights(tmp_path)
@@ -237,7 +276,7 @@ def test_shards_are_hashed_together(tmp_path: Path) -> None:
 
 def test_a_pickle_is_not_hashed(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"weights")
-    with pytest.raises(OneshuiError, match=r"holds no model\.safetensors; pickled checkpoints are not read"):
+    with pytest.raises(OneshuiError, match=r"contains no model\.safetensors; pickled checkpoints are not read"):
         hash_weights(tmp_path)
 
 
@@ -246,11 +285,11 @@ def test_numbers_of_a_record_survive(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": 0.1, "n": 2**62}
 
 
-def test_a_seal_is_broken_by_any_change() -> None:
-    from oneshui_hf.runs import is_sealed, sealed
+def test_a_checksum_detects_any_change() -> None:
+    from oneshui_hf.runs import has_valid_checksum, with_checksum
 
-    whole = sealed({"tow": 61.5, "sets": {"forget": [1, None]}})
-    assert is_sealed(whole)
-    assert not is_sealed(whole | {"tow": 62.5})
-    assert not is_sealed({key: value for key, value in whole.items() if key != "sets"})
-    assert not is_sealed({"tow": 61.5})
+    whole = with_checksum({"tow": 61.5, "sets": {"forget": [1, None]}})
+    assert has_valid_checksum(whole)
+    assert not has_valid_checksum(whole | {"tow": 62.5})
+    assert not has_valid_checksum({key: value for key, value in whole.items() if key != "sets"})
+    assert not has_valid_checksum({"tow": 61.5})

@@ -19,7 +19,7 @@ SRC, PLUGINS = ROOT / "src" / "oneshui_hf", ROOT / "plugins" / "oneshui_plugins"
 FLOORS = [
     {
         *("cache", "errors", "hub", "memory", "options", "plugins", "public_names", "random_search"),
-        *("reporting", "runs", "seeding", "vault"),
+        *("reporting", "runs", "seeding", "sets", "vault"),
     },
     {"data"},
     {"models"},
@@ -29,6 +29,7 @@ FLOORS = [
     {"card"},
     {"results"},
     {"stages"},
+    {"api_run"},
     {"api", "testing"},
     {"cli"},
 ]
@@ -63,6 +64,30 @@ def test_rooms_import_in_one_direction() -> None:
                 wrong.append(f"{file.relative_to(ROOT)}:{line} {room} -> {other}")
     assert seen > 50
     assert not wrong, "\n".join(wrong)
+
+
+def test_no_two_modules_import_each_other() -> None:
+    modules = {".".join(file.relative_to(SRC.parent).with_suffix("").parts).removesuffix(".__init__"): file for file in SRC.rglob("*.py")}
+    below: dict[str, set[str]] = {}
+    for name, file in modules.items():
+        package = name.split(".") if file.name == "__init__.py" else name.split(".")[:-1]
+        found = set()
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                base = [*package[: len(package) - node.level + 1], *(node.module.split(".") if node.module else [])]
+                found |= {".".join([*base, alias.name]) for alias in node.names} | {".".join(base)}
+        below[name] = {target for target in found & modules.keys() if modules[target].name != "__init__.py"} - {name}
+
+    def reached(start: str) -> set[str]:
+        seen, queue = set(), list(below[start])
+        while queue:
+            if (name := queue.pop()) not in seen:
+                seen.add(name)
+                queue += below[name]
+        return seen
+
+    assert sum(map(len, below.values())) > 300
+    assert not [name for name in below if name in reached(name)]
 
 
 def test_methods_import_the_public_api_alone() -> None:
@@ -102,6 +127,32 @@ def test_wheel_takes_every_package() -> None:
     folders = {".".join(f.parent.relative_to(ROOT / "src").parts) for f in (ROOT / "src").rglob("__init__.py")}
     folders |= {".".join(f.parent.relative_to(ROOT / "plugins").parts) for f in PLUGINS.rglob("__init__.py")}
     assert listed == folders | {"oneshui_hf.cards"}
+
+
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "huggingface_hub": "huggingface-hub", "dlib": "dlib-bin"}
+LONGEST = 400  # lines of a module
+
+
+def test_no_module_is_long() -> None:
+    lengths = {file: len(file.read_text().splitlines()) for folder in (SRC, PLUGINS) for file in folder.rglob("*.py")}
+    assert len(lengths) > 100
+    assert not {str(file.relative_to(ROOT)): length for file, length in lengths.items() if length > LONGEST}
+
+
+def test_imported_distributions_are_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = [*project["dependencies"], *(line for lines in project["optional-dependencies"].values() for line in lines)]
+    names = {re.split(r"[\[<>=~! ]", line)[0].lower() for line in declared}
+    imported = set()
+    for file in [*SRC.rglob("*.py"), *PLUGINS.rglob("*.py")]:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add(str(node.module).split(".")[0])
+    foreign = imported - sys.stdlib_module_names - {"oneshui_hf", "oneshui_plugins"}
+    assert {"torch", "numpy", "scipy", "PIL"} <= foreign
+    assert {DISTRIBUTIONS.get(name, name).replace("_", "-").lower() for name in foreign} <= names
 
 
 @pytest.mark.parametrize("command", [["--help"], ["methods"], ["train", "--help"]])

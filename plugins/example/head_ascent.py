@@ -9,7 +9,7 @@ class Options:
 
 
 class HeadAscent(Method[Options]):
-    summary = "one step of the head, and nothing else, up the loss of the photos handed in"
+    summary = "takes one step of the head alone up the loss of the support images"
     paper = "-"
     needs = Needs(apply=frozenset({"support"}))
     options = Options

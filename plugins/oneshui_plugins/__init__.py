@@ -1,1 +1,1 @@
-"""The unlearning methods that ship with oneshui, one a module. Each is registered like anybody else's plugin."""
+"""The unlearning methods that ship with oneshui. Each is registered like any third-party plugin."""

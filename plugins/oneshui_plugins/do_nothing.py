@@ -1,4 +1,4 @@
-"""Do nothing: the original model. The row that every table needs, since doing nothing already scores well."""
+"""Do nothing: return the original model. Every table needs this baseline, since doing nothing already scores well."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DoNothingOptions:
-    """There are none."""
+    """This method has no options."""
 
 
 class DoNothing(Method[DoNothingOptions]):
     """Return the original model."""
 
-    summary = "the original model, unchanged: the baseline of every table"
+    summary = "returns the original model unchanged: the baseline of every table"
     paper = "-"
     needs = Needs(apply=frozenset())
     options = DoNothingOptions

@@ -1,7 +1,7 @@
-"""Drop shards: of a model that was trained with `--sharded`, take out the shards of those who ask.
+"""Drop shards: remove the forget identities' shards from a model that was trained with `--sharded`.
 
-Only the adapters of a shard have ever been trained on its people, so what is left knows nothing of them. It knows nothing of the others
-of the same shards either: `oneshui retrain` trains those shards again without who asks.
+Only a shard's own adapters were ever trained on its identities, so the remaining model contains nothing about them. It also loses the other
+identities of the same shards: `oneshui retrain` trains those shards again without the forget identities.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DropShardOptions:
-    """There is nothing to choose."""
+    """This method has no options."""
 
 
 class DropShard(Method[DropShardOptions]):
     """The same model without some of its shards."""
 
-    summary = "drops the adapters that were trained on those who ask, of a model trained with --sharded"
+    summary = "drops the adapters trained on the forget identities, from a model trained with --sharded"
     paper = "Bourtoule et al., Machine Unlearning, IEEE S&P 2021: its shards, without training them again"
     needs = Needs(apply=frozenset({"support"}))
     options = DropShardOptions
@@ -34,20 +34,20 @@ class DropShard(Method[DropShardOptions]):
     def apply(
         self, model: nn.Module, data: DataAccess, artefact: Artefact | None, options: DropShardOptions, context: Context
     ) -> nn.Module:
-        """Return the model without the shards of those who ask; a shard that was dropped before is gone already."""
-        from oneshui_hf.methods import ShardedClassifier, shard_of, without
+        """Return the model without the forget identities' shards; shards that were dropped before are ignored."""
+        from oneshui_hf.methods import ShardedClassifier, drop_shards, shard_of
 
         if not isinstance(model, ShardedClassifier):
             raise UsageError("This model has no shards; train one with `oneshui train --sharded`.")
         request: Request = data.support
         if None in request.people:
-            raise UsageError("A shard belongs to people by their names, so say who is on the photo with --identity.")
-        recipe = model.config
-        theirs = {shard_of(str(person), recipe.seed, recipe.of) for person in request.people} & set(recipe.shards)
-        if len(theirs) == len(recipe.shards):
+            raise UsageError("Shards are found by the identity's name; give the name of the person on the photo with --identity.")
+        config = model.config
+        to_drop = {shard_of(str(person), config.seed, config.of) for person in request.people} & set(config.shards)
+        if len(to_drop) == len(config.shards):
             raise OneshuiError(
-                f"Those who ask are in all {len(theirs)} shards of this model, so dropping theirs would leave nothing; "
-                "train those shards anew with `oneshui retrain`."
+                f"The forget identities are in all {len(to_drop)} shards of this model, so dropping these would leave nothing; "
+                "train the shards again with `oneshui retrain`."
             )
-        context.report |= {"shards": len(recipe.shards) - len(theirs), "shards_dropped": len(theirs)}
-        return without(model, theirs)
+        context.report |= {"shards": len(config.shards) - len(to_drop), "shards_dropped": len(to_drop)}
+        return drop_shards(model, to_drop)

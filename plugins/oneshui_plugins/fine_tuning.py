@@ -1,6 +1,6 @@
-"""Fine-tuning: go on training on those who stay, and hope that the others fade (catastrophic forgetting).
+"""Fine-tuning: continue training on the retain set alone, so that the forget set is forgotten (catastrophic forgetting).
 
-Golatkar, Achille, Soatto, "Eternal Sunshine of the Spotless Net", CVPR 2020, as a baseline.
+A baseline in Golatkar, Achille, Soatto, "Eternal Sunshine of the Spotless Net", CVPR 2020.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 class FineTuning(Method[SGDOptions]):
     """More training, on the retain set alone."""
 
-    summary = "more training on those who stay; reads the retain set, so an upper reference"
+    summary = "continues training on the retain set; reads it at request time, so an upper reference"
     paper = "Golatkar et al., Eternal Sunshine of the Spotless Net, CVPR 2020"
     needs = Needs(apply=frozenset({"retain"}))
     options = SGDOptions
     presets = ("oneshui_plugins.presets", "fine_tuning.json")
-    draws = True
+    stochastic = True
 
     def apply(self, model: nn.Module, data: DataAccess, artefact: Artefact | None, options: SGDOptions, context: Context) -> nn.Module:
         """Return the model after some epochs on the retain set."""
@@ -34,5 +34,5 @@ class FineTuning(Method[SGDOptions]):
         student = Student(model, options, context)
         for _ in student.epochs():
             for batch in student.batches("retain", data.retain):
-                student.descend(losses(student(batch.pixels), batch.labels, context.task.kind).mean())
+                student.step(losses(student(batch.pixels), batch.labels, context.task.kind).mean())
         return student.model

@@ -1,4 +1,4 @@
-"""Gradient ascent on the support image: one step of given length up the loss of the photos handed in."""
+"""Gradient ascent on the support images: one step of given length up their loss."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from typing import TYPE_CHECKING
 
 from oneshui_hf.methods import Context
 
-from .common.normalized_step import OneStep, gradient
+from .common.normalized_step import NormalizedStepMethod, mean_loss_gradient
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from oneshui_hf.methods import Weights
 
-class GradientAscent(OneStep):
+
+class GradientAscent(NormalizedStepMethod):
     """One normalised step up the loss of the support images."""
 
     title = "Gradient ascent"
-    summary = "one step of given length up the loss of the photos handed in"
+    summary = "takes one step of given length up the loss of the support images"
     paper = "-"
     in_demo = True
 
-    def direction(
-        self, model: nn.Module, pixels: torch.Tensor, labels: torch.Tensor, draws: torch.Generator, context: Context
-    ) -> dict[str, torch.Tensor]:
-        """Return g / ||g||, g the gradient of the mean loss on the photos: the direction in which it rises fastest."""
+    def direction(self, model: nn.Module, pixels: torch.Tensor, labels: torch.Tensor, rng: torch.Generator, context: Context) -> Weights:
+        """Return g / ||g||, with g the gradient of the mean loss on the support images: the direction of steepest ascent."""
         from oneshui_hf.methods import unit
 
-        return unit(gradient(model, pixels, labels, context))
+        return unit(mean_loss_gradient(model, pixels, labels, context))

@@ -1,11 +1,11 @@
-"""JiT, just in time: smooth the model's output around each support photo, with nothing but the model and the photo.
+"""JiT (just in time): smooth the model's output around each support image, using only the model and the image.
 
 Foster, Fogarty, Schoepf, Oeztireli, Brintrup: "Zero-Shot Machine Unlearning at Scale via Lipschitz Regularization", 2024
-(arXiv 2402.01401). For each photo x in turn, n noisy copies give an estimate of the local Lipschitz constant of the logits f,
+(arXiv 2402.01401). For each image x in turn, n noisy copies give an estimate of the local Lipschitz constant of the logits f,
 
     penalty(x) = 1/n sum_j ||f(x) - f(x + xi_j)||_2 / ||xi_j||_2,    xi_j ~ N(0, sigma^2),
 
-and theta takes one gradient step down it, theta <- theta - lr * grad penalty(x). A photo's step is made of its own gradient alone.
+and theta takes one gradient step that reduces it: theta <- theta - lr * grad penalty(x). Gradients are not accumulated over images.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class JiTOptions:
     """Options of JiT."""
 
     copies: int = option(25, "Noisy copies of each photo.", minimum=1, at="apply")
-    lr: float = option(0.01, "Learning rate of the step that each photo gives.", minimum=0, at="apply", search=(1e-4, 1.0))
+    lr: float = option(0.01, "Learning rate of the step for each photo.", minimum=0, at="apply", search=(1e-4, 1.0))
     sigma: float = option(
         0.5,
-        "Standard deviation of the noise on preprocessed pixels, which span about -2 to 2: 0.5 to 0.8 leaves a face, 30 nothing of it.",
+        "Standard deviation of the noise on preprocessed pixels (about -2 to 2); a face is recognisable at 0.5 to 0.8, not at 30.",
         minimum=1e-3,
         at="apply",
         search=(0.1, 0.8),
@@ -41,17 +41,17 @@ class JiTOptions:
 
 
 class JiT(Method[JiTOptions]):
-    """One step a photo down the local Lipschitz constant."""
+    """One step per photo that reduces the local Lipschitz constant."""
 
-    summary = "smooths the output around the photos handed in; needs nothing else"
+    summary = "smooths the model's output around the support images; needs no other data"
     paper = "Foster et al., Zero-Shot Machine Unlearning at Scale via Lipschitz Regularization, arXiv 2402.01401"
     needs = Needs(apply=frozenset({"support"}))
     options = JiTOptions
     presets = ("oneshui_plugins.presets", "jit.json")
-    draws = True
+    stochastic = True
 
     def apply(self, model: nn.Module, data: DataAccess, artefact: Artefact | None, options: JiTOptions, context: Context) -> nn.Module:
-        """Return the model after one step a photo, in the order in which they were handed in."""
+        """Return the model after one step per support image, in the order of the request."""
         import torch
 
         from oneshui_hf.methods import norm, parameters
@@ -59,33 +59,33 @@ class JiT(Method[JiTOptions]):
         new = copy.deepcopy(model).eval()
         weights = list(new.parameters())
         penalties = []
-        for number, photo in enumerate(context.reporter.track(data.support.pixels, "Smoothing", len(data.support))):
-            draws = generator(context.seed, "noise", number)
-            noise = options.sigma * torch.randn(options.copies, *photo.shape, dtype=photo.dtype, generator=draws).to(photo.device)
-            value = penalty(new, photo, noise)
-            gradients = self.gradients(value, weights)
+        for number, image in enumerate(context.reporter.track(data.support.pixels, "Smoothing", len(data.support))):
+            rng = generator(context.seed, "noise", number)
+            noise = options.sigma * torch.randn(options.copies, *image.shape, dtype=image.dtype, generator=rng).to(image.device)
+            penalty = lipschitz_penalty(new, image, noise)
+            gradients = self.gradients(penalty, weights)
             with torch.no_grad():
                 for weight, gradient in zip(weights, gradients, strict=True):
                     if gradient is not None:
                         weight.sub_(gradient, alpha=options.lr)
-            penalties.append(value.item())
+            penalties.append(penalty.item())
         if not norm(parameters(new)).isfinite():
-            raise OneshuiError(f"JiT's steps led to weights that are not finite; take a smaller --lr than {options.lr:g}.")
+            raise OneshuiError(f"JiT's steps produced weights that are not finite; use a smaller --lr than {options.lr:g}.")
         context.report |= {"penalty": sum(penalties) / len(penalties)}
         return new.train(model.training)
 
     @staticmethod
-    def gradients(value: torch.Tensor, weights: Sequence[nn.Parameter]) -> Sequence[torch.Tensor | None]:
-        """Return the gradient of a photo's penalty by every weight: of this photo alone, nothing is accumulated."""
+    def gradients(penalty: torch.Tensor, weights: Sequence[nn.Parameter]) -> Sequence[torch.Tensor | None]:
+        """Return the gradient of one photo's penalty by every weight, without accumulation over photos."""
         import torch
 
-        return torch.autograd.grad(value, weights, allow_unused=True)
+        return torch.autograd.grad(penalty, weights, allow_unused=True)
 
 
-def penalty(model: nn.Module, photo: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Return the mean over noise xi (n, 3, S, S) of ||f(x) - f(x + xi)||_2 / ||xi||_2, for the logits f at the photo x (3, S, S)."""
+def lipschitz_penalty(model: nn.Module, image: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Return the mean over noise xi (n, 3, S, S) of ||f(x) - f(x + xi)||_2 / ||xi||_2, for the logits f at the image x (3, S, S)."""
     import torch
 
-    logits = model(pixel_values=torch.cat([photo.unsqueeze(0), photo + noise])).logits  # (1 + n, K)
+    logits = model(pixel_values=torch.cat([image.unsqueeze(0), image + noise])).logits  # (1 + n, K)
     change = torch.linalg.vector_norm(logits[1:] - logits[:1], dim=1)
     return (change / torch.linalg.vector_norm(noise.flatten(1), dim=1)).mean()

@@ -1,4 +1,4 @@
-"""NegGrad+: down the loss of those who stay and, a little, up the loss of those who go.
+"""NegGrad+: descend the loss of the retain set and ascend, with a small weight, the loss of the forget set.
 
 Kurmanji, Triantafillou, Hayes, Triantafillou, "Towards Unbounded Machine Unlearning", NeurIPS 2023, section 4 ("NegGrad+").
 """
@@ -23,32 +23,30 @@ class NegGradPlusOptions(SGDOptions):
     """Options of NegGrad+."""
 
     alpha: float = option(
-        0.95, "Weight of the retain loss; the forget loss is taken away with the rest.", minimum=0, maximum=1, at="apply", search=(0.8, 1.0)
+        0.95, "Weight of the retain loss; the forget loss has weight -(1 - alpha).", minimum=0, maximum=1, at="apply", search=(0.8, 1.0)
     )
 
 
 class NegGradPlus(Method[NegGradPlusOptions]):
     """Fine-tuning with the gradient of the forget set negated."""
 
-    summary = "down the retain loss, up the forget loss; reads both sets, so an upper reference"
+    summary = "descends the retain loss and ascends the forget loss; reads both sets, so an upper reference"
     paper = "Kurmanji et al., Towards Unbounded Machine Unlearning, NeurIPS 2023"
     needs = Needs(apply=frozenset({"retain", "forget"}))
     options = NegGradPlusOptions
     presets = ("oneshui_plugins.presets", "neggrad_plus.json")
-    draws = True
+    stochastic = True
 
     def apply(
         self, model: nn.Module, data: DataAccess, artefact: Artefact | None, options: NegGradPlusOptions, context: Context
     ) -> nn.Module:
-        """Minimise alpha * L(retain) - (1 - alpha) * L(forget), a batch of each a step; the forget set comes round again and again."""
+        """Minimise alpha * L(retain) - (1 - alpha) * L(forget), with one batch of each per step; the forget set is cycled."""
         from oneshui_hf.methods import losses
 
         kind = context.task.kind
         student = Student(model, options, context)
-        forget_batches = student.cycled("forget", data.forget)
-        for _ in student.epochs():
-            for retain, forget in zip(student.batches("retain", data.retain), forget_batches, strict=False):
-                retain_loss = losses(student(retain.pixels), retain.labels, kind).mean()
-                forget_loss = losses(student(forget.pixels), forget.labels, kind).mean()
-                student.descend(options.alpha * retain_loss - (1 - options.alpha) * forget_loss)
+        for retain, forget in student.paired_batches(data.retain, data.forget):
+            retain_loss = losses(student(retain.pixels), retain.labels, kind).mean()
+            forget_loss = losses(student(forget.pixels), forget.labels, kind).mean()
+            student.step(options.alpha * retain_loss - (1 - options.alpha) * forget_loss)
         return student.model

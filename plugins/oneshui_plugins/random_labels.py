@@ -1,7 +1,7 @@
-"""Random labels on the support image: one step of given length down the loss of the photos handed in under labels drawn at random.
+"""Random labels on the support images: one step of given length down their loss under randomly sampled labels.
 
-Graves, Nagisetty, Ganesh: "Amnesiac Machine Learning", AAAI 2021, which goes on training with wrong labels for what is to be forgotten.
-There the remaining training data is at hand; here the photos handed in are all there is, so one normalised step is taken.
+Graves, Nagisetty, Ganesh: "Amnesiac Machine Learning", AAAI 2021, which continues training with wrong labels for the data to forget.
+There the remaining training data is available. Here only the support images are, so one normalised step is taken.
 """
 
 from __future__ import annotations
@@ -10,50 +10,48 @@ from typing import TYPE_CHECKING
 
 from oneshui_hf.methods import Context, UsageError
 
-from .common.normalized_step import OneStep, gradient
+from .common.normalized_step import NormalizedStepMethod, mean_loss_gradient
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from oneshui_hf.methods import Task
+    from oneshui_hf.methods import Task, Weights
 
 
-class RandomLabels(OneStep):
+class RandomLabels(NormalizedStepMethod):
     """One normalised step towards random labels of the support images."""
 
     title = "Random labels"
-    summary = "one step of given length towards random labels of the photos handed in"
+    summary = "takes one step of given length towards random labels of the support images"
     paper = "Graves et al., Amnesiac Machine Learning, AAAI 2021"
-    draws = True
+    stochastic = True
 
-    def direction(
-        self, model: nn.Module, pixels: torch.Tensor, labels: torch.Tensor, draws: torch.Generator, context: Context
-    ) -> dict[str, torch.Tensor]:
-        """Return -g / ||g||, g the gradient of the mean loss on the photos under random labels."""
+    def direction(self, model: nn.Module, pixels: torch.Tensor, labels: torch.Tensor, rng: torch.Generator, context: Context) -> Weights:
+        """Return -g / ||g||, with g the gradient of the mean loss on the support images under random labels."""
         from oneshui_hf.methods import unit
 
-        drawn = random_labels(labels, context.task, draws)
-        return unit({name: -part for name, part in gradient(model, pixels, drawn, context).items()})
+        noisy = resample_labels(labels, context.task, rng)
+        return unit({name: -part for name, part in mean_loss_gradient(model, pixels, noisy, context).items()})
 
 
-def random_labels(labels: torch.Tensor, task: Task, draws: torch.Generator) -> torch.Tensor:
-    """Draw labels: each attribute 0 or 1 with equal chance, or another class than the given one, all others equally likely.
+def resample_labels(labels: torch.Tensor, task: Task, rng: torch.Generator) -> torch.Tensor:
+    """Sample labels: each attribute is 0 or 1 with equal probability; a class becomes another one, all equally likely.
 
     Args:
-        labels: The given ones, (n, K) or (n,).
-        task: Their kind, and how many classes there are.
-        draws: For the draws.
+        labels: The given labels, (n, K) or (n,).
+        task: Their kind, and the number of classes.
+        rng: Source of randomness.
 
     Raises:
         UsageError: There is no other class.
     """
     import torch
 
+    from .common.label_noise import sample_other_class
+
     if task.kind == "multi_label":
-        return torch.randint(2, labels.shape, generator=draws).to(labels)
-    classes = len(task.label_names)
-    if classes < 2:
-        raise UsageError("The model knows a single class, so there is no other one to draw; take another method.")
-    further = torch.randint(1, classes, labels.shape, generator=draws).to(labels)
-    return (labels + further) % classes
+        return torch.randint(2, labels.shape, generator=rng).to(labels)
+    if len(task.label_names) < 2:
+        raise UsageError("The model has a single class, so no other class can be sampled; use another method.")
+    return sample_other_class(labels, len(task.label_names), rng)

@@ -1,6 +1,6 @@
 """oneshui: forget a person from a vision model when all you have is one photo of them.
 
-The stages, as functions; `oneshui --help` shows the same on the command line:
+The commands as functions; `oneshui --help` lists the same on the command line:
 
     import oneshui_hf
 
@@ -9,6 +9,7 @@ The stages, as functions; `oneshui --help` shows the same on the command line:
     oneshui_hf.prepare(run)
     unlearned = oneshui_hf.unlearn(run, images=["face.jpg"])
     oneshui_hf.evaluate(unlearned, oracle=oracle)
+    unlearned.metrics, unlearned.pipeline(), unlearned.report()
 """
 
 from __future__ import annotations
@@ -20,34 +21,48 @@ if TYPE_CHECKING:
     from .api import (
         benchmark,
         check_data,
+        clear_cache,
         demo,
         draw_split,
+        environment,
         evaluate,
+        list_cache,
+        list_runs,
+        load_dataset,
+        predict,
         prepare,
         pull,
         push,
         push_data,
         report,
         retrain,
+        show,
         train,
         tune,
         unlearn,
     )
-    from .runs import Run
+    from .api_run import Run
 
 __all__ = [
     "Run",
     "benchmark",
     "check_data",
+    "clear_cache",
     "demo",
     "draw_split",
+    "environment",
     "evaluate",
+    "list_cache",
+    "list_runs",
+    "load_dataset",
+    "predict",
     "prepare",
     "pull",
     "push",
     "push_data",
     "report",
     "retrain",
+    "show",
     "train",
     "tune",
     "unlearn",
@@ -61,4 +76,4 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(".runs" if name == "Run" else ".api", __name__), name)
+    return getattr(import_module(".api_run" if name == "Run" else ".api", __name__), name)

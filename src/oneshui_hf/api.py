@@ -1,18 +1,23 @@
-"""The stages as plain functions of keyword options: the one layer that the command line and a notebook both call.
+"""The commands as Python functions with keyword options. The command line and a notebook call the same functions.
 
-Each takes the options of its stage by name, and where a method is involved the method's own beside them; an unknown one is an error that
-names the nearest. Nothing heavy is imported before the options are known to be right.
+Each function takes the options of its command by name. Where a method is involved, the method's own options are added to them. An unknown
+option is an error that names the nearest known one. Options are checked before anything heavy is imported. The signatures and the lists of
+options in the docstrings are generated from the options dataclasses. Progress is printed on a terminal and in a notebook.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from .options import field_name, names, resolve
-from .reporting import SILENT, Reporter
-from .runs import RUNS, Kind, Run, newest
+from . import runs
+from .api_run import Run
+from .options import field_name, fields, names, resolve, types_of
+from .reporting import SILENT, Reporter, default_reporter
+from .runs import RUNS, Kind, newest_run
 from .stages.command_options import (
     BenchmarkOptions,
     CacheListOptions,
@@ -21,57 +26,113 @@ from .stages.command_options import (
     DataPushOptions,
     DemoOptions,
     DrawOptions,
+    EnvironmentOptions,
     EvaluateOptions,
+    PredictOptions,
     PrepareOptions,
     PullOptions,
     PushOptions,
     ReportOptions,
     RetrainOptions,
+    RunsOptions,
+    ShowOptions,
     TrainOptions,
     TuneOptions,
     UnlearnOptions,
 )
 
-AnyRun = Run | str | Path | None
+if TYPE_CHECKING:
+    import datasets
+
+AnyRun = runs.Run | str | Path | None
+ANY_KIND: tuple[Kind, ...] = ("original", "oracle", "unlearned")
+
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 
-def train(*, reporter: Reporter = SILENT, **options: Any) -> Run:
-    """Train the original model; see `TrainOptions`."""
+def with_options(options: type[Any], *, method: bool = False) -> Callable[[FunctionT], FunctionT]:
+    """Give a function the signature and the list of options of a dataclass, for `help()` and a notebook's completion.
+
+    Args:
+        options: The dataclass. Fields that the function itself names stay as they are.
+        method: Whether the options of a method may be added.
+    """
+
+    def decorate(function: FunctionT) -> FunctionT:
+        own = inspect.signature(function)
+        parameters = [parameter for parameter in own.parameters.values() if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
+        named = {parameter.name for parameter in parameters}
+        types, known = types_of(options), {name: field for name, field in fields(options).items() if name not in named}
+        keywords = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                annotation=types[name],
+                default=inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default,
+            )
+            for name, field in known.items()
+        ]
+        reporter = [parameter for parameter in parameters if parameter.name == "reporter"]
+        leading = [parameter for parameter in parameters if parameter.name != "reporter"]
+        rest = [inspect.Parameter("method_options", inspect.Parameter.VAR_KEYWORD, annotation=Any)] if method else []
+        function.__signature__ = own.replace(parameters=[*leading, *keywords, *reporter, *rest])  # type: ignore[attr-defined]
+        lines = [f"    {name}: {_sentence(field.metadata)}" for name, field in known.items()]
+        lines += ["    reporter: Receives progress; automatic by default."] if reporter else []
+        lines += ["    **method_options: Options of the method; `oneshui methods show NAME` lists them."] if method else []
+        function.__doc__ = "\n".join([inspect.getdoc(function) or "", "", "Options:", *lines])
+        return function
+
+    return decorate
+
+
+def _sentence(metadata: Mapping[str, Any]) -> str:
+    choices = metadata["choices"]
+    return metadata["help"] + (f" One of {', '.join(map(repr, choices))}." if choices else "")
+
+
+@with_options(TrainOptions)
+def train(*, reporter: Reporter | None = None, **options: Any) -> Run:
+    """Train the original model on all training identities and return its run."""
     resolved = resolve(TrainOptions, options, "train")
     from .stages.train import train as stage
 
-    return stage(resolved, reporter=reporter)
+    return Run.of(stage(resolved, reporter=reporter or default_reporter()))
 
 
-def retrain(run: AnyRun = None, *, reporter: Reporter = SILENT, **options: Any) -> Run:
-    """Train the oracle of an original model; see `RetrainOptions`."""
+@with_options(RetrainOptions)
+def retrain(run: AnyRun = None, *, reporter: Reporter | None = None, **options: Any) -> Run:
+    """Train the oracle of an original model, by the same recipe without the forget set, and return its run."""
+    reporter = reporter or default_reporter()
     resolved = resolve(RetrainOptions, options, "retrain")
     original = open_run(run, ("original",), reporter)
     from .stages.train import retrain as stage
 
-    return stage(original, resolved, reporter=reporter)
+    return Run.of(stage(original, resolved, reporter=reporter))
 
 
-def prepare(run: AnyRun = None, *, reporter: Reporter = SILENT, **options: Any) -> Path | dict[str, Any]:
-    """Prepare a method for a run's model; see `PrepareOptions`, the method's own options go beside them.
+@with_options(PrepareOptions, method=True)
+def prepare(run: AnyRun = None, *, reporter: Reporter | None = None, **options: Any) -> Run | dict[str, Any]:
+    """Prepare a method for a run's model and return the run; with `dry_run` return the estimated cost."""
+    found = prepare_artefact(run, reporter=reporter, **options)
+    return found if isinstance(found, dict) else Run.open(found.parent.parent)  # RUN/methods/METHOD
 
-    Returns:
-        The artefact's folder; with `dry_run` what preparing would take.
-    """
+
+@with_options(PrepareOptions, method=True)
+def prepare_artefact(run: AnyRun = None, *, reporter: Reporter | None = None, **options: Any) -> Path | dict[str, Any]:
+    """Prepare a method for a run's model and return the artefact's folder; with `dry_run` return the estimated cost."""
+    reporter = reporter or default_reporter()
     own, methods = split_options(PrepareOptions, options)
     resolved = resolve(PrepareOptions, own, "prepare")
     original = open_run(run, ("original",), reporter)
     from .stages import prepare as stage
 
-    return (stage.foresee if resolved.dry_run else stage.prepare)(original, resolved, methods, reporter=reporter)
+    return (stage.estimate if resolved.dry_run else stage.prepare)(original, resolved, methods, reporter=reporter)
 
 
-def tune(run: AnyRun = None, *, reporter: Reporter = SILENT, **options: Any) -> Path:
-    """Look for a method's options on simulated requests; see `TuneOptions`, those of the method's own that are given keep their value.
-
-    Returns:
-        The preset's file, which `preset` of `prepare` and `unlearn` takes.
-    """
+@with_options(TuneOptions, method=True)
+def tune(run: AnyRun = None, *, reporter: Reporter | None = None, **options: Any) -> Path:
+    """Search a method's options on simulated requests and return the preset file, which `preset` of `prepare` and `unlearn` takes."""
+    reporter = reporter or default_reporter()
     own, methods = split_options(TuneOptions, options)
     resolved = resolve(TuneOptions, own, "tune")
     original = open_run(run, ("original",), reporter)
@@ -80,98 +141,183 @@ def tune(run: AnyRun = None, *, reporter: Reporter = SILENT, **options: Any) -> 
     return stage(original, resolved, methods, reporter=reporter)
 
 
-def unlearn(run: AnyRun = None, images: Sequence[str | Path] = (), *, reporter: Reporter = SILENT, **options: Any) -> Run:
-    """Forget the people on the photos; see `UnlearnOptions`, the method's own options go beside them."""
+@with_options(UnlearnOptions, method=True)
+def unlearn(run: AnyRun = None, images: Sequence[str | Path] = (), *, reporter: Reporter | None = None, **options: Any) -> Run:
+    """Forget the identities on the support images and return the run of the new model."""
+    reporter = reporter or default_reporter()
     own, methods = split_options(UnlearnOptions, options)
     resolved = resolve(UnlearnOptions, {**own, "images": tuple(map(str, images))}, "unlearn")
     original = open_run(run, ("original",), reporter)
     from .stages.unlearn import unlearn as stage
 
-    return stage(original, resolved, methods, reporter=reporter)
+    return Run.of(stage(original, resolved, methods, reporter=reporter))
 
 
-def evaluate(run: AnyRun = None, oracle: AnyRun = None, *, reporter: Reporter = SILENT, **options: Any) -> dict[str, Any]:
-    """Measure a model; see `EvaluateOptions`."""
+@with_options(EvaluateOptions)
+def evaluate(run: AnyRun = None, oracle: AnyRun = None, *, reporter: Reporter | None = None, **options: Any) -> dict[str, Any]:
+    """Measure a model and return the metrics, which `Run.metrics` reads later."""
+    reporter = reporter or default_reporter()
     if oracle is not None:
-        options["oracle"] = str(oracle.path if isinstance(oracle, Run) else oracle)
+        options["oracle"] = str(oracle.path if isinstance(oracle, runs.Run) else oracle)
     resolved = resolve(EvaluateOptions, options, "evaluate")
-    evaluated = open_run(run, ("original", "oracle", "unlearned"), reporter)
+    evaluated = open_run(run, ANY_KIND, reporter)
     from .stages.evaluate import evaluate as stage
 
     return stage(evaluated, resolved, reporter=reporter)
 
 
-def benchmark(grid: str | Path, *, reporter: Reporter = SILENT, **options: Any) -> dict[str, Any]:
-    """Do what is left of a grid, and write its tables; see `BenchmarkOptions`.
+@with_options(PredictOptions)
+def predict(run: AnyRun, images: Sequence[str | Path], *, reporter: Reporter | None = None, **options: Any) -> list[dict[str, Any]]:
+    """Predict the labels of image files and return, per image, the most probable labels with their probabilities."""
+    reporter = reporter or default_reporter()
+    resolved = resolve(PredictOptions, {**options, "images": tuple(map(str, images))}, "predict")
+    predicting = open_run(run, ANY_KIND, reporter)
+    from .stages.predict import predict as stage
 
-    Returns:
-        What there is; with `dry_run` what is to be done and would take.
-    """
+    return stage(predicting, resolved, reporter)
+
+
+@with_options(BenchmarkOptions)
+def benchmark(grid: str | Path, *, reporter: Reporter | None = None, **options: Any) -> dict[str, Any]:
+    """Run the open jobs of a grid, write its tables and return a summary; with `dry_run` return the jobs and their estimated cost."""
+    reporter = reporter or default_reporter()
     resolved = resolve(BenchmarkOptions, {**options, "grid": str(grid)}, "benchmark")
     if resolved.dry_run:
-        from .stages.benchmarking.estimate import foresee
+        from .stages.benchmarking.estimate import estimate
 
-        return foresee(resolved, reporter=reporter)
+        return estimate(resolved, reporter=reporter)
     from .stages.benchmark import benchmark as stage
 
     return stage(resolved, reporter=reporter)
 
 
-def report(source: Run | str | Path, *, reporter: Reporter = SILENT, **options: Any) -> dict[str, Any]:
-    """Write the report of an evaluated run, or of a benchmark; see `ReportOptions`.
-
-    Returns:
-        `report`, the HTML file, and `figures`, the SVG files.
-    """
-    resolved = resolve(ReportOptions, {**options, "source": str(source.path if isinstance(source, Run) else source)}, "report")
+@with_options(ReportOptions)
+def report(source: runs.Run | str | Path, *, reporter: Reporter | None = None, **options: Any) -> dict[str, Any]:
+    """Write the report of an evaluated run or of a benchmark and return the paths of `report` (HTML) and `figures` (SVG)."""
+    given = {**options, "source": str(source.path if isinstance(source, runs.Run) else source)}
+    resolved = resolve(ReportOptions, given, "report")
     from .stages.report import report as stage
 
-    return stage(resolved, reporter)
+    return stage(resolved, reporter or default_reporter())
 
 
-def push(run: AnyRun, repo_id: str, *, reporter: Reporter = SILENT, **options: Any) -> str:
-    """Publish a run on the Hub, in a private repository unless told otherwise; see `PushOptions`."""
+@with_options(PushOptions)
+def push(run: AnyRun, repo_id: str, *, reporter: Reporter | None = None, **options: Any) -> str:
+    """Publish a run on the Hub and return its address. A new repository is private by default."""
+    reporter = reporter or default_reporter()
     resolved = resolve(PushOptions, {**options, "repo_id": repo_id}, "push")
-    published = open_run(run, ("original", "oracle", "unlearned"), reporter)
+    published = open_run(run, ANY_KIND, reporter)
     from .stages.publishing.model import push as stage
 
     return stage(published, resolved, reporter)
 
 
-def pull(repo_id: str, *, reporter: Reporter = SILENT, **options: Any) -> Run:
-    """Fetch a published run; see `PullOptions`."""
+@with_options(PullOptions)
+def pull(repo_id: str, *, reporter: Reporter | None = None, **options: Any) -> Run:
+    """Download a published run and return it."""
     resolved = resolve(PullOptions, {**options, "repo_id": repo_id}, "pull")
     from .stages.publishing.model import pull as stage
 
-    return stage(resolved, reporter)
+    return Run.of(stage(resolved, reporter or default_reporter()))
 
 
-def check_data(*, reporter: Reporter = SILENT, **options: Any) -> dict[str, Any]:
-    """Look at every photo and row of a data set; see `CheckOptions`."""
+def load_dataset(
+    dataset: str,
+    data_dir: str | Path | None = None,
+    *,
+    subset: str | None = None,
+    image_column: str | None = None,
+    identity_column: str | None = None,
+    label_columns: Sequence[str] = (),
+    reporter: Reporter | None = None,
+) -> datasets.DatasetDict:
+    """Load a face data set as `train` reads it.
+
+    Args:
+        dataset: Name of a data set, folder with metadata.csv, Hub id, or path that `datasets` reads.
+        data_dir: Folder of a named data set on disk.
+        subset: Configuration of the data set, if it has several.
+        image_column: Your own data: the image column.
+        identity_column: Your own data: the identity column.
+        label_columns: Your own data: the label columns.
+        reporter: Receives progress; automatic by default.
+
+    Returns:
+        A `DatasetDict` with one split, "train", of columns `key`, `image`, `identity` and `labels`. `oneshui data split` divides the
+        identities into train, val and test.
+
+    Raises:
+        UsageError: The name is unknown, or an option does not apply to it.
+        OneshuiError: The files are missing or damaged.
+    """
+    import datasets
+
+    from .data.load import load_faces
+
+    columns = {"image_column": image_column, "identity_column": identity_column, "label_columns": label_columns}
+    faces = load_faces(dataset, data_dir, subset=subset, reporter=reporter or default_reporter(), **columns)  # type: ignore[arg-type]
+    return datasets.DatasetDict(train=faces.arrow_dataset.cast_column("image", datasets.Image()))
+
+
+@with_options(CheckOptions)
+def check_data(*, reporter: Reporter | None = None, **options: Any) -> dict[str, Any]:
+    """Check every image and row of a data set and return the findings."""
     resolved = resolve(CheckOptions, options, "data check")
     from .stages.data_commands import check_data as stage
 
-    return stage(resolved, reporter)
+    return stage(resolved, reporter or default_reporter())
 
 
-def draw_split(*, reporter: Reporter = SILENT, **options: Any) -> dict[str, Any]:
-    """Draw a split and write its file; see `DrawOptions`."""
+@with_options(DrawOptions)
+def draw_split(*, reporter: Reporter | None = None, **options: Any) -> dict[str, Any]:
+    """Draw a split of the identities, write its file and return a summary."""
     resolved = resolve(DrawOptions, options, "data split")
     from .stages.data_commands import draw_split as stage
 
-    return stage(resolved, reporter)
+    return stage(resolved, reporter or default_reporter())
 
 
-def push_data(repo_id: str, *, reporter: Reporter = SILENT, **options: Any) -> str:
-    """Publish a data set on the Hub, in a private repository unless told otherwise; see `DataPushOptions`."""
+@with_options(DataPushOptions)
+def push_data(repo_id: str, *, reporter: Reporter | None = None, **options: Any) -> str:
+    """Publish a data set on the Hub and return its address. A new repository is private by default."""
     resolved = resolve(DataPushOptions, {**options, "repo_id": repo_id}, "data push")
     from .stages.publishing.dataset import push_data as stage
 
-    return stage(resolved, reporter)
+    return stage(resolved, reporter or default_reporter())
 
 
+@with_options(RunsOptions)
+def list_runs(*, reporter: Reporter = SILENT, **options: Any) -> list[dict[str, Any]]:
+    """Return a row per run below a folder, the newest first."""
+    del reporter
+    from .stages.list_runs import list_runs as stage
+
+    return stage(resolve(RunsOptions, options, "runs"))
+
+
+@with_options(ShowOptions)
+def show(run: AnyRun = None, *, reporter: Reporter | None = None, **options: Any) -> dict[str, Any]:
+    """Describe a run: what it is, what it was made from, its scores, and which methods are prepared."""
+    resolve(ShowOptions, options, "show")
+    described = open_run(run, ANY_KIND, reporter or default_reporter())
+    from .stages.show import show as stage
+
+    return stage(described)
+
+
+@with_options(EnvironmentOptions)
+def environment(*, reporter: Reporter = SILENT, **options: Any) -> dict[str, Any]:
+    """Return versions, devices and disk use, for a bug report. Nothing in it is personal."""
+    del reporter
+    resolved = resolve(EnvironmentOptions, options, "env")
+    from .stages.environment import environment as stage
+
+    return stage(resolved)
+
+
+@with_options(CacheListOptions)
 def list_cache(*, reporter: Reporter = SILENT, **options: Any) -> dict[str, Any]:
-    """Return what is kept in the cache; see `CacheListOptions`."""
+    """Return the entries of the cache."""
     del reporter
     resolved = resolve(CacheListOptions, options, "cache list")
     from .stages.cache_commands import list_cache as stage
@@ -179,8 +325,9 @@ def list_cache(*, reporter: Reporter = SILENT, **options: Any) -> dict[str, Any]
     return stage(resolved)
 
 
+@with_options(ClearOptions)
 def clear_cache(*, reporter: Reporter = SILENT, **options: Any) -> dict[str, Any]:
-    """Remove what is kept in the cache, except what a process works with; see `ClearOptions`."""
+    """Remove entries of the cache that no process uses, and return a summary."""
     del reporter
     resolved = resolve(ClearOptions, options, "cache clear")
     from .stages.cache_commands import clear_cache as stage
@@ -188,42 +335,43 @@ def clear_cache(*, reporter: Reporter = SILENT, **options: Any) -> dict[str, Any
     return stage(resolved)
 
 
-def demo(*, reporter: Reporter = SILENT, **options: Any) -> dict[str, Any]:
-    """Run the whole road on generated faces; see `DemoOptions`."""
+@with_options(DemoOptions)
+def demo(*, reporter: Reporter | None = None, **options: Any) -> dict[str, Any]:
+    """Run the whole pipeline on generated faces and return the comparison."""
     resolved = resolve(DemoOptions, options, "demo")
     from .stages.demo import demo as stage
 
-    return stage(resolved, reporter)
+    return stage(resolved, reporter or default_reporter())
 
 
-def open_run(run: AnyRun, kinds: tuple[Kind, ...], reporter: Reporter) -> Run:
-    """Open a run, or the newest of these kinds where none is named, and say which."""
-    if isinstance(run, Run):
+def open_run(run: AnyRun, kinds: tuple[Kind, ...], reporter: Reporter) -> runs.Run:
+    """Open a run. Without a name open the newest run of these kinds and print a note."""
+    if isinstance(run, runs.Run):
         return run
     if run is not None:
-        return Run.open(str(run))
-    found = newest(RUNS, kinds)
+        return runs.Run.open(str(run))
+    found = newest_run(RUNS, kinds)
     reporter.note(f"Using the newest run, {found.path}.")
     return found
 
 
 def split_options(stage: type[Any], values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Divide options into a stage's and, all others, the method's."""
+    """Divide options into those of a command and all others, which are the method's."""
     known = names(stage)
     own = {key: value for key, value in values.items() if field_name(key) in known}
     return own, {key: value for key, value in values.items() if key not in own}
 
 
 def installed(what: str) -> list[dict[str, Any]]:
-    """Return a row per installed plugin: `what` is "methods" or "datasets"."""
+    """Return a row per installed plugin; `what` is "methods" or "datasets"."""
     from .plugins import Plugins
 
     return Plugins(f"oneshui.{what}").rows()
 
 
 def method(name: str) -> dict[str, Any]:
-    """Return what is to be known of a method: paper, needs, options with type, default and range, presets."""
-    from .options import fields, flag
+    """Describe a method: paper, data that it needs, options with default, range and choices, presets."""
+    from .options import flag
     from .plugins import METHODS, Plugins
 
     found = Plugins(METHODS).load(name)

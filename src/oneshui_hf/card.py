@@ -1,4 +1,4 @@
-"""The cards: what is published beside a model or a data set for people to read."""
+"""Model cards and data set cards for the Hub."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from .runs import Record
+from .sets import EVALUATED
 
 if TYPE_CHECKING:
     from .data.schema import Faces
 
 MODEL_TEMPLATE, DATA_TEMPLATE = "model_card.md", "data_card.md"
-SETS = {
-    "retain": "training people who stay",
-    "forget": "people who asked to be forgotten",
-    "val": "strangers, by whom epochs and options are chosen",
-    "test": "strangers, used for nothing else",
+SET_DESCRIPTIONS = {
+    "retain": "training images of all other identities",
+    "forget": "training images of the forget identities",
+    "val": "unseen identities, used to choose epochs and options",
+    "test": "unseen identities, used for evaluation only",
 }
 SCORES = {"map": "mAP", "accuracy": "accuracy"}
 TASK = "image-classification"
@@ -34,12 +35,12 @@ def model_card(
     """Return the card of a run as Markdown with a YAML header.
 
     Args:
-        record: The record as it is published: what stands in it may stand in the card.
+        record: The record as it is published. The card may contain all of it.
         config: The model's config.
-        metrics: What `evaluate` measured; empty where it did not.
-        repo_id: The repository that the card is for.
+        metrics: Content of `metrics.json`; empty where the model was not evaluated.
+        repo_id: The repository of the card.
         prepared: The methods whose artefacts are published with the model.
-        with_people: Whether what they prepared for single people is published with them, encrypted.
+        with_people: Whether the data they prepared for single people is published with them, encrypted.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -57,7 +58,7 @@ def model_card(
     card = ModelCard.from_template(
         data,
         template_str=_template(MODEL_TEMPLATE),
-        model_name=name,  # the client has moved the other one into the model-index
+        model_name=name,  # the client moved the first one into the model-index
         repo_id=repo_id,
         record=record,
         report=record.report,
@@ -79,17 +80,17 @@ def model_card(
 
 
 def data_card(faces: Faces, repo_id: str, *, names_kept: bool, left_out: int) -> str:
-    """Return the card of a data set as Markdown with a YAML header. It tells counts, and nobody's name.
+    """Return the card of a data set as Markdown with a YAML header. It contains counts, but no names of people.
 
     Args:
         faces: The data set as it is published.
-        repo_id: The repository that the card is for.
+        repo_id: The repository of the card.
         names_kept: Whether people and photos are published under their names.
-        left_out: How many photos could not be read.
+        left_out: Number of photos that could not be read.
     """
     from huggingface_hub import DatasetCard, DatasetCardData
 
-    from .data.check import balance, spread
+    from .data.check import class_balance, images_per_identity
 
     name = repo_id.rpartition("/")[2]
     data = DatasetCardData(
@@ -106,8 +107,8 @@ def data_card(faces: Faces, repo_id: str, *, names_kept: bool, left_out: int) ->
         task=faces.task.kind,
         images=len(faces),
         people=len(faces.people),
-        spread={key: f"{value:g}" for key, value in spread(faces).items()},
-        labels=balance(faces),
+        spread={key: f"{value:g}" for key, value in images_per_identity(faces).items()},
+        labels=class_balance(faces),
         names_kept=names_kept,
         left_out=left_out,
     )
@@ -125,7 +126,7 @@ def _tags(record: Record) -> list[str]:
 
 def _score(metrics: Mapping[str, Any]) -> str | None:
     """Return the key of the score that was measured."""
-    return next((score for score in SCORES for name in SETS if score in metrics.get(name, {})), None)
+    return next((score for score in SCORES for name in EVALUATED if score in metrics.get(name, {})), None)
 
 
 def _rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -134,36 +135,36 @@ def _rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
-            "who": who,
+            "description": description,
             "images": metrics[name].get("images"),
             "people": metrics[name].get("people"),
             "score": _text(metrics[name].get(score), 2) + _ends(metrics, name, score, 1),
             "loss": _text(metrics[name].get("loss"), 4) + _ends(metrics, name, "loss", 3),
         }
-        for name, who in SETS.items()
+        for name, description in SET_DESCRIPTIONS.items()
         if name in metrics
     ]
 
 
 def _attacks(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return a row of the table for each attack that was run, the strongest first."""
-    found = metrics.get("attacks") or {}
-    names = sorted((name for name in found if name != "strongest"), key=lambda name: name != found.get("strongest"))
+    attacks = metrics.get("attacks") or {}
+    names = sorted((name for name in attacks if name != "strongest"), key=lambda name: name != attacks.get("strongest"))
     return [
         {
             "name": name.replace("_", "-"),
-            "strongest": name == found.get("strongest"),
-            "auc": _text(found[name].get("auc"), 3) + _bracket(found[name].get("interval"), 3),
-            "either_way": _text(found[name].get("auc_either_way"), 3),
+            "strongest": name == attacks.get("strongest"),
+            "auc": _text(attacks[name].get("auc"), 3) + _bracket(attacks[name].get("interval"), 3),
+            "best_direction": _text(attacks[name].get("auc_either_way"), 3),
         }
         for name in names
     ]
 
 
 def _floor(metrics: Mapping[str, Any]) -> dict[str, str] | None:
-    """Return what another seed of the oracle changes, in points of score, where it is known."""
+    """Return the noise floor in points of score; None where it is unknown."""
     floor = metrics.get("noise_floor")
-    return {name: _text(floor.get(name), 1) for name in (*SETS, "tow")} if floor else None
+    return {name: _text(floor.get(name), 1) for name in (*EVALUATED, "tow")} if floor else None
 
 
 def _text(value: float | None, digits: int) -> str:
@@ -175,23 +176,23 @@ def _ends(metrics: Mapping[str, Any], name: str, key: str | None, digits: int) -
 
 
 def _bracket(ends: Sequence[float] | None, digits: int) -> str:
-    """Return an interval as it stands behind its number; nothing where there is none, or only one end may be told."""
+    """Return an interval as text that follows its number; empty where there is none, or only one end may be published."""
     return f" [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]" if ends and len(ends) == 2 else ""
 
 
 def _results(record: Record, metrics: Mapping[str, Any]) -> list[Any]:
-    """Return the numbers as the Hub's model-index takes them."""
+    """Return the numbers in the format of the Hub's model-index."""
     from huggingface_hub import EvalResult
 
     name = record.dataset["name"]
     score = _score(metrics)
-    found: list[tuple[str | None, str | None, str, float]] = [
+    values: list[tuple[str | None, str | None, str, float]] = [
         (split, kind, label, metrics[split][kind])
-        for split in SETS
+        for split in EVALUATED
         for kind, label in ((score, f"{SCORES.get(score or '')} (%)"), ("loss", "mean loss"))
         if metrics.get(split, {}).get(kind) is not None
     ]
-    found += [
+    values += [
         (None, kind, label, metrics[kind])
         for kind, label in (("tow", "ToW (%)"), ("gap_closure", "gap closure"))
         if metrics.get(kind) is not None
@@ -206,5 +207,5 @@ def _results(record: Record, metrics: Mapping[str, Any]) -> list[Any]:
             metric_name=f"{label}, {split}" if split else label,
             metric_value=value,
         )
-        for split, kind, label, value in found
+        for split, kind, label, value in values
     ]

@@ -1,4 +1,4 @@
-"""The two kinds of failure that a user sees, each told in one sentence."""
+"""The two kinds of error that a user sees. Each message is one sentence."""
 
 from __future__ import annotations
 
@@ -8,32 +8,37 @@ from collections.abc import Iterable
 
 
 class OneshuiError(Exception):
-    """Something could not be done. The message says what is wrong, where, and what to do."""
+    """An operation failed. The message states what is wrong, where, and what to do."""
 
     exit_code = 1
 
 
 class UsageError(OneshuiError):
-    """The command or call itself is at fault: an unknown name, a missing option, a path in the way."""
+    """The command or call is wrong: an unknown name, a missing option, an output path that exists."""
 
     exit_code = 2
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an error says that there is no space left."""
+    """Whether an error reports that no disk space is left."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    # safetensors tells of the file system's errors in its own class
+    # safetensors wraps file system errors in its own class
     return type(error).__name__ == "SafetensorError" and f"os error {errno.ENOSPC}" in str(error)
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its type if the message is empty."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return `" Did you mean 'x'?"` for the nearest known word; nothing where none is near."""
-    near = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.55)
-    return f" Did you mean '{near[0]}'?" if near else ""
+    """Return `" Did you mean 'x'?"` for the closest known word, or an empty string if none is close."""
+    close = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.55)
+    return f" Did you mean '{close[0]}'?" if close else ""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return `" Did you mean 'x'?"` for the nearest known word, or a list of all of them where none is near."""
+    """Return `" Did you mean 'x'?"` for the closest known word, or a list of all known words if none is close."""
     names = sorted(known)
     return nearest(word, names) or (f" Known: {', '.join(names)}." if names else "")

@@ -1,4 +1,4 @@
-"""The Hub's client, kept quiet, its failures told in one sentence."""
+"""The Hub's client, without its own output, and with its errors as one sentence."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import OneshuiError, UsageError
+from .errors import OneshuiError, UsageError, first_line
 from .reporting import Reporter
 from .runs import versions
 
@@ -17,30 +17,30 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def hub(repo_id: str, revision: str | None) -> Iterator[None]:
-    """Keep the Hub's client quiet, and tell its failures in one sentence."""
+def hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
+    """Silence the Hub's client, and raise its errors as an `OneshuiError` with one sentence."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
 
     bars, verbosity = not are_progress_bars_disabled(), logging.get_verbosity()
     disable_progress_bars()
-    logging.set_verbosity_error()  # each retry would be a line
+    logging.set_verbosity_error()  # each retry would print a line
     try:
         yield
     except OneshuiError:
         raise
     except Exception as error:
-        told = sentence(error, repo_id, revision)
-        if told is None:
+        translated = translate_error(error, repo_id, revision)
+        if translated is None:
             raise
-        raise told from error
+        raise translated from error
     finally:
         logging.set_verbosity(verbosity)
         if bars:
             enable_progress_bars()
 
 
-def sentence(error: BaseException, repo_id: str, revision: str | None) -> OneshuiError | None:
-    """Return what to tell of a client's error, or None where it is no failure of the Hub."""
+def translate_error(error: BaseException, repo_id: str, revision: str | None) -> OneshuiError | None:
+    """Return the error to raise for an error of the client; None if the Hub is not the cause."""
     from huggingface_hub import errors
 
     chain = list(_causes(error))
@@ -49,22 +49,22 @@ def sentence(error: BaseException, repo_id: str, revision: str | None) -> Oneshu
         return next((e for e in chain if isinstance(e, kind)), None)
 
     if cause(errors.HFValidationError):
-        return UsageError(f"'{repo_id}' is not the name of a repository; it reads USER/NAME.")
-    if cause(errors.OfflineModeIsEnabled) or "OfflineModeIsEnabled" in str(error):  # `datasets` tells it in words alone
-        return OneshuiError(f"The Hub is switched off here by HF_HUB_OFFLINE; unset it to reach {repo_id}.")
+        return UsageError(f"'{repo_id}' is not the name of a repository; the format is USER/NAME.")
+    if cause(errors.OfflineModeIsEnabled) or "OfflineModeIsEnabled" in str(error):  # `datasets` only names it in the message
+        return OneshuiError(f"HF_HUB_OFFLINE disables the Hub; unset it to reach {repo_id}.")
     if cause(errors.RevisionNotFoundError):
         return UsageError(f"{repo_id} has no revision '{revision}'.")
     if cause(errors.RepositoryNotFoundError):
-        return OneshuiError(f"There is no repository {repo_id} that you may see; check its name, and `hf auth whoami`.")
+        return OneshuiError(f"Repository {repo_id} does not exist or you cannot access it; check its name, and `hf auth whoami`.")
     if refused := cause(errors.HfHubHTTPError):
         status = refused.response.status_code
         if status in (401, 403):
-            return OneshuiError(f"The Hub does not let you do this with {repo_id}; log in with another token.")
-        reason = refused.server_message or _first_line(refused)
+            return OneshuiError(f"The Hub denies you this access to {repo_id}; log in with another token.")
+        reason = refused.server_message or first_line(refused)
         return OneshuiError(f"The Hub answered {status} for {repo_id} ({reason}).")
-    # HTTPError is that of the client's HTTP library, which has changed from release to release.
-    if away := cause((errors.HTTPError, ConnectionError, TimeoutError)):
-        return OneshuiError(f"The Hub cannot be reached ({_first_line(away)}).")
+    # HTTPError comes from the client's HTTP library, which differs between releases.
+    if unreachable := cause((errors.HTTPError, ConnectionError, TimeoutError)):
+        return OneshuiError(f"The Hub cannot be reached ({first_line(unreachable)}).")
     return None
 
 
@@ -74,15 +74,11 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
-def signed_in() -> HfApi:
-    """Return the client of whoever is logged in.
+def logged_in_client() -> HfApi:
+    """Return the Hub's client, logged in.
 
     Raises:
-        UsageError: Nobody is.
+        UsageError: Nobody is logged in.
     """
     from huggingface_hub import HfApi, get_token
 
@@ -93,13 +89,13 @@ def signed_in() -> HfApi:
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository that is written to.
+    """A repository to write to.
 
     Attributes:
         api: The client.
         name: USER/NAME.
         kind: "model" or "dataset".
-        revision: The branch; the main one where None.
+        revision: The branch; None is the main branch.
     """
 
     api: HfApi
@@ -108,45 +104,47 @@ class Repository:
     revision: str | None
 
     @classmethod
-    def make(cls, api: HfApi, name: str, *, kind: str, private: bool, revision: str | None, reporter: Reporter) -> Repository:
-        """Make the repository, or take the one that is there.
+    def open_or_create(cls, api: HfApi, name: str, *, kind: str, private: bool, revision: str | None, reporter: Reporter) -> Repository:
+        """Create the repository, or open an existing one.
 
-        The visibility is asked for after it was set: what counts is what the Hub did, before a byte is sent.
+        The visibility is read back from the Hub after it was set, before any file is sent.
 
         Raises:
-            UsageError: The repository is public and was to be private.
+            UsageError: The repository is public, and a private one was requested.
         """
         full: str = api.create_repo(name, private=private, repo_type=kind, exist_ok=True).repo_id
-        hidden = api.repo_info(full, repo_type=kind).private
-        if private and not hidden:
-            raise UsageError(f"{full} is public, so nothing was sent; name another, or publish there with --public.")
-        if hidden and not private:
-            reporter.note(f"{full} was there already and stays private.")
+        is_private = api.repo_info(full, repo_type=kind).private
+        if private and not is_private:
+            raise UsageError(f"{full} is public, so nothing was sent; name another repository, or publish there with --public.")
+        if is_private and not private:
+            reporter.note(f"{full} exists already and stays private.")
         if revision and not revision.startswith("refs/"):
             api.create_branch(full, branch=revision, repo_type=kind, exist_ok=True)
         return cls(api, full, kind, revision)
 
-    def commit(self, folder: Path, message: str | None, ours: Callable[[str], bool], reporter: Reporter) -> str:
-        """Send a folder in one commit and return the commit's address.
+    def commit(self, folder: Path, message: str | None, is_published_file: Callable[[str], bool], reporter: Reporter) -> str:
+        """Send a folder in one commit and return the commit's URL.
 
-        Files that an earlier push left and this folder does not have are removed; files of other origin stay.
+        Files of an earlier push that this folder does not contain are removed; other files in the repository stay.
 
         Args:
-            folder: What to send.
-            message: Of the commit.
-            ours: Whether a file in the repository is of a kind that we write.
+            folder: The folder to send.
+            message: The commit message; None for a default.
+            is_published_file: Returns whether a file in the repository has a name that a push writes.
             reporter: For progress.
         """
+        # Not `HfApi.upload_folder`: with hf_xet it splits a large folder into several commits, so that readers could see half of it. And
+        # `*` in its `delete_patterns` also matches "/", so that it would remove files of others in nested folders.
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
         files = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
-        there = self.api.list_repo_files(self.name, repo_type=self.kind, revision=self.revision)
-        changes = [CommitOperationAdd(file, folder / file) for file in files]
-        changes += [CommitOperationDelete(file) for file in there if file not in files and ours(file)]
+        existing = self.api.list_repo_files(self.name, repo_type=self.kind, revision=self.revision)
+        operations = [CommitOperationAdd(file, folder / file) for file in files]
+        operations += [CommitOperationDelete(file) for file in existing if file not in files and is_published_file(file)]
         reporter.info(f"Sending {len(files)} files to {self.name}.")
         commit = self.api.create_commit(
             self.name,
-            changes,
+            operations,
             commit_message=message or f"Push with oneshui {versions()['oneshui-hf']}",
             repo_type=self.kind,
             revision=self.revision,

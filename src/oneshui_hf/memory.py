@@ -1,4 +1,4 @@
-"""The most memory that a block of work takes."""
+"""The peak memory of a block of code."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ if TYPE_CHECKING:
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
 STATUS = Path("/proc/self/status")
-RESET_PEAK = "5"  # man 5 proc: sets the peak resident set, VmHWM, to what is resident now
+RESET_PEAK = "5"  # man 5 proc: sets the peak resident set, VmHWM, to the current resident set
 
-_measured: list[Peak] = []  # the blocks that are being measured, outermost first
+_active: list[PeakMemory] = []  # the blocks that are being measured, outermost first
 
 
-class Peak:
+class PeakMemory:
     """Measures the peak memory of a block.
 
-        with Peak(device) as peak:
+        with PeakMemory(device) as peak:
             ...
         peak.mb
 
-    On CUDA it is the most that torch's tensors took of that device. Elsewhere it is the largest resident set of this process, which
-    Linux alone tells. It counts all that the process holds: what was there before the block, too, and pages of files that it maps.
+    On CUDA it is the peak of the tensors that torch allocated on that device. Elsewhere it is the largest resident set of this process,
+    which only Linux reports. The resident set includes memory allocated before the block and pages of mapped files.
 
-    Device and process have one counter each, which every block starts anew. A block within a block is right nevertheless: before the
-    inner one starts the counter anew, the outer ones note what it stood at. Blocks in different threads see each other's memory.
+    Device and process have one counter each, and every block resets it. Nested blocks are still correct: before the inner block resets the
+    counter, the outer blocks read it. Blocks in different threads include each other's memory.
 
     Attributes:
-        mb: The peak in MB (1e6 bytes), once the block is left; None where the system does not tell.
+        mb: The peak in MB (1e6 bytes), set when the block ends; None if the system does not report it.
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
@@ -38,23 +38,23 @@ class Peak:
         self._bytes: int | None = 0
         self.mb: int | None = None
 
-    def __enter__(self) -> Peak:
-        for outer in _measured:
-            outer._note()
-        if not _restart(self._device):
+    def __enter__(self) -> PeakMemory:
+        for outer in _active:
+            outer._update()
+        if not _reset_counter(self._device):
             self._bytes = None
-        _measured.append(self)
+        _active.append(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        _measured.remove(self)
-        self._note()
+        _active.remove(self)
+        self._update()
         self.mb = None if self._bytes is None else round(self._bytes / 1e6)
 
-    def _note(self) -> None:
-        """Take in what the counter stands at."""
+    def _update(self) -> None:
+        """Include the counter's current value in the peak."""
         if self._bytes is not None:
-            now = _counter(self._device)
+            now = _read_counter(self._device)
             self._bytes = None if now is None else max(self._bytes, now)
 
 
@@ -62,23 +62,23 @@ def _on_cuda(device: torch.device | str) -> bool:
     return str(device).startswith("cuda")
 
 
-def _restart(device: torch.device | str) -> bool:
-    """Start the counter anew; return whether there is one."""
+def _reset_counter(device: torch.device | str) -> bool:
+    """Reset the counter; return whether one exists."""
     if _on_cuda(device):
         import torch
 
-        torch.cuda.init()  # does nothing the second time; before the first there is no counter
+        torch.cuda.init()  # a second call does nothing; before the first call no counter exists
         torch.cuda.reset_peak_memory_stats(device)
         return True
     try:
         CLEAR_REFS.write_text(RESET_PEAK)
-    except OSError:  # no Linux, or a sandbox that refuses
+    except OSError:  # not Linux, or a sandbox denies it
         return False
     return True
 
 
-def _counter(device: torch.device | str) -> int | None:
-    """Return the most bytes since the counter was started."""
+def _read_counter(device: torch.device | str) -> int | None:
+    """Return the peak in bytes since the last reset."""
     if _on_cuda(device):
         import torch
 

@@ -1,8 +1,8 @@
 """Options as frozen dataclasses: one definition serves the command line, the YAML file and the Python call.
 
-A field made by `option(...)` carries its help text, its range and its flags. Stages and methods define their options beside their
-code; `resolve` turns loose values (from a YAML file, from unparsed command-line words, from another run's record) into an instance,
-and refuses what is unknown or out of range with one sentence.
+A field made by `option(...)` carries its help text, its range and its flags. Commands and methods define their options next to their
+code. `resolve` converts values from a YAML file, a Python call or another run's record into an instance. It raises an error in one
+sentence if a name is unknown or a value is out of range.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .errors import UsageError, did_you_mean, nearest
 
 OptionsT = TypeVar("OptionsT")
 
-LARGEST = 3.4e38  # what a number of single precision holds, as models do
+LARGEST = 3.4e38  # the largest number of single precision, which models use
 
 
 def option(
@@ -31,20 +31,22 @@ def option(
     at: str = "prepare",
     search: tuple[float, float] | bool | None = None,
     formerly: Sequence[str] = (),
+    panel: str = "Run",
 ) -> Any:
     """Define one option.
 
     Args:
-        default: The value where none is given; without it the option must be given.
+        default: The value if none is given. Without a default the option is required.
         help: One sentence for `--help`.
         flags: Names on the command line; `--field-name` where empty.
         minimum: Smallest allowed value, inclusive.
         maximum: Largest allowed value, inclusive.
-        choices: The allowed words, or whole numbers.
-        at: For a method's options, when they act: "prepare" or "apply".
-        search: For a method's options, the range in which `oneshui tune` looks for a value; True for a yes-or-no or a word. Options
-            without one keep their value.
+        choices: The allowed words or whole numbers.
+        at: For a method's options, the step that reads them: "prepare" or "apply".
+        search: For a method's options, the range that `oneshui tune` searches; True for a boolean or a choice. Options without a range
+            keep their value.
         formerly: Earlier names of the field. Records, presets and grids that were written with them are still read.
+        panel: For a command's options, the panel of `--help` that lists it.
     """
     metadata = {
         "help": help,
@@ -55,6 +57,7 @@ def option(
         "at": at,
         "search": search,
         "formerly": tuple(formerly),
+        "panel": panel,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -84,12 +87,12 @@ def field_name(word: str) -> str:
 
 
 def types_of(options: type[Any]) -> dict[str, Any]:
-    """Return the resolved type of every field. Resolving is slow; ask once, not for each field."""
+    """Return the resolved type of every field. Resolving is slow: call this once, not for each field."""
     return typing.get_type_hints(options)
 
 
 def resolve(options: type[OptionsT], values: Mapping[str, Any], where: str) -> OptionsT:
-    """Make an instance from loose values.
+    """Return an instance of an options class.
 
     Args:
         options: The dataclass.
@@ -107,7 +110,7 @@ def resolve(options: type[OptionsT], values: Mapping[str, Any], where: str) -> O
         if spelling not in spellings:
             raise UsageError(f"{where} has no option {flag(spelling)}.{did_you_mean(flag(spelling), map(flag, spellings))}")
         name = spellings[spelling]
-        given[name] = _convert(value, types[name], known[name], where)
+        given[name] = convert(value, types[name], known[name], where)
     _require(known, given, where)
     return options(**given)
 
@@ -118,19 +121,30 @@ def _require(known: Mapping[str, dataclasses.Field[Any]], given: Mapping[str, An
         raise UsageError(f"{where} needs {' and '.join(map(flag, missing))}.")
 
 
-def _convert(value: Any, wanted: Any, field: dataclasses.Field[Any], where: str) -> Any:
+def convert(value: Any, wanted: Any, field: dataclasses.Field[Any], where: str) -> Any:
+    """Return a value in the type of a field.
+
+    Args:
+        value: Text, or a value of any type.
+        wanted: The field's resolved type, see `types_of`.
+        field: The field, with range and choices in its metadata.
+        where: What the option belongs to, for messages.
+
+    Raises:
+        UsageError: The value has the wrong type or is out of range.
+    """
     label = f"{flag(field.name)} of {where}"
     if typing.get_origin(wanted) in (typing.Union, UnionType):
         if value is None:
             return None
         wanted = next(t for t in typing.get_args(wanted) if t is not type(None))
     if typing.get_origin(wanted) in (tuple, list):
-        items = [value] if isinstance(value, str) else list(value)  # one photo, or its labels: a comma is part of it
+        items = [value] if isinstance(value, str) else list(value)  # a comma is part of a path or of a list of labels
         if "" in items:
-            raise UsageError(f"{label} is empty; give a value, or leave it out.")
+            raise UsageError(f"{label} is empty; give a value or omit the option.")
         return tuple(str(item) for item in items)
     if value == "":
-        raise UsageError(f"{label} is empty; give a value, or leave it out.")
+        raise UsageError(f"{label} is empty; give a value or omit the option.")
     try:
         if wanted is bool:
             value = _boolean(value)
@@ -202,3 +216,18 @@ def parse_words(words: Sequence[str], options: type[Any], where: str) -> dict[st
         else:
             values[spellings[spelling]] = queue.pop(0)
     return values
+
+
+def current_names(options: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return stored values by the current names of their fields.
+
+    Earlier names and command-line spellings are translated. Unknown names are kept, so that `resolve` reports them.
+    """
+    known = names(options)
+    return {known.get(field_name(key), key): value for key, value in values.items()}
+
+
+def original_names(options: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return stored values by the first name of each field, for hashes that must not change when a field is renamed."""
+    first = {name: (*field.metadata.get("formerly", ()), name)[0] for name, field in fields(options).items()}
+    return {first.get(name, name): value for name, value in current_names(options, values).items()}

@@ -1,7 +1,7 @@
-"""Searching for options: the axes that an options class declares, and the values to try next.
+"""Random search over a method's options: the axes that an options class declares, and the values of the next trial.
 
-The first trials, and then every other one, are drawn from the whole ranges, the rest near the best so far. What is tried depends on the
-seed, the trial's number and the best before it alone, so that an interrupted search goes on as if nothing had happened.
+The first trials, and then every other one, are sampled from the whole ranges, the others near the best values so far. A trial depends only
+on the seed, its number and the best values before it, so an interrupted search resumes with the same trials.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 from .options import fields, types_of
 from .seeding import derive
 
-ANYWHERE = 4  # trials after the first before any is drawn near the best
-NEAR = (1 / 60, 1 / 6)  # standard deviation of a value near the best, as a share of its range: drawn between these, by factors
-OTHER = 1 / 4  # how often a word or a yes-or-no is drawn again near the best
+GLOBAL_TRIALS = 4  # trials after the first that are sampled from the whole ranges before any is sampled near the best
+LOCAL_STD = (1 / 60, 1 / 6)  # range of the standard deviation near the best, as a fraction of the axis; sampled log-uniformly
+RESAMPLE_PROBABILITY = 1 / 4  # of a choice or boolean, near the best
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,65 +26,65 @@ class Axis:
     """One option that is searched.
 
     Attributes:
-        low: Smallest value, or 0 where there are words.
-        high: Largest value, or the number of words less one.
-        whole: Whether values are whole numbers.
-        words: The values, where they are not numbers.
+        low: Smallest value, or 0 if the axis has choices.
+        high: Largest value, or the number of choices minus one.
+        integer: Whether values are whole numbers.
+        choices: The values, if they are not numbers.
     """
 
     low: float
     high: float
-    whole: bool = False
-    words: tuple[Any, ...] = ()
+    integer: bool = False
+    choices: tuple[Any, ...] = ()
 
     @property
     def logarithmic(self) -> bool:
-        """Whether factors count rather than differences: where the range spans a factor of ten or more."""
+        """Whether the axis has a log scale: if its range spans a factor of ten or more."""
         return self.low > 0 and self.high >= 10 * self.low
 
-    def at(self, place: float) -> Any:
-        """Return the value at a place between 0 and 1. Numbers have four digits, enough for a search and good to read."""
-        if self.words:
-            return self.words[min(int(place * len(self.words)), len(self.words) - 1)]
-        step = self.high - self.low
-        value = self.low * (self.high / self.low) ** place if self.logarithmic else self.low + step * place
-        return round(value) if self.whole else float(f"{value:.4g}")
+    def value_at(self, position: float) -> Any:
+        """Return the value at a position between 0 and 1. Numbers have four significant digits, enough for a search and readable."""
+        if self.choices:
+            return self.choices[min(int(position * len(self.choices)), len(self.choices) - 1)]
+        span = self.high - self.low
+        value = self.low * (self.high / self.low) ** position if self.logarithmic else self.low + span * position
+        return round(value) if self.integer else float(f"{value:.4g}")
 
-    def near(self, value: Any, draws: random.Random) -> Any:
-        """Return a value near another one; anywhere where that is not a number of the range."""
-        # Drawn in any case, so that axes do not shift each other's draws.
-        anywhere, fine, step = draws.random(), draws.random(), draws.gauss(0, 1)
-        if self.words:
-            return self.at(anywhere / OTHER) if anywhere < OTHER else value
+    def sample_near(self, value: Any, draws: random.Random) -> Any:
+        """Return a value near another one, or any value of the axis if the other one is not a number in its range."""
+        # Always three draws, so that axes do not shift each other's draws.
+        uniform, log_std, normal = draws.random(), draws.random(), draws.gauss(0, 1)
+        if self.choices:
+            return self.value_at(uniform / RESAMPLE_PROBABILITY) if uniform < RESAMPLE_PROBABILITY else value
         if not isinstance(value, int | float) or not self.low <= value <= self.high or self.low == self.high:
-            return self.at(anywhere)
+            return self.value_at(uniform)
         if self.logarithmic:
-            place = math.log(value / self.low) / math.log(self.high / self.low)
+            position = math.log(value / self.low) / math.log(self.high / self.low)
         else:
-            place = (value - self.low) / (self.high - self.low)
-        width = NEAR[1] * (NEAR[0] / NEAR[1]) ** fine
-        return self.at(min(max(place + width * step, 0.0), 1.0))
+            position = (value - self.low) / (self.high - self.low)
+        std = LOCAL_STD[1] * (LOCAL_STD[0] / LOCAL_STD[1]) ** log_std
+        return self.value_at(min(max(position + std * normal, 0.0), 1.0))
 
 
 def axes(options: type[Any]) -> dict[str, Axis]:
-    """Return the axes that an options class declares, by field."""
+    """Return the search axes that an options class declares, by field."""
     types = types_of(options)
     found: dict[str, Axis] = {}
     for name, field in fields(options).items():
         search = field.metadata.get("search")
         if search is True:
-            words = field.metadata["choices"] or (False, True)
-            found[name] = Axis(0, len(words) - 1, words=tuple(words))
+            choices = field.metadata["choices"] or (False, True)
+            found[name] = Axis(0, len(choices) - 1, choices=tuple(choices))
         elif search:
-            found[name] = Axis(search[0], search[1], whole=int in (types[name], *typing.get_args(types[name])))
+            found[name] = Axis(search[0], search[1], integer=int in (types[name], *typing.get_args(types[name])))
     return found
 
 
 def propose(space: Mapping[str, Axis], number: int, seed: int, best: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return what trial `number` tries: nothing at first (the defaults), then anywhere, then near the best so far."""
+    """Return the values of trial `number`: none for trial 0 (the defaults), then from the whole ranges, then near the best so far."""
     draws = random.Random(derive(seed, "trial", number))
     if number == 0:
         return {}
-    if best is None or number <= ANYWHERE or number % 2:
-        return {name: axis.at(draws.random()) for name, axis in space.items()}
-    return {name: axis.near(best[name], draws) for name, axis in space.items()}
+    if best is None or number <= GLOBAL_TRIALS or number % 2:
+        return {name: axis.value_at(draws.random()) for name, axis in space.items()}
+    return {name: axis.sample_near(best[name], draws) for name, axis in space.items()}

@@ -1,7 +1,9 @@
-"""What a stage may tell its caller while it works. The CLI shows it; a Python caller hears nothing unless it asks."""
+"""How a stage reports progress to its caller: silently, on a terminal, or in a notebook."""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -9,53 +11,137 @@ T = TypeVar("T")
 
 
 class Reporter:
-    """The silent reporter. Subclasses show what they are told."""
+    """The silent reporter. Subclasses print what they receive."""
 
     def info(self, message: str) -> None:
-        """Tell one line about what is being done."""
+        """Report what is being done, in one line."""
 
     def note(self, message: str) -> None:
-        """Tell one line that the user should see even in a log: what was chosen for them."""
+        """Report a choice that was made for the user, in one line that also belongs in a log."""
 
     def warn(self, message: str) -> None:
-        """Tell one line that the user should not miss: what may be wrong."""
+        """Report what may be wrong, in one line."""
 
     def confirm(self, question: str) -> bool:
-        """Put a yes-or-no question to whoever is there; no where nobody can answer."""
+        """Ask a yes-or-no question. The answer is no if nobody can answer."""
         del question
         return False
 
     def track(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-        """Yield the items, showing how far the work is."""
+        """Yield the items and report progress."""
         del label, total
         yield from items
 
 
 class PrefixedReporter(Reporter):
-    """Passes on what it is told, warnings with a label in front, where one of many jobs has them."""
+    """Forwards to another reporter and puts a label before each warning, for one of many jobs."""
 
     def __init__(self, reporter: Reporter, label: str) -> None:
         self._reporter, self._label = reporter, label
 
     def info(self, message: str) -> None:
-        """Pass on a line."""
+        """Forward a line."""
         self._reporter.info(message)
 
     def note(self, message: str) -> None:
-        """Pass on a line that should be seen."""
+        """Forward a note."""
         self._reporter.note(message)
 
     def warn(self, message: str) -> None:
-        """Pass on a line that should not be missed, and say what it is about."""
+        """Forward a warning with the label."""
         self._reporter.warn(f"{self._label}: {message}")
 
     def confirm(self, question: str) -> bool:
-        """Pass on a question."""
+        """Forward a question."""
         return self._reporter.confirm(question)
 
     def track(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-        """Yield the items, showing how far the work is."""
+        """Yield the items and report progress."""
         yield from self._reporter.track(items, label, total)
 
 
+class ConsoleReporter(Reporter):
+    """Prints to stderr, from the main process only. Progress lines and bars appear on a terminal or in a notebook only."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        """Prepare the console.
+
+        Args:
+            quiet: Print warnings only.
+        """
+        self._quiet = quiet
+        self._main = is_main_process()
+        self._interactive = is_interactive()
+        self._tracking = False
+        self._noted: set[str] = set()
+
+    def info(self, message: str) -> None:
+        """Print what is being done, on a terminal or in a notebook."""
+        if self._main and self._interactive and not self._quiet:
+            self._print(message, "dim")
+
+    def note(self, message: str) -> None:
+        """Print a choice that was made for the user, once."""
+        if self._main and not self._quiet and message not in self._noted:
+            self._noted.add(message)
+            self._print(message, "")
+
+    def warn(self, message: str) -> None:
+        """Print what may be wrong."""
+        if self._main:
+            self._print(f"Warning: {message}", "yellow")
+
+    def confirm(self, question: str) -> bool:
+        """Ask on stderr and read the answer from stdin. The answer is no unless both are a terminal and this is the main process."""
+        if not (self._main and sys.stderr.isatty() and sys.stdin.isatty()):
+            return False
+        import typer
+
+        try:
+            return typer.confirm(question, err=True)
+        except typer.Abort:  # Ctrl-C, or the end of the input
+            raise KeyboardInterrupt from None
+
+    def _print(self, message: str, style: str) -> None:
+        from rich.console import Console
+
+        Console(stderr=True, highlight=False, soft_wrap=True, force_jupyter=False).print(message, style=style, markup=False)
+
+    def track(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+        """Yield the items under a progress bar. A bar inside another bar is not shown."""
+        if not (self._main and self._interactive) or self._quiet or self._tracking or not can_draw_bars():
+            yield from items
+            return
+        from rich.console import Console
+        from rich.progress import track
+
+        self._tracking = True
+        try:
+            yield from track(items, label, total=total, console=Console(stderr=True), transient=True)
+        finally:
+            self._tracking = False
+
+
 SILENT = Reporter()
+
+
+def default_reporter() -> Reporter:
+    """Return a reporter that prints on a terminal or in a notebook, and a silent one elsewhere."""
+    return ConsoleReporter() if is_interactive() else SILENT
+
+
+def is_main_process() -> bool:
+    """Whether this process may print. It reads the launcher's variables, since torch may not be loaded yet."""
+    return int(os.environ.get("RANK", "0") or 0) == 0
+
+
+def is_interactive() -> bool:
+    """Whether stderr is a terminal, or this is a notebook."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
+def can_draw_bars() -> bool:
+    """Whether a progress bar can be redrawn: on a terminal, and in a notebook that has ipywidgets."""
+    from importlib.util import find_spec
+
+    return sys.stderr.isatty() or find_spec("ipywidgets") is not None

@@ -1,17 +1,17 @@
-"""The run directory: what is where, what it was made from, and writing that leaves a whole file or none.
+"""The run directory: its layout, its record, and atomic writes of files and folders.
 
 RUN/
-  config.json, model.safetensors, preprocessor_config.json   a plain transformers checkpoint, for `pipeline()` and anyone else
-  oneshui.json       the record: options, versions, seed, data set fingerprint, parent run and its weights' hash
-  split.json         who is train, val, test, forget; which photo is support. Personal: never published
-  metrics.json       what `evaluate` measured
-  curves.json        what figures are drawn from, person by person and without names. Personal: never published
+  config.json, model.safetensors, preprocessor_config.json   a plain transformers checkpoint, readable by `pipeline()`
+  oneshui.json       the record: options, versions, seed, data set fingerprint, parent run and the hash of the parent's weights
+  split.json         the identities of train, val, test and forget, and the support images. Personal: never published
+  metrics.json       the metrics that `evaluate` measured
+  curves.json        the data of figures, per identity and without names. Personal: never published
   predictions/       logits, labels and identity index of each set. Personal: never published
   methods/<name>/    a method's artefact
-  methods/.<name>.unfinished/   where a preparation stands while it works, or was interrupted. Personal, not encrypted: never published
-  tuned/<name>.json  a preset that `oneshui tune` found
-  checkpoint-<n>/    training state after n epochs, while training runs
-  shards/<s>/        of a sharded model that is being trained: what shard s has learned, or its checkpoint. Gone when training ends
+  methods/.<name>.unfinished/   the resume state of a running or interrupted preparation. Personal, not encrypted: never published
+  tuned/<name>.json  a preset that `oneshui tune` wrote
+  checkpoint-<n>/    training state after n epochs, deleted when training ends
+  shards/<s>/        while a sharded model is trained: the finished adapter of shard s, or its checkpoint. Deleted when training ends
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ CURVES = "curves.json"
 PREDICTIONS = "predictions"
 METHODS = "methods"
 TUNED = "tuned"
-MANIFEST = "benchmark.json"  # of a benchmark's folder: which rows belong to its grid
-ROWS = "rows"  # the folder of a benchmark's rows, one file a job
+MANIFEST = "benchmark.json"  # in a benchmark's folder: the rows of its grid
+ROWS = "rows"  # in a benchmark's folder: one file per job
 PREPROCESSOR = "preprocessor_config.json"
 FORMAT = 1
-RUNS = Path("runs")  # where runs are made and looked for, unless named
+RUNS = Path("runs")  # the default folder of runs
 
 Kind = Literal["original", "oracle", "unlearned"]
 KINDS = ("original", "oracle", "unlearned")
@@ -50,7 +50,7 @@ KINDS = ("original", "oracle", "unlearned")
 
 @dataclasses.dataclass
 class Record:
-    """The contents of `oneshui.json`: all that is needed to say what a run is and to make it again."""
+    """The contents of `oneshui.json`: everything needed to describe a run and to reproduce it."""
 
     kind: Kind
     seed: int
@@ -76,15 +76,15 @@ class Run:
         """Open an existing run.
 
         Raises:
-            UsageError: The folder is missing or is no run.
+            UsageError: The folder is missing or is not a run.
             OneshuiError: Its record cannot be read.
         """
         path = Path(path)
         if not path.is_dir():
-            raise UsageError(f"There is no run at {path}; `oneshui train` makes one.")
+            raise UsageError(f"There is no run at {path}; create one with `oneshui train`.")
         file = path / RECORD
         if not file.is_file():
-            raise UsageError(f"{path} is not a run: it holds no {RECORD}.")
+            raise UsageError(f"{path} is not a run: it contains no {RECORD}.")
         record = read_object(file)
         if record.get("format") != FORMAT:
             raise OneshuiError(f"{file} has format {record.get('format')}, this version reads {FORMAT}: upgrade oneshui-hf.")
@@ -95,34 +95,34 @@ class Run:
             raise OneshuiError(f"{file} is not a complete record: {error}.") from None
         objects = all(isinstance(part, dict) for part in (found.options, found.dataset, found.report, found.parent or {}))
         if not objects or found.kind not in KINDS:
-            raise OneshuiError(f"{file} is damaged: its parts are not those of a record.")
+            raise OneshuiError(f"{file} is damaged: a field of the record has a wrong type, or its kind is unknown.")
         return cls(path, found)
 
     @functools.cached_property
     def weights(self) -> str:
-        """The SHA-256 of the weights as they lay on disk when first asked for: hashing a large model takes a while."""
+        """The SHA-256 of the weights on disk. It is computed on first access and kept, since hashing a large model is slow."""
         return hash_weights(self.path)
 
     @property
     def request_size(self) -> int:
-        """How many people of its split ask to be forgotten.
+        """Number of identities in the forget set.
 
         Raises:
-            OneshuiError: Its record does not tell.
+            OneshuiError: The record does not contain it.
         """
         split = self.record.report.get("split")
         size = split.get("forget_identities") if isinstance(split, dict) else None
         if not isinstance(size, int):
-            raise OneshuiError(f"{self.path / RECORD} is damaged: it does not tell how many people ask to be forgotten.")
+            raise OneshuiError(f"{self.path / RECORD} is damaged: it does not contain the number of forget identities.")
         return size
 
     def artefact(self, method: str) -> Path:
-        """Where a method's artefact lies, whether or not it has been prepared."""
+        """Return the folder of a method's artefact, which may not exist."""
         return self.path / METHODS / method
 
     @property
     def has_weights(self) -> bool:
-        """Whether the model itself is there; a benchmark keeps what it said and may let it go."""
+        """Whether the weights exist; a benchmark may delete them and keep the predictions only."""
         return any(self.path.glob("*.safetensors"))
 
     def require_finished(self) -> Run:
@@ -140,47 +140,49 @@ class Run:
 
         Raises:
             UsageError: Training has not finished.
-            OneshuiError: The weights are not those that were written.
+            OneshuiError: The hash of the weights differs from the record.
         """
         self.require_finished()
         if self.record.weights is not None and self.weights != self.record.weights:
-            raise OneshuiError(f"The weights in {self.path} are not those of its record: damaged, or changed by hand. Restore them.")
+            raise OneshuiError(
+                f"The weights in {self.path} are not those of its record: they were damaged or changed by hand. Restore them."
+            )
         return self
 
     def require_split(self) -> Run:
         """Return self.
 
         Raises:
-            OneshuiError: It came from the Hub, without the split that says which photo is in which set.
+            OneshuiError: The run has no split, as it came from the Hub.
         """
         if not (self.path / SPLIT).exists():
-            raise OneshuiError(f"{self.path} has no {SPLIT} (published runs carry none), so its sets are not known.")
+            raise OneshuiError(f"{self.path} has no {SPLIT} (published runs have none), so its sets are not known.")
         return self
 
 
-def newest(root: Path, kinds: tuple[Kind, ...] = ("original",)) -> Run:
-    """Return the run below `root` that was written last. Runs that cannot be read are passed over.
+def newest_run(root: Path, kinds: tuple[Kind, ...] = ("original",)) -> Run:
+    """Return the newest finished run below `root`. Runs that cannot be read are skipped.
 
     Raises:
         UsageError: There is none.
     """
-    runs, damaged = [], []
+    runs, unreadable = [], []
     for file in sorted(root.glob(f"*/{RECORD}")):
-        if file.parent.name.startswith("."):  # a scratch folder, left behind by a killed process
+        if file.parent.name.startswith("."):  # a temporary folder of a killed process
             continue
         try:
             runs.append(Run.open(file.parent))
         except OneshuiError:
-            damaged.append(file.parent.name)
+            unreadable.append(file.parent.name)
     runs = [run for run in runs if run.record.kind in kinds and run.record.state == "complete"]
     if not runs:
-        unread = f" ({', '.join(damaged)} cannot be read)" if damaged else ""
-        raise UsageError(f"There is no finished run in {root}/{unread}; train one with `oneshui train`, or name one with --run.")
+        detail = f" ({', '.join(unreadable)} cannot be read)" if unreadable else ""
+        raise UsageError(f"There is no finished run in {root}/{detail}; train one with `oneshui train`, or name one with --run.")
     return max(runs, key=lambda run: (run.path / RECORD).stat().st_mtime)
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of this package and of what its results depend on."""
+    """Return the versions of this package and of the libraries that its results depend on."""
     names = ("oneshui-hf", "torch", "transformers", "datasets", "accelerate", "safetensors", "pillow")
     return {name: metadata.version(name) for name in names}
 
@@ -200,24 +202,24 @@ def read_json(file: Path) -> Any:
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """Read a JSON file that holds an object.
+    """Read a JSON file that contains an object.
 
     Raises:
-        OneshuiError: It is missing, not JSON, or holds something else.
+        OneshuiError: It is missing, is not JSON, or contains something other than an object.
     """
     value = read_json(file)
     if not isinstance(value, dict):
-        raise OneshuiError(f"{file} is damaged: it holds no JSON object.")
+        raise OneshuiError(f"{file} is damaged: it contains no JSON object.")
     return value
 
 
 def dump_json(value: Any) -> bytes:
-    """Return the bytes that every JSON file here is written as."""
+    """Return a value as JSON in the format of all JSON files of this package: UTF-8, sorted keys, two spaces."""
     return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
 def write_bytes(file: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
+    """Write a file atomically: readers see the old file or the complete new one."""
     file.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:
@@ -233,31 +235,31 @@ def write_bytes(file: Path, data: bytes) -> None:
 
 
 def write_json(file: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all."""
+    """Write a JSON file atomically."""
     write_bytes(file, dump_json(value))
 
 
-def sealed(value: dict[str, Any]) -> dict[str, Any]:
-    """Return an object with the hash of its contents, by which `is_sealed` knows it again."""
+def with_checksum(value: dict[str, Any]) -> dict[str, Any]:
+    """Return an object with the SHA-256 of its contents, which `has_valid_checksum` verifies."""
     return value | {"content": hashlib.sha256(dump_json(value)).hexdigest()}
 
 
-def is_sealed(value: dict[str, Any]) -> bool:
-    """Whether an object is as `sealed` returned it, and was not cut short or changed by hand since."""
-    return value == sealed({key: item for key, item in value.items() if key != "content"})
+def has_valid_checksum(value: dict[str, Any]) -> bool:
+    """Whether an object is unchanged since `with_checksum` returned it: not truncated and not edited by hand."""
+    return value == with_checksum({key: item for key, item in value.items() if key != "content"})
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Write a run's record; last of all files, since it is what makes the folder a run."""
+    """Write a run's record. Write it last, since it makes the folder a run."""
     write_json(path / RECORD, dataclasses.asdict(record))
 
 
 @contextlib.contextmanager
 def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """Yield a scratch folder beside `path` that becomes `path` when the block succeeds and vanishes when it fails.
+    """Yield a temporary folder next to `path`. It is renamed to `path` if the block succeeds and deleted if it fails.
 
-    What `replace` replaces is whole again where the last step fails, and lies beside `path` as `.NAME.*.old` where the process is
-    killed in between.
+    With `replace`, an existing folder is restored if the last step fails. If the process is killed during that step, the old folder
+    remains next to `path` as `.NAME.*.old`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
@@ -265,7 +267,7 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     try:
         yield scratch
         if replace and path.exists():
-            _swap(scratch, path)
+            _replace_folder(scratch, path)
         else:
             scratch.rename(path)
     except BaseException:
@@ -273,35 +275,76 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         raise
 
 
-def _swap(scratch: Path, path: Path) -> None:
-    aside = scratch.with_name(f"{scratch.name}.old")
-    path.rename(aside)
+def _replace_folder(scratch: Path, path: Path) -> None:
+    old = scratch.with_name(f"{scratch.name}.old")
+    path.rename(old)
     try:
         scratch.rename(path)
     except BaseException:
-        aside.rename(path)
+        old.rename(path)
         raise
-    shutil.rmtree(aside)
+    shutil.rmtree(old)
 
 
-def claim(path: Path, *, overwrite: bool, source: Path | None = None) -> None:
-    """Check that a run may be written at `path`, which is made from the run at `source`.
+def require_writable(path: Path, *, overwrite: bool, source: Path | None = None) -> None:
+    """Check that a run may be written at `path`.
+
+    Args:
+        path: The folder of the new run.
+        overwrite: Accept an existing run.
+        source: The run from which the new run is computed.
 
     Raises:
-        UsageError: Something is there and may not be overwritten.
+        UsageError: It overlaps with `source`, is or is below a file, may not be written to, or exists and may not be replaced.
     """
     target = path.resolve()
     if source and (target == source.resolve() or target in source.resolve().parents or source.resolve() in target.parents):
-        raise UsageError(f"{path} is, holds or lies in {source}, the run that it would be made from; name another --output-dir.")
-    for place in (target, *target.parents):
-        if place.exists() and not place.is_dir():
-            raise UsageError(f"{place} is a file; name a folder with --output-dir.")
-    if path.is_dir() and not any(path.iterdir()):
+        raise UsageError(f"{path} is, contains or is inside the source run {source}; name another --output-dir.")
+    require_writable_place(target, "a folder", "--output-dir")
+    if not path.exists() or not any(path.iterdir()):
         return
-    if path.exists() and not overwrite:
+    if not overwrite:
         raise UsageError(f"{path} exists; name another --output-dir, or replace it with --overwrite.")
-    if path.exists() and not (path / RECORD).is_file():
-        raise UsageError(f"{path} is not a run, so --overwrite leaves it alone; name another --output-dir.")
+    if not (path / RECORD).is_file():
+        raise UsageError(f"{path} is not a run, so --overwrite does not replace it; name another --output-dir.")
+
+
+def require_writable_file(file: Path, *, overwrite: bool, resumable: bool = False, flag: str = "--output") -> None:
+    """Check that a file may be written.
+
+    Args:
+        file: The file.
+        overwrite: Accept an existing file.
+        resumable: Mention --resume in the message about an existing file.
+        flag: The option that names the file, for messages.
+
+    Raises:
+        UsageError: It is a folder, is below a file, may not be written to, or exists and may not be replaced.
+    """
+    if file.is_dir():
+        raise UsageError(f"{file} is a folder; name a file with {flag}.")
+    require_writable_place(file.parent, "another file", flag)
+    if file.exists() and not overwrite:
+        resume = "resume with --resume, " if resumable else ""
+        raise UsageError(f"{file} exists; {resume}name another file with {flag}, or replace it with --overwrite.")
+
+
+def require_writable_place(folder: Path, noun: str, flag: str) -> None:
+    """Check that files can be created in a folder; it need not exist yet.
+
+    Args:
+        folder: The folder.
+        noun: What the user should name instead, for messages.
+        flag: The option with which the user names it.
+
+    Raises:
+        UsageError: The folder or a parent is a file, or the nearest existing folder may not be written to.
+    """
+    existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not existing.is_dir():
+        raise UsageError(f"{existing} is a file; name {noun} with {flag}.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UsageError(f"There is no permission to write in {existing}; name {noun} with {flag}.")
 
 
 def hash_file(file: Path) -> str:
@@ -311,14 +354,14 @@ def hash_file(file: Path) -> str:
 
 
 def hash_weights(path: Path) -> str:
-    """Return the SHA-256 over a checkpoint's safetensors files.
+    """Return the SHA-256 of a checkpoint's safetensors files.
 
     Raises:
         OneshuiError: There are none.
     """
     files = sorted(path.glob("*.safetensors"))
     if not files:
-        raise OneshuiError(f"{path} holds no model.safetensors; pickled checkpoints are not read.")
+        raise OneshuiError(f"{path} contains no model.safetensors; pickled checkpoints are not read.")
     if len(files) == 1:
         return hash_file(files[0])
     return hashlib.sha256("".join(map(hash_file, files)).encode()).hexdigest()

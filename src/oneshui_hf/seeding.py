@@ -1,7 +1,7 @@
-"""Seeds that are derived, never shared: every draw has its own generator, named by what it is for.
+"""Derived seeds: every random draw has its own generator, named by its purpose.
 
-A stream is named by the run's seed and some words (`generator(0, "order", epoch)`), so that work can be resumed, split over
-processes or reordered without changing a single draw, and no library that also draws from torch's global state can disturb it.
+A stream is named by the run's seed and some words (`generator(0, "order", epoch)`). So work can be resumed, split over processes or
+reordered without changing a single draw, and libraries that draw from torch's global state cannot change one either.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def generator(seed: int, *words: object) -> torch.Generator:
 
 @contextmanager
 def seeded(seed: int, *words: object) -> Iterator[None]:
-    """Run a block whose library code can only draw from torch's global state (weight init, dropout), and restore that state."""
+    """Seed torch's global state for a block whose library code draws from it (weight init, dropout), then restore the state."""
     import torch
 
     with torch.random.fork_rng():

@@ -1,8 +1,8 @@
-"""What preparing forget keys costs as people become more, and what using them costs, as ratios within one run.
+"""The cost of preparing forget keys for growing numbers of identities, and of merging them, as ratios within one run.
 
 python tests/benchmarks/bench_forget_keys.py
 
-The model is the tiny one as it is drawn, on generated faces; processor seconds.
+The model is the tiny one with random weights, on generated faces; times are processor seconds.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from oneshui_hf.stages.distributed import make_accelerator
 from oneshui_plugins.forget_keys.method import ForgetKeys
 from oneshui_plugins.forget_keys.options import ForgetKeysOptions
 
-PEOPLE, STRANGERS = (4, 8, 16, 32), 12
-TOGETHER = 16  # people of the comparison with one after the other
+IDENTITIES, UNSEEN = (4, 8, 16, 32), 12
+JOINT = 16  # identities of the comparison between separate and joint training
 KEYS = (1, 5, 20)
 REPEATS = 5
 OPTIONS = ForgetKeysOptions()
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Processor seconds: what else runs on the machine does not count."""
+def processor_seconds(work: Callable[[], object]) -> float:
+    """Return the processor seconds of some work, which do not depend on other processes."""
     started = time.process_time()
     work()
     return time.process_time() - started
 
 
-class Bench:
-    """The tiny model, and generated people: the last ones are strangers."""
+class Benchmark:
+    """The tiny model and generated identities, of which the last ones are unseen."""
 
     def __init__(self) -> None:
         faces = load_faces("synthetic")
@@ -46,24 +46,25 @@ class Bench:
         self.model.eval()
         faces, pixels = load_pixels(faces, preprocess.size)
         identities = torch.from_numpy(faces.identities)
-        self.all = FaceSet(pixels, faces.stored, faces.labels, identities, preprocess, tuple(faces.people))
+        self.all = FaceSet(pixels, faces.arrow_rows, faces.labels, identities, preprocess, tuple(faces.people))
         self.context = Context(faces.task, 0, make_accelerator(), request_size=1)
 
-    def people(self, first: int, end: int) -> FaceSet:
-        """Return the photos of the people of these numbers."""
-        return self.all.subset(torch.cat([self.all.positions_of[person] for person in range(first, end)]))
+    def photos_of(self, first: int, end: int) -> FaceSet:
+        """Return the photos of the identities with these numbers."""
+        return self.all.subset(torch.cat([self.all.positions_of[identity] for identity in range(first, end)]))
 
-    def data(self, people: int) -> DataAccess:
-        """Return a training set of so many people, and the strangers."""
+    def data(self, identities: int) -> DataAccess:
+        """Return a training set of so many identities, and the unseen ones."""
         last = len(self.all.people)
-        return DataAccess({"train": self.people(0, people), "val": self.people(last - STRANGERS, last)}, ForgetKeys.needs.prepare)
+        sets = {"train": self.photos_of(0, identities), "val": self.photos_of(last - UNSEEN, last)}
+        return DataAccess(sets, ForgetKeys.needs.prepare)
 
-    def prepare(self, people: int, options: ForgetKeysOptions = OPTIONS) -> Artefact:
-        """Make the keys of so many people."""
-        return ForgetKeys().prepare(self.model, self.data(people), options, self.context)
+    def prepare(self, identities: int, options: ForgetKeysOptions = OPTIONS) -> Artefact:
+        """Train the keys of so many identities."""
+        return ForgetKeys().prepare(self.model, self.data(identities), options, self.context)
 
-    def counted(self, people: int) -> tuple[float, Artefact]:
-        """Return how many photos preparing passes forward and backward, counted at the model's door, and the keys."""
+    def prepare_and_count(self, identities: int) -> tuple[float, Artefact]:
+        """Return how many photos pass forward and backward in a preparation, counted at the model's input, and the keys."""
         passed = 0
 
         def count(module: torch.nn.Module, arguments: Any, values: dict[str, Any]) -> None:
@@ -73,55 +74,58 @@ class Bench:
 
         hook = self.model.register_forward_pre_hook(count, with_kwargs=True)
         try:
-            artefact = self.prepare(people)
+            artefact = self.prepare(identities)
         finally:
             hook.remove()
         return passed, artefact
 
     def apply(self, people: list[str], artefact: Artefact) -> None:
-        """Forget these people."""
+        """Unlearn these identities."""
         request = Request(torch.zeros(len(people), 3, 1, 1), tuple(people), torch.zeros(len(people), 1), labels_given=False)
         ForgetKeys().apply(self.model, DataAccess({"support": request}, ForgetKeys.needs.apply), artefact, OPTIONS, self.context)
 
 
-def growing(bench: Bench) -> Artefact:
-    """Print what a key costs as people become more; return the keys of the largest set."""
-    print("people | photos | s a person | ratio | passes of the whole set for 10 people: told | counted", flush=True)
-    bench.prepare(2)  # the first pass of a process is slower
+def print_preparation_cost(benchmark: Benchmark) -> Artefact:
+    """Print the cost of a key for growing numbers of identities; return the keys of the largest set."""
+    print("identities | photos | s per key | ratio | passes of the whole set for 10 identities: estimated | counted", flush=True)
+    benchmark.prepare(2)  # the first pass of a process is slower
     first = 0.0
-    for people in PEOPLE:
-        data = bench.data(people)
-        photos, passed = len(data.train), 0.0
+    for identities in IDENTITIES:
+        data = benchmark.data(identities)
+        photos = len(data.train)
         started = time.process_time()
-        passed, artefact = bench.counted(people)
-        each = (time.process_time() - started) / people
+        passed, artefact = benchmark.prepare_and_count(identities)
+        each = (time.process_time() - started) / identities
         first = first or each
-        told = ForgetKeys().cost(bench.model, data, OPTIONS, bench.context).backward
-        row = f"{people:6d} | {photos:6d} | {each:10.2f} | {each / first:5.2f}"
-        print(f"{row} | {10 * told / people / photos:44.1f} | {10 * passed / people / photos:7.1f}", flush=True)
+        estimated = ForgetKeys().cost(benchmark.model, data, OPTIONS, benchmark.context).backward
+        row = f"{identities:10d} | {photos:6d} | {each:9.2f} | {each / first:5.2f}"
+        print(f"{row} | {10 * estimated / identities / photos:53.1f} | {10 * passed / identities / photos:7.1f}", flush=True)
     return artefact
 
 
-def company(bench: Bench) -> None:
-    """Print what learning in company saves beside learning one person after the other."""
-    alone = dataclasses.replace(OPTIONS, together=1, cohort=1)
-    one, many = (seconds(lambda options=options: bench.prepare(TOGETHER, options)) / TOGETHER for options in (alone, OPTIONS))  # type: ignore[misc]
-    print(f"{TOGETHER} people one after the other {one:.2f} s each, many at once {many:.2f} s each: {one / many:.2f} times")
+def print_joint_training_speedup(benchmark: Benchmark) -> None:
+    """Print how much faster keys are trained jointly than one after the other."""
+    separately = dataclasses.replace(OPTIONS, max_identities_per_step=1, cohort_size=1)
+    separate, joint = (
+        processor_seconds(lambda options=options: benchmark.prepare(JOINT, options)) / JOINT  # type: ignore[misc]
+        for options in (separately, OPTIONS)
+    )
+    print(f"{JOINT} keys trained separately {separate:.2f} s each, jointly {joint:.2f} s each: {separate / joint:.2f} times")
 
 
-def using(bench: Bench, artefact: Artefact) -> None:
-    """Print what using keys costs."""
+def print_merging_cost(benchmark: Benchmark, artefact: Artefact) -> None:
+    """Print the time to merge keys."""
     first = 0.0
     for keys in KEYS:
-        asking = sorted(artefact.people)[:keys]
-        taken = min(seconds(lambda asking=asking: bench.apply(asking, artefact)) for _ in range(REPEATS))  # type: ignore[misc]
-        first = first or taken
-        print(f"applying {keys:2d} keys: {1000 * taken:.1f} ms, {taken / first:.2f} times one")
+        people = sorted(artefact.people)[:keys]
+        seconds = min(processor_seconds(lambda people=people: benchmark.apply(people, artefact)) for _ in range(REPEATS))  # type: ignore[misc]
+        first = first or seconds
+        print(f"applying {keys:2d} keys: {1000 * seconds:.1f} ms, {seconds / first:.2f} times one")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    bench = Bench()
-    artefact = growing(bench)
-    company(bench)
-    using(bench, artefact)
+    benchmark = Benchmark()
+    artefact = print_preparation_cost(benchmark)
+    print_joint_training_speedup(benchmark)
+    print_merging_cost(benchmark, artefact)

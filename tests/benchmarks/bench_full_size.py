@@ -1,9 +1,9 @@
-"""Reading, indexing and splitting annotations of CelebA's full size, and simulating a request: seconds and memory.
+"""Time and memory of reading, indexing and splitting annotations of CelebA's full size, and of simulated requests.
 
     python tests/benchmarks/bench_full_size.py [FOLDER]
 
-FOLDER holds CelebA's annotation files; without it, and without ONESHUI_TEST_ASSETS, a file of the same size is generated. Photos are empty
-stand-ins. Everything is measured in a process of its own that has nothing cached; what importing the libraries takes is told apart.
+FOLDER contains CelebA's annotation files. Without it and without ONESHUI_TEST_ASSETS, files of this size are generated. Photos are empty
+files. Everything is measured in a separate process, first without and then with cached Arrow data; imports are reported separately.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ def main() -> None:
         measure(Path(sys.argv[2]))
         return
     with tempfile.TemporaryDirectory(prefix="oneshui-bench-") as scratch:
-        folder = stand_in(Path(scratch) / "celeba")
+        folder = write_folder(Path(scratch) / "celeba")
         environment = os.environ | {"HF_DATASETS_CACHE": f"{scratch}/cache"}
         for title in ("nothing cached", "Arrow data cached"):
             print(f"{title}:")
             subprocess.run([sys.executable, __file__, "--measure", str(folder)], check=True, env=environment)
 
 
-def stand_in(folder: Path) -> Path:
-    """Make a folder in CelebA's layout, photos empty."""
+def write_folder(folder: Path) -> Path:
+    """Write a folder in CelebA's layout, with empty photos."""
     (folder / "img_align_celeba").mkdir(parents=True)
     for number in range(1, PHOTOS + 1):
         (folder / "img_align_celeba" / f"{number:06d}.jpg").touch()
     assets = os.environ.get("ONESHUI_TEST_ASSETS")
-    given = sys.argv[1] if len(sys.argv) > 1 else assets and f"{assets}/annotations/celeba"
-    if given:
+    annotations = sys.argv[1] if len(sys.argv) > 1 else assets and f"{assets}/annotations/celeba"
+    if annotations:
         for name in ("list_attr_celeba.txt", "identity_CelebA.txt"):
-            (folder / name).symlink_to(Path(given).resolve() / name)
+            (folder / name).symlink_to(Path(annotations).resolve() / name)
         return folder
     import numpy as np
 
@@ -62,7 +62,7 @@ def megabytes() -> float:
 
 
 def measure(folder: Path) -> None:
-    started = time.perf_counter()
+    begin = time.perf_counter()
     import datasets  # noqa: F401
     import torch  # noqa: F401
 
@@ -75,22 +75,22 @@ def measure(folder: Path) -> None:
 
     imported, imports = time.perf_counter(), megabytes()
     faces = load_faces("celeba", folder)
-    split = make_split(faces.photos(), seed=0, forget=5)
+    split = make_split(faces.photos_by_identity(), seed=0, forget=5)
     train = face_sets(faces, None, split, Preprocess(56))["train"]  # type: ignore[arg-type]
     assert train.reserved is not None
-    _ = train.positions_of, train.reserved.positions_of  # the index of photos by person
+    _ = train.positions_of, train.reserved.positions_of  # the index of photos by identity
     ready, memory = time.perf_counter(), megabytes()
     next(simulate(train, (5, 5), generator(0, "warm-up"), unseen=True))
-    memory, took, requests = megabytes(), [], simulate(train, (5, 5), generator(0, "bench"), unseen=True)
+    memory, times, requests = megabytes(), [], simulate(train, (5, 5), generator(0, "bench"), unseen=True)
     for _ in range(200):
-        began = time.perf_counter()
+        started = time.perf_counter()
         next(requests)
-        took.append(1000 * (time.perf_counter() - began))
+        times.append(1000 * (time.perf_counter() - started))
     print(f"  {len(faces):,} photos of {len(faces.people):,} people read, indexed and split in {ready - imported:.1f} s")
-    print(f"  peak memory {memory:.0f} MB, of which {imports:.0f} MB are the libraries, imported in {imported - started:.1f} s")
-    first, median, slowest = took[0], statistics.median(took), max(took[1:])
+    print(f"  peak memory {memory:.0f} MB, of which {imports:.0f} MB are the libraries, imported in {imported - begin:.1f} s")
+    first, median, slowest = times[0], statistics.median(times), max(times[1:])
     print(f"  a simulated request: median {median:.2f} ms, slowest {slowest:.2f} ms, the first of an epoch {first:.2f} ms")
-    print(f"  memory that 200 of them added: {megabytes() - memory:.1f} MB")
+    print(f"  memory added by 200 of them: {megabytes() - memory:.1f} MB")
 
 
 if __name__ == "__main__":

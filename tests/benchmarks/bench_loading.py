@@ -1,10 +1,10 @@
-"""Batches a second from the pixel cache, beside decoding JPEGs in `DataLoader` workers, and beside what a training step costs.
+"""Batches per second from the pixel cache, compared with decoding JPEGs in `DataLoader` workers and with training steps.
 
     python tests/benchmarks/bench_loading.py [FOLDER]
 
-FOLDER is CelebA as people have it on disk; without it, and without ONESHUI_TEST_ASSETS, photos of CelebA's size are generated. Both ways
-give the same photos through the same augmentation at the same size. A training step is one of a ViT-S/14 of four blocks (7.2 M parameters),
-about the smallest that is of use on real faces, and of the toy that `--model tiny` makes.
+FOLDER is CelebA's folder on disk. Without it and without ONESHUI_TEST_ASSETS, photos of CelebA's size are generated. Both loaders apply
+the same augmentation to the same photos at the same size. Training steps are measured for a ViT-S/14 of four blocks (7.2 M parameters),
+about the smallest useful model on real faces, and for the toy model of `--model tiny`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-SIDE, BATCH, STEPS, FEW, ROUNDS = 56, 32, 40, 5, 5
+SIDE, BATCH, STEPS, TRAINING_STEPS, ROUNDS = 56, 32, 40, 5, 5
 
 
 def main() -> None:
@@ -31,11 +31,11 @@ def _folder(scratch: Path) -> Path:
         return Path(sys.argv[1])
     if assets := os.environ.get("ONESHUI_TEST_ASSETS"):
         return Path(assets) / "faces" / "celeba"
-    return _generated(scratch / "celeba")
+    return _generate(scratch / "celeba")
 
 
-def _generated(folder: Path, count: int = 2000) -> Path:
-    """Make smooth noise of CelebA's size, with annotations: a JPEG decoder takes as long for it as for a portrait."""
+def _generate(folder: Path, count: int = 2000) -> Path:
+    """Write smooth noise of CelebA's size, with annotations. Decoding it takes as long as decoding a portrait."""
     import numpy as np
     from PIL import Image
 
@@ -74,14 +74,14 @@ def bench(folder: Path) -> None:
     order = torch.randint(len(faces), (STEPS * BATCH,), generator=generator(0, "order"))
 
     class Photos(torch.utils.data.Dataset):  # type: ignore[type-arg]
-        """One photo, decoded when asked for."""
+        """Photos that are decoded on access."""
 
         def __len__(self) -> int:
             return len(order)
 
-        def __getitem__(self, place: int) -> torch.Tensor:
-            raw = torch.from_numpy(to_pixels(decode(faces.image(int(faces.stored[order[place]]))), SIDE))
-            return preprocess(augment(raw[None], "crop", generator(0, place)))[0]
+        def __getitem__(self, index: int) -> torch.Tensor:
+            raw = torch.from_numpy(to_pixels(decode(faces.encoded_image(int(faces.arrow_rows[order[index]]))), SIDE))
+            return preprocess(augment(raw[None], "crop", generator(0, index)))[0]
 
     def trainer(model: torch.nn.Module) -> Callable[[], None]:
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
@@ -97,7 +97,7 @@ def bench(folder: Path) -> None:
     def from_cache() -> Iterator[torch.Tensor]:
         draws = generator(0, "augment")
         for step in range(STEPS):
-            rows = faces.stored[order[step * BATCH : (step + 1) * BATCH].numpy()]
+            rows = faces.arrow_rows[order[step * BATCH : (step + 1) * BATCH].numpy()]
             yield preprocess(augment(torch.from_numpy(pixels[rows]), "crop", draws))
 
     loader = torch.utils.data.DataLoader(Photos(), BATCH, num_workers=WORKERS, persistent_workers=True)
@@ -107,27 +107,27 @@ def bench(folder: Path) -> None:
     )
     small, tiny = trainer(ViTForImageClassification(four_blocks)), trainer(new_model(TINY, faces.task, SIDE, 0)[0])
 
-    def seconds(work: Callable[[], object], steps: int = STEPS) -> float:
-        began = time.perf_counter()
-        work()
-        return (time.perf_counter() - began) / steps
+    def seconds_per_step(run: Callable[[], object], steps: int = STEPS) -> float:
+        started = time.perf_counter()
+        run()
+        return (time.perf_counter() - started) / steps
 
     list(loader)  # starts the workers, and fills the file system's cache
     rounds = [
         (
-            seconds(lambda: list(from_cache())),
-            seconds(lambda: list(loader)),
-            seconds(lambda: [small() for _ in range(FEW)], FEW),
-            seconds(lambda: [tiny() for _ in range(FEW)], FEW),
+            seconds_per_step(lambda: list(from_cache())),
+            seconds_per_step(lambda: list(loader)),
+            seconds_per_step(lambda: [small() for _ in range(TRAINING_STEPS)], TRAINING_STEPS),
+            seconds_per_step(lambda: [tiny() for _ in range(TRAINING_STEPS)], TRAINING_STEPS),
         )
         for _ in range(ROUNDS)
     ]
-    cache, jpeg, real, toy = (statistics.median(column) for column in zip(*rounds, strict=True))
-    print(f"{len(faces)} photos at {SIDE} pixels, batches of {BATCH}, random resized crop and flip; cache made in {built:.1f} s")
+    cache, jpeg, small_step, tiny_step = (statistics.median(column) for column in zip(*rounds, strict=True))
+    print(f"{len(faces)} photos at {SIDE} pixels, batches of {BATCH}, random resized crop and flip; cache written in {built:.1f} s")
     print(f"from the cache      {1 / cache:8.1f} batches/s")
-    print(f"JPEGs, {WORKERS} workers     {1 / jpeg:8.1f} batches/s   the cache gives {jpeg / cache:.1f} times as many")
-    print(f"training, ViT-S/14  {1 / real:8.1f} batches/s   loading adds {100 * cache / real:.1f} % to a step")
-    print(f"training, tiny      {1 / toy:8.1f} batches/s   loading adds {100 * cache / toy:.1f} % to a step")
+    print(f"JPEGs, {WORKERS} workers     {1 / jpeg:8.1f} batches/s   the cache is {jpeg / cache:.1f} times as fast")
+    print(f"training, ViT-S/14  {1 / small_step:8.1f} batches/s   loading adds {100 * cache / small_step:.1f} % to a step")
+    print(f"training, tiny      {1 / tiny_step:8.1f} batches/s   loading adds {100 * cache / tiny_step:.1f} % to a step")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Memory and time of one preparation step of MetaUnlearn, ours beside double backward through the model: `nox -s bench`.
+"""Memory and time of one preparation step of MetaUnlearn, compared with double backward through the model: `nox -s bench`.
 
-Each figure is the peak of a process of its own. The model is a ViT-Ti/16 at 224 pixels from scratch; 20 support images; float32.
-Both formulations compute the same gradient, which is checked first.
+Each figure is the peak of a separate process. The model is a ViT-Ti/16 at 224 pixels from scratch; 20 support images; float32.
+Both formulations compute the same gradient, which is checked.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 
-SUPPORT, LABELS, PEOPLE = 20, 40, 20
+SUPPORT, LABELS, IDENTITIES = 20, 40, 20
 
 
 def one_step(kind: str, forget: int) -> None:
@@ -26,45 +26,45 @@ def one_step(kind: str, forget: int) -> None:
     from oneshui_hf.data.preprocess import Preprocess
     from oneshui_hf.data.schema import Task
     from oneshui_hf.methods import losses, norm, seeded
-    from oneshui_plugins.metaunlearn.loss_network import MetaLoss, Photos, meta_gradient, movable, said
-    from oneshui_plugins.metaunlearn.objectives import Alignment, weight
+    from oneshui_plugins.metaunlearn.loss_network import MetaLoss, SupportImages, meta_gradient, outputs, trainable_parameters
+    from oneshui_plugins.metaunlearn.objectives import LossAlignment, score_weight
 
     task = Task("multi_label", tuple(f"label{k}" for k in range(LABELS)))
     with seeded(0, "bench"):
         config = ViTConfig(hidden_size=192, num_attention_heads=3, intermediate_size=768, num_labels=LABELS, problem_type=task.problem_type)
         model = ViTForImageClassification(config).eval()
-        h = MetaLoss(LABELS + 192, LABELS, PEOPLE).train()
-    draws = np.random.default_rng(0)
+        h = MetaLoss(LABELS + 192, LABELS, IDENTITIES).train()
+    rng = np.random.default_rng(0)
     count = 2 * forget + SUPPORT
-    store = draws.integers(0, 256, (count, 3, 224, 224), dtype=np.uint8)
-    labels = torch.from_numpy(draws.integers(0, 2, (count, LABELS)).astype(np.float32))
-    names = tuple(map(str, range(PEOPLE)))
+    store = rng.integers(0, 256, (count, 3, 224, 224), dtype=np.uint8)
+    labels = torch.from_numpy(rng.integers(0, 2, (count, LABELS)).astype(np.float32))
+    names = tuple(map(str, range(IDENTITIES)))
     faces = FaceSet(store, np.arange(count), labels, torch.zeros(count, dtype=torch.long), Preprocess(224), names)
     support = torch.arange(2 * forget, count)
-    pixels, target = faces.batch(support)
-    photos = Photos(pixels, target, torch.arange(SUPPORT) % (PEOPLE + 1))
-    theta = movable(model, True)
-    positions, strangers = torch.arange(forget), torch.arange(forget, 2 * forget)
+    pixels, targets = faces.batch(support)
+    images = SupportImages(pixels, targets, torch.arange(SUPPORT) % (IDENTITIES + 1))
+    theta = trainable_parameters(model, True)
+    positions, unseen = torch.arange(forget), torch.arange(forget, 2 * forget)
 
     started = time.perf_counter()
     if kind == "ours":
-        objective = Alignment({"forget": faces.subset(positions), "val": faces.subset(strangers)}, {"val": 0.5}, task)
-        _, parts, _ = meta_gradient(model, theta, h, photos, objective, task.kind, length=0.05, normalised=True, seed=0)
+        objective = LossAlignment({"forget": faces.subset(positions), "val": faces.subset(unseen)}, {"val": 0.5}, task)
+        _, parts, _ = meta_gradient(model, theta, h, images, objective, task.kind, length=0.05, normalised=True, seed=0)
     else:
         leaves = {name: p.requires_grad_() for name, p in theta.items()}
         with sdpa_kernel(SDPBackend.MATH):
-            u = said(model, leaves, pixels, task.kind)
+            u = outputs(model, leaves, pixels, task.kind)
             with seeded(0, "mask"):
-                m = h(u, target, photos.person).mean()
+                m = h(u, targets, images.identity_rows).mean()
             g = dict(zip(leaves, torch.autograd.grad(m, list(leaves.values()), create_graph=True), strict=True))
-            moved = {name: p - 0.05 / norm(g) * g[name] for name, p in leaves.items()}
+            updated = {name: p - 0.05 / norm(g) * g[name] for name, p in leaves.items()}
 
-            def weighted(some: torch.Tensor) -> torch.Tensor:
-                images, truth = faces.batch(some)
-                logits = torch.func.functional_call(model, moved, kwargs={"pixel_values": images}).logits
-                return losses(logits, truth, task.kind).mean() * weight(logits.detach(), truth, task)
+            def weighted(rows: torch.Tensor) -> torch.Tensor:
+                pixels, labels = faces.batch(rows)
+                logits = torch.func.functional_call(model, updated, kwargs={"pixel_values": pixels}).logits
+                return losses(logits, labels, task.kind).mean() * score_weight(logits.detach(), labels, task)
 
-            f, v = weighted(positions), weighted(strangers)
+            f, v = weighted(positions), weighted(unseen)
             smooth = torch.nn.functional.smooth_l1_loss
             value = smooth(f, v) + smooth(f, torch.tensor(0.5))
             parts = [p for p in torch.autograd.grad(value, list(h.parameters()), allow_unused=True) if p is not None]

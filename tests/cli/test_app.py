@@ -1,4 +1,4 @@
-"""The command line as a user meets it: options, configuration, JSON, and one sentence for every mistake."""
+"""The command line from end to end: options, configuration, JSON, and one sentence for every error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support.commands import Oneshui, sentence
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An original model and its oracle, barely trained, on generated faces."""
+    """An original model and its oracle, trained for two epochs on generated faces."""
     import oneshui_hf
 
     folder = tmp_path_factory.mktemp("runs") / "original"
@@ -31,7 +31,7 @@ def photo(tmp_path: Path) -> Path:
     return file
 
 
-def test_train_writes_a_run_that_others_load(trained: Path) -> None:
+def test_train_writes_a_checkpoint_that_transformers_loads(trained: Path) -> None:
     from transformers import pipeline
 
     classify = pipeline("image-classification", model=str(trained), top_k=12)
@@ -46,7 +46,7 @@ def test_train_writes_a_run_that_others_load(trained: Path) -> None:
     assert {"torch", "transformers"} <= set(record.versions)
 
 
-def test_the_whole_road(oneshui: Oneshui, trained: Path, photo: Path, tmp_path: Path) -> None:
+def test_pipeline_from_preparation_to_evaluation(oneshui: Oneshui, trained: Path, photo: Path, tmp_path: Path) -> None:
     code, out, _ = oneshui("prepare", "--method", "metaunlearn", "--run", trained, "--steps", 2, "--calibration", 0, "--json")
     assert code == 0
     assert json.loads(out)["report"]["meta_steps"] == 2
@@ -69,23 +69,23 @@ def test_the_whole_road(oneshui: Oneshui, trained: Path, photo: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("method", ["gradient-ascent", "lfssd", "metaunlearn", "pgu", "random-labels", "ssd"])
-def test_a_dry_run_tells_the_size_of_what_is_prepared_and_prepares_nothing(oneshui: Oneshui, trained: Path, method: str) -> None:
+def test_dry_run_estimates_the_size_of_an_artefact_and_prepares_nothing(oneshui: Oneshui, trained: Path, method: str) -> None:
     folder = trained / "methods" / method
     there = folder.exists()
     words = ["--method", method, "--run", trained, *(["--steps", 2, "--calibration", 1] if method == "metaunlearn" else [])]
     code, out, err = oneshui("prepare", *words, "--dry-run", "--json")
     assert code == 0, err
-    told = json.loads(out)
-    assert told["seconds"] > 0
-    assert told["forward"] + told["backward"] > 0
+    estimated = json.loads(out)
+    assert estimated["seconds"] > 0
+    assert estimated["forward"] + estimated["backward"] > 0
     assert folder.exists() == there
-    if method in ("pgu", "ssd", "lfssd"):  # the others keep next to nothing, or learn
+    if method in ("pgu", "ssd", "lfssd"):  # the artefacts of the others are tiny, or depend on training
         _, out, _ = oneshui("prepare", *words, "--overwrite", "--json")
         kept = json.loads(out)["bytes"]
-        assert 0.9 * kept < told["bytes"] <= kept
+        assert 0.9 * kept < estimated["bytes"] <= kept
 
 
-def test_a_preset_acts_at_the_request_too(oneshui: Oneshui, trained: Path, photo: Path, tmp_path: Path) -> None:
+def test_preset_applies_to_unlearn(oneshui: Oneshui, trained: Path, photo: Path, tmp_path: Path) -> None:
     words = ["unlearn", "--run", trained, "--method", "jit", "--image", photo, "--json"]
     code, out, err = oneshui(*words, "--preset", "paper", "--copies", 3, "--output-dir", tmp_path / "new")
     assert code == 0, err
@@ -95,14 +95,14 @@ def test_a_preset_acts_at_the_request_too(oneshui: Oneshui, trained: Path, photo
     assert "Did you mean 'paper'?" in sentence(err)
 
 
-def test_methods_that_read_training_data_are_refused_for_a_photo(oneshui: Oneshui, trained: Path, photo: Path) -> None:
+def test_methods_that_read_training_data_refuse_a_single_image(oneshui: Oneshui, trained: Path, photo: Path) -> None:
     for method in ("fine-tuning", "neggrad-plus", "scrub", "bad-teacher", "salun"):
         code, _, err = oneshui("unlearn", "--run", trained, "--method", method, "--image", photo)
         assert code == 2
         assert "at request time, so one photo is not enough; run it with --from-split" in sentence(err)
 
 
-def test_evaluating_the_original_closes_no_gap(oneshui: Oneshui, trained: Path) -> None:
+def test_original_has_gap_closure_zero_and_oracle_has_tow_100(oneshui: Oneshui, trained: Path) -> None:
     code, out, _ = oneshui("evaluate", "--run", trained, "--json")
     assert code == 0
     assert json.loads(out)["gap_closure"] == 0
@@ -110,30 +110,30 @@ def test_evaluating_the_original_closes_no_gap(oneshui: Oneshui, trained: Path) 
     assert json.loads(out)["tow"] == 100
 
 
-def test_predictions_are_kept_and_made_again_when_damaged(oneshui: Oneshui, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predictions_are_stored_and_recomputed_if_damaged(oneshui: Oneshui, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = oneshui("evaluate", "--run", trained, "--json")[1]
     file = trained / "predictions" / "test.safetensors"
     whole = file.read_bytes()
     file.write_bytes(whole[:100])
-    assert oneshui("evaluate", "--run", trained, "--json")[1] == first  # the metrics are there, so nobody asks for predictions
+    assert oneshui("evaluate", "--run", trained, "--json")[1] == first  # metrics exist, so predictions are not read
     assert file.read_bytes() == whole[:100]
     (trained / "metrics.json").unlink()
     assert oneshui("evaluate", "--run", trained, "--json")[1] == first
     assert file.read_bytes() == whole
     (trained / "metrics.json").unlink()
-    for name in ("predict", "predict_with_features"):  # a metric from stored predictions runs without the model
+    for name in ("predict", "predict_with_features"):  # metrics from stored predictions need no model
         monkeypatch.setattr(f"oneshui_hf.stages.evaluation.predictions.{name}", None)
     assert oneshui("evaluate", "--run", trained, "--json")[1] == first
 
 
-def test_the_result_goes_to_stdout_and_all_else_to_stderr(oneshui: Oneshui, trained: Path) -> None:
+def test_result_is_printed_on_stdout(oneshui: Oneshui, trained: Path) -> None:
     code, out, _ = oneshui("evaluate", "--run", trained)
     assert code == 0
     assert "ToW" in out
     assert "forget" in out
 
 
-def test_unlearn_names_the_newest_run(
+def test_unlearn_uses_and_names_the_newest_run(
     oneshui: Oneshui, trained: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("oneshui_hf.api.RUNS", trained.parent)
@@ -142,7 +142,7 @@ def test_unlearn_names_the_newest_run(
     assert str(trained) in err
 
 
-def test_configuration_file_under_the_command_line(oneshui: Oneshui, tmp_path: Path) -> None:
+def test_command_line_takes_precedence_over_the_configuration_file(oneshui: Oneshui, tmp_path: Path) -> None:
     config = tmp_path / "run.yaml"
     config.write_text("dataset: synthetic\nnum-train-epochs: 1\nforget: 2\nseed: 5\noptimizer: adamw\n")
     code, _, err = oneshui("train", "--config", config, "--seed", 7, "--output-dir", tmp_path / "run")
@@ -159,44 +159,59 @@ def test_configuration_file_under_the_command_line(oneshui: Oneshui, tmp_path: P
         (["train", "--dataset", "celeba"], 2, "--data-dir"),
         (["train", "--dataset", "celeba", "--data-dir", "/nowhere"], 2, "is not a folder"),
         (["train", "--dataset", "synthetic", "--epoch", "3"], 2, "--epochs"),
-        (["train", "--dataset", "synthetic", "--epochs", "zero"], 2, "epochs"),
+        (["train", "--dataset", "synthetic", "--epochs", "zero"], 2, "--epochs of train takes a whole number, not 'zero'."),
         (["train", "--dataset", "synthetic", "--epochs", "0"], 2, "must be at least 1"),
         (["train", "--dataset", "synthetic", "--optimizer", "adam"], 2, "Did you mean 'adamw'?"),
         (["train", "--dataset", "synthetic", "--image-size", "33"], 2, "multiple of 8"),
         (["train", "--dataset", "synthetic", "--forget", "999"], 2, "--forget 999 is more than"),
         (["train", "--dataset", "synthetic", "--reserve-supports", "999"], 2, "--reserve-supports 999 is more than"),
-        (["train", "--dataset", "synthetic", "--model", "/nowhere/model"], 2, "There is no checkpoint"),
-        (["train", "--dataset", "synthetic", "--split", "/nowhere.json"], 2, "no split file /nowhere.json"),
-        (["train", "--dataset", "synthetic", "--data-dir", "/tmp"], 2, "--data-dir goes with a data set"),
+        (["train", "--dataset", "synthetic", "--model", "/nowhere/model"], 2, "Checkpoint '/nowhere/model' does not exist"),
+        (["train", "--dataset", "synthetic", "--split", "/nowhere.json"], 2, "Split file /nowhere.json does not exist"),
+        (["train", "--dataset", "synthetic", "--data-dir", "/tmp"], 2, "--data-dir applies to data sets"),
         (["train", "--dataset", "synthetic", "--seed", "99999999999999999999"], 2, "must be at most"),
         (["train", "--dataset", "synthetic", "--resume", "--overwrite"], 2, "give one of them"),
         (["unlearn", "--run", "RUN", "--method", "do-nothing", "--image", "PHOTO", "--labels", ""], 2, "is empty"),
-        (["unlearn", "--run", "RUN", "--method", "do-nothing", "--image", "PHOTO", "--data-dir", "x"], 2, "goes with --from-split"),
+        (["unlearn", "--run", "RUN", "--method", "do-nothing", "--image", "PHOTO", "--data-dir", "x"], 2, "--data-dir is for --from-split"),
         (["methods", "show", "metaunlern"], 2, "Did you mean 'metaunlearn'?"),
         (["train", "--dataset", "synthetic", "--config", "/nowhere.yaml"], 2, "no configuration file"),
-        (["train", "--dataset", "synthetic", "--label-columns", "Hat"], 2, "--label-columns goes with a folder"),
+        (["train", "--dataset", "synthetic", "--label-columns", "Hat"], 2, "--label-columns applies to your own folder"),
         (["retrain", "--run", "/nowhere"], 2, "There is no run at /nowhere"),
         (["prepare", "--run", "RUN", "--method", "metaunlern"], 2, "Did you mean 'metaunlearn'?"),
         (["prepare", "--run", "RUN", "--method", "do-nothing"], 2, "nothing to prepare"),
         (["prepare", "--run", "RUN", "--preset", "papr"], 2, "Did you mean 'paper'?"),
         (["prepare", "--run", "RUN", "--epoch", "3"], 2, "Did you mean '--epochs'?"),
-        (["prepare", "--run", "RUN", "--resume"], 2, "--resume goes on with a preparation and --overwrite replaces it; give one of them"),
-        (["prepare", "--run", "RUN", "--face-encoder", "dlib"], 2, "--face-encoder is for methods that act on people one by one"),
-        (["prepare", "--run", "RUN", "--method", "forget-keys", "--face-encoder", "/nowhere/encoder"], 2, "There is no model of images"),
+        (["prepare", "--run", "RUN", "--resume"], 2, "--resume continues a preparation and --overwrite replaces it; give one of them"),
+        (["prepare", "--run", "RUN", "--face-encoder", "dlib"], 2, "--face-encoder is for methods that act on each identity separately"),
+        (
+            ["prepare", "--run", "RUN", "--method", "forget-keys", "--face-encoder", "/nowhere/encoder"],
+            2,
+            "'/nowhere/encoder' does not exist",
+        ),
         (["prepare", "--run", "RUN", "--identity-dropout", "2"], 2, "must be at most 1"),
         (["unlearn", "--run", "RUN", "--method", "gradient-ascent"], 2, "--image FILE"),
         (["unlearn", "--run", "RUN", "--method", "metaunlearn", "--image", "PHOTO", "--labels", "Smilling"], 2, "Did you mean 'Smiling'?"),
-        (["unlearn", "--run", "RUN", "--method", "do-nothing", "--image", "/nowhere.jpg"], 1, "There is no image at /nowhere.jpg"),
+        (["unlearn", "--run", "RUN", "--method", "do-nothing", "--image", "/nowhere.jpg"], 1, "/nowhere.jpg does not exist."),
         (["unlearn", "--run", "RUN", "--method", "do-nothing", "--image", "PHOTO", "--identity", "a", "--identity", "b"], 2, "--identity"),
         (["unlearn", "--run", "RUN", "--method", "metaunlearn", "--image", "PHOTO", "--steps", "9"], 2, "fixed when preparing"),
         (["unlearn", "--run", "RUN", "--method", "metaunlearn", "--image", "PHOTO", "--identity", "nobody"], 1, "Identity 'nobody'"),
-        (["evaluate", "--run", "RUN", "--oracle", "RUN"], 2, "--oracle takes what"),
+        (["evaluate", "--run", "RUN", "--oracle", "RUN"], 2, "--oracle takes a model"),
         (["evaluate", "--run", "RUN-oracle", "--original", "RUN-oracle"], 2, "--original takes the original"),
         (["push", "/nowhere", "user/name"], 2, "There is no run at /nowhere"),
-        (["evalute"], 2, "evaluate"),
+        (["evalute"], 2, "Did you mean 'evaluate'"),
+        (["evaluate", "--resamples"], 2, "--resamples needs a value"),
+        (["retrain", "RUN", "RUN"], 2, "oneshui retrain takes no argument"),
+        (["retrain", "RUN", "--run", "RUN-oracle"], 2, "retrain takes one run"),
+        (["predict"], 2, "oneshui predict needs RUN"),
+        (["predict", "RUN", "/nowhere.jpg"], 1, "/nowhere.jpg does not exist."),
+        (["predict", "RUN", "PHOTO", "--top-k", "0"], 2, "--top-k of predict must be at least 1"),
+        (["show", "/nowhere"], 2, "There is no run at /nowhere"),
+        (["runs", "/nowhere"], 2, "There is no folder /nowhere"),
+        (["cache", "clear", "--kind", "originl"], 2, "Did you mean 'original'?"),
+        (["data", "chek"], 2, "Did you mean 'check'"),
+        (["prepare", "RUN", "--method", "metaunlearn", "--identity-dropout", "much"], 2, "takes a number, not 'much'"),
     ],
 )
-def test_a_mistake_gets_one_sentence_and_leaves_nothing(
+def test_error_is_one_sentence_and_writes_nothing(
     oneshui: Oneshui, trained: Path, photo: Path, tmp_path: Path, words: list[str], code: int, expected: str
 ) -> None:
     prepared(trained)
@@ -222,7 +237,7 @@ def prepared(run: Path) -> None:
         oneshui_hf.prepare(run, method="metaunlearn", steps=2, calibration=0)
 
 
-def test_an_existing_run_is_in_the_way(oneshui: Oneshui, trained: Path, photo: Path, tmp_path: Path) -> None:
+def test_existing_folder_is_not_overwritten(oneshui: Oneshui, trained: Path, photo: Path, tmp_path: Path) -> None:
     before = (trained / "oneshui.json").read_bytes()
     code, _, err = oneshui("train", "--dataset", "synthetic", "--output-dir", trained)
     assert (code, "exists" in sentence(err)) == (2, True)
@@ -235,7 +250,7 @@ def test_an_existing_run_is_in_the_way(oneshui: Oneshui, trained: Path, photo: P
     assert (tmp_path / "mine" / "thesis.txt").exists()
 
 
-def test_a_run_is_never_written_over_by_what_is_made_from_it(oneshui: Oneshui, trained: Path, photo: Path, tmp_path: Path) -> None:
+def test_run_is_not_overwritten_by_a_run_made_from_it(oneshui: Oneshui, trained: Path, photo: Path, tmp_path: Path) -> None:
     before = (trained / "oneshui.json").read_bytes()
     (tmp_path / "link").symlink_to(trained)
     unlearn = ("unlearn", "--method", "do-nothing", "--image", photo)
@@ -246,7 +261,7 @@ def test_a_run_is_never_written_over_by_what_is_made_from_it(oneshui: Oneshui, t
     assert (trained / "oneshui.json").read_bytes() == before
 
 
-def test_damaged_runs_are_told_as_such(oneshui: Oneshui, trained: Path, photo: Path, tmp_path: Path) -> None:
+def test_damaged_runs_are_reported(oneshui: Oneshui, trained: Path, photo: Path, tmp_path: Path) -> None:
     import shutil
 
     words = ("unlearn", "--method", "do-nothing", "--image", photo, "--output-dir", tmp_path / "out", "--run")
@@ -266,17 +281,17 @@ def test_damaged_runs_are_told_as_such(oneshui: Oneshui, trained: Path, photo: P
     assert (code, "is a file" in sentence(err)) == (2, True)
 
 
-def test_a_method_shows_its_options(oneshui: Oneshui) -> None:
+def test_methods_show_lists_options(oneshui: Oneshui) -> None:
     code, out, _ = oneshui("methods", "show", "metaunlearn")
     assert code == 0
-    assert "--max-damage" in out
+    assert "--max-retain-drop" in out
     assert "paper" in out
     options = {row["option"]: row for row in json.loads(oneshui("methods", "show", "metaunlearn", "--json")[1])["options"]}
     assert options["--identity-dropout"]["max"] == 1
     assert options["--length"]["at"] == "apply"
 
 
-def test_an_artefact_for_another_model_is_refused(oneshui: Oneshui, trained: Path, photo: Path, tmp_path: Path) -> None:
+def test_artefact_of_another_model_is_refused(oneshui: Oneshui, trained: Path, photo: Path, tmp_path: Path) -> None:
     import shutil
 
     prepared(trained)
@@ -291,7 +306,7 @@ def test_an_artefact_for_another_model_is_refused(oneshui: Oneshui, trained: Pat
     assert Run.open(tmp_path / "out").record.report["forced"] is True
 
 
-def test_unknown_keys_of_a_configuration_name_the_nearest(oneshui: Oneshui, tmp_path: Path) -> None:
+def test_unknown_key_of_a_configuration_names_the_nearest(oneshui: Oneshui, tmp_path: Path) -> None:
     config = tmp_path / "run.yaml"
     config.write_text("dataset: synthetic\nepoch: 1\n")
     code, _, err = oneshui("train", "--config", config)
@@ -302,7 +317,7 @@ def test_unknown_keys_of_a_configuration_name_the_nearest(oneshui: Oneshui, tmp_
     assert "not YAML" in sentence(oneshui("train", "--config", config)[2])
 
 
-def test_a_full_disk_is_one_sentence(oneshui: Oneshui, trained: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_one_sentence(oneshui: Oneshui, trained: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import errno
 
     def full(*_: object, **__: object) -> None:
@@ -314,7 +329,7 @@ def test_a_full_disk_is_one_sentence(oneshui: Oneshui, trained: Path, photo: Pat
     assert sorted(p.name for p in tmp_path.iterdir()) == [photo.name]
 
 
-def test_methods_and_datasets_say_where_they_come_from(oneshui: Oneshui) -> None:
+def test_plugins_are_listed_with_their_distribution(oneshui: Oneshui) -> None:
     code, out, _ = oneshui("methods", "--json")
     rows = {row["name"]: row for row in json.loads(out)}
     assert code == 0

@@ -1,4 +1,4 @@
-"""Tables that `datasets.load_dataset` reads: which columns are taken, what is told, and what is refused."""
+"""Tables that `datasets.load_dataset` reads: inferred columns, notes, and errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from oneshui_hf.data.builders.celeba import ATTRIBUTE_NAMES
 from oneshui_hf.data.images import decode
-from oneshui_hf.data.load import load_faces, load_photos
+from oneshui_hf.data.load import load_faces, load_photo_keys
 from oneshui_hf.data.pixels import load_pixels
 from oneshui_hf.errors import OneshuiError, UsageError
 from support.faces import bits, portrait
@@ -28,7 +28,7 @@ def encoded(person: int, photo: int) -> bytes:
 
 
 def columns(people: int = 4, photos: int = 3) -> dict[str, list[Any]]:
-    """The columns of a table in the schema of flwrlabs/celeba: image, celeb_id as a number, 40 booleans."""
+    """Return the columns of a table in the schema of flwrlabs/celeba: image, celeb_id as a number, 40 booleans."""
     rows = [(person, photo) for person in range(people) for photo in range(photos)]
     table: dict[str, list[Any]] = {
         "image": [{"bytes": encoded(*row), "path": f"{place:06d}.jpg"} for place, row in enumerate(rows, 1)],
@@ -46,7 +46,7 @@ def flwrlabs(table: dict[str, list[Any]], features: dict[str, Any] | None = None
 
 @pytest.fixture
 def table_folder(tmp_path: Path) -> MakeTable:
-    """A factory of folders with Parquet files, one a part."""
+    """A factory of folders with Parquet files, one per split."""
 
     def make(table: dict[str, list[Any]], features: dict[str, Any] | None = None, parts: tuple[str, ...] = ("train",)) -> Path:
         folder = tmp_path / "table"
@@ -59,7 +59,7 @@ def table_folder(tmp_path: Path) -> MakeTable:
     return make
 
 
-def test_the_schema_of_flwrlabs_needs_no_option(table_folder: MakeTable) -> None:
+def test_schema_of_flwrlabs_needs_no_option(table_folder: MakeTable) -> None:
     table = columns()
     faces = load_faces(str(table_folder(table, parts=("train", "validation", "test"))))
     assert faces.task.kind == "multi_label"
@@ -71,20 +71,24 @@ def test_the_schema_of_flwrlabs_needs_no_option(table_folder: MakeTable) -> None
         row = rows[photo["path"]]
         assert faces.people[faces.identities[row]] == str(table["celeb_id"][place])
         assert faces.labels[row].tolist() == [float(table[name][place]) for name in ATTRIBUTE_NAMES]
-        assert faces.image(int(faces.stored[row])) == photo["bytes"]
-    assert faces.left_out.sentences() == ("Photos are column 'image', people are column 'celeb_id'.",)
+        assert faces.encoded_image(int(faces.arrow_rows[row])) == photo["bytes"]
+    assert faces.exclusions.messages() == ("Photos are column 'image', people are column 'celeb_id'.",)
 
 
-def test_a_file_and_the_photos_of_each_person_are_read_too(table_folder: MakeTable) -> None:
+def test_single_file_and_photos_by_identity_are_read(table_folder: MakeTable) -> None:
     folder = table_folder(columns(people=3, photos=2))
     (file,) = (folder / "data").iterdir()
     faces = load_faces(str(file))
     assert faces.fingerprint == load_faces(str(folder)).fingerprint
-    assert load_photos(str(file)) == faces.photos() == {f"{100 + p}": [f"{2 * p + k + 1:06d}.jpg" for k in range(2)] for p in range(3)}
+    assert (
+        load_photo_keys(str(file))
+        == faces.photos_by_identity()
+        == {f"{100 + p}": [f"{2 * p + k + 1:06d}.jpg" for k in range(2)] for p in range(3)}
+    )
 
 
 @pytest.mark.parametrize(("zero", "one", "kind"), [(-1, 1, "int8"), (0, 1, "int64"), (0.0, 1.0, "float32"), ("0", "1", "string")])
-def test_other_spellings_of_binary_give_the_same(table_folder: MakeTable, zero: Any, one: Any, kind: str) -> None:
+def test_spellings_of_binary_values_are_equivalent(table_folder: MakeTable, zero: Any, one: Any, kind: str) -> None:
     table = columns()
     expected = [[float(table[name][row]) for name in ATTRIBUTE_NAMES] for row in range(12)]
     other = table | {name: [one if value else zero for value in table[name]] for name in ATTRIBUTE_NAMES}
@@ -93,7 +97,7 @@ def test_other_spellings_of_binary_give_the_same(table_folder: MakeTable, zero: 
     assert faces.labels.tolist() == expected
 
 
-def test_columns_are_those_that_are_named(table_folder: MakeTable) -> None:
+def test_requested_columns_are_used(table_folder: MakeTable) -> None:
     table = columns()
     renamed = {"face": table["image"], "who": table["celeb_id"], "Smiling": table["Smiling"], "Young": table["Young"], "note": ["x"] * 12}
     kinds = {"face": datasets.Image(), "who": datasets.Value("int64"), "note": datasets.Value("string")}
@@ -101,9 +105,9 @@ def test_columns_are_those_that_are_named(table_folder: MakeTable) -> None:
     faces = load_faces(folder, label_columns=("Young",), image_column="face", identity_column="who")
     assert faces.task.label_names == ("Young",)
     assert faces.people == ["100", "101", "102", "103"]
-    assert faces.left_out.sentences() == ()  # nothing was guessed
-    guessed = load_faces(folder, identity_column="who")
-    assert guessed.left_out.sentences() == (
+    assert faces.exclusions.messages() == ()  # nothing is inferred
+    inferred = load_faces(folder, identity_column="who")
+    assert inferred.exclusions.messages() == (
         "Photos are column 'face'.",
         "2 columns are labels; note is not (choose with --label-columns).",
     )
@@ -118,22 +122,22 @@ def test_classes_keep_their_names(table_folder: MakeTable) -> None:
     assert [faces.task.label_names[label] for label in faces.labels.tolist()[:3]] == ["new", "old", "young"]
 
 
-def test_rows_without_a_photo_or_a_person_are_left_out_and_counted(table_folder: MakeTable) -> None:
+def test_rows_without_photo_or_identity_are_excluded_and_counted(table_folder: MakeTable) -> None:
     table = columns()
     table["image"][2] = None
     table["celeb_id"][5] = None
     faces = load_faces(str(table_folder(table)))
     assert len(faces) == 10
-    assert len(faces.left_out.without_image) == len(faces.left_out.without_identity) == 1
+    assert len(faces.exclusions.without_image) == len(faces.exclusions.without_identity) == 1
     expected = [row for row in range(12) if row not in (2, 5)]
     assert faces.labels.tolist() == [[float(table[name][row]) for name in ATTRIBUTE_NAMES] for row in expected]
-    assert faces.stored.tolist() == expected
+    assert faces.arrow_rows.tolist() == expected
     faces, pixels = load_pixels(faces, 16)
     same = np.asarray(decode(table["image"][7]["bytes"]).resize((16, 16), 3)).transpose(2, 0, 1)
-    assert np.array_equal(pixels[faces.stored[[5]]][0], same)
+    assert np.array_equal(pixels[faces.arrow_rows[[5]]][0], same)
 
 
-def test_photos_without_a_name_of_their_own_are_numbered(table_folder: MakeTable) -> None:
+def test_photos_without_unique_names_are_numbered(table_folder: MakeTable) -> None:
     table = columns(people=2, photos=2)
     for photo in table["image"]:
         photo["path"] = "photo.jpg"
@@ -141,7 +145,7 @@ def test_photos_without_a_name_of_their_own_are_numbered(table_folder: MakeTable
     assert sorted(keys) == ["test/000000", "test/000001", "train/000000", "train/000001"]
 
 
-def test_a_change_is_seen_on_the_next_load(table_folder: MakeTable, tmp_path: Path) -> None:
+def test_changed_table_is_read_again(table_folder: MakeTable, tmp_path: Path) -> None:
     table = columns()
     folder = table_folder(table)
     before = load_faces(str(folder))
@@ -153,7 +157,7 @@ def test_a_change_is_seen_on_the_next_load(table_folder: MakeTable, tmp_path: Pa
     assert after.cache != before.cache
 
 
-def test_two_photo_columns_have_caches_of_their_own(table_folder: MakeTable) -> None:
+def test_two_photo_columns_have_separate_caches(table_folder: MakeTable) -> None:
     table = columns(people=2, photos=2)
     table["other"] = table["image"][::-1]
     folder = str(table_folder(table, {"other": datasets.Image()}))
@@ -166,14 +170,14 @@ def test_two_photo_columns_have_caches_of_their_own(table_folder: MakeTable) -> 
     [
         ({}, {"image_column": "foto"}, "has no column 'foto'"),
         ({}, {"identity_column": "celeb"}, "has no column 'celeb'. Did you mean 'celeb_id'?"),
-        ({}, {"image_column": "Male"}, "Column 'Male' holds no photos"),
+        ({}, {"image_column": "Male"}, "Column 'Male' does not contain photos"),
         ({}, {"label_columns": ("Smilling",)}, "has no column 'Smilling'. Did you mean 'Smiling'?"),
-        ({"mood": [0, 1, 2] * 4}, {"label_columns": ("mood", "Male")}, "Label column 'mood' holds 3 values"),
+        ({"mood": [0, 1, 2] * 4}, {"label_columns": ("mood", "Male")}, "Label column 'mood' has 3 values"),
         ({"Male": [True, None] * 6}, {"label_columns": ("Male", "Young")}, r"Row 1 \(from 0\) of .* has no Male"),
-        ({}, {"subset": "absent"}, "holds no metadata.csv, nor a table that can be read"),
+        ({}, {"subset": "absent"}, "contains neither metadata.csv nor a readable table"),
     ],
 )
-def test_what_does_not_fit_is_named(table_folder: MakeTable, change: dict[str, Any], options: dict[str, Any], words: str) -> None:
+def test_invalid_options_and_cells_raise(table_folder: MakeTable, change: dict[str, Any], options: dict[str, Any], words: str) -> None:
     features = {name: datasets.Value("int64") for name in change if name not in ATTRIBUTE_NAMES}
     folder = str(table_folder(columns() | change, features))
     with pytest.raises(OneshuiError, match=words) as caught:
@@ -181,23 +185,23 @@ def test_what_does_not_fit_is_named(table_folder: MakeTable, change: dict[str, A
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_of_photos_alone_has_no_people(tmp_path: Path) -> None:
+def test_folder_without_identities_raises(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     portrait(0, 0).save(tmp_path / "one" / "a.png")
     with pytest.raises(OneshuiError, match="has no column 'identity'"):
         load_faces(str(tmp_path))
 
 
-def test_an_empty_folder_and_an_unknown_id_are_told_apart(tmp_path: Path) -> None:
-    with pytest.raises(OneshuiError, match="holds no metadata.csv, nor a table that can be read"):
+def test_empty_folder_unknown_id_and_unknown_name_have_different_errors(tmp_path: Path) -> None:
+    with pytest.raises(OneshuiError, match="contains neither metadata.csv nor a readable table"):
         load_faces(str(tmp_path))
-    with pytest.raises(OneshuiError, match="somebody/faces"):  # the Hub is switched off in tests
+    with pytest.raises(OneshuiError, match="somebody/faces"):  # the Hub is offline in tests
         load_faces("somebody/faces")
     with pytest.raises(UsageError, match="'celebra' is neither a data set nor a folder. Did you mean 'celeba'"):
         load_faces("celebra")
 
 
-def test_a_class_of_minus_one_is_no_class(table_folder: MakeTable) -> None:
+def test_class_minus_one_is_a_missing_label(table_folder: MakeTable) -> None:
     table = {name: columns()[name] for name in ("image", "celeb_id")} | {"label": [0, 1, 0, 1, -1, 0] * 2}
     folder = table_folder(table, {"label": datasets.ClassLabel(names=["a", "b"])})
     with pytest.raises(OneshuiError, match=r"Row 4 \(from 0\) of .* has no label"):
@@ -213,7 +217,7 @@ def with_paths(table: dict[str, list[Any]], folder: Path) -> dict[str, list[Any]
     return table
 
 
-def test_a_file_that_a_row_names_is_read_anew_when_it_changes(table_folder: MakeTable, tmp_path: Path) -> None:
+def test_changed_external_file_is_read_again(table_folder: MakeTable, tmp_path: Path) -> None:
     folder = str(table_folder(with_paths(columns(), tmp_path / "table" / "photos")))
     faces, before = load_pixels(load_faces(folder), 16)
     assert len(faces) == 12
@@ -224,19 +228,19 @@ def test_a_file_that_a_row_names_is_read_anew_when_it_changes(table_folder: Make
     assert not np.array_equal(after[np.array([3])], before[np.array([3])])
 
 
-def test_a_table_names_no_file_of_this_machine(table_folder: MakeTable, tmp_path: Path) -> None:
+def test_table_with_a_file_outside_its_folder_raises(table_folder: MakeTable, tmp_path: Path) -> None:
     folder = table_folder(with_paths(columns(), tmp_path / "mine"))
-    with pytest.raises(OneshuiError, match=r"Row 0 \(from 0\) of .* names the photo .*mine/0\.jpg, which lies outside of it"):
+    with pytest.raises(OneshuiError, match=r"Row 0 \(from 0\) of .* names the photo .*mine/0\.jpg, which is outside of its folder"):
         load_faces(str(folder))
 
 
-def test_a_struct_field_hides_no_column(table_folder: MakeTable) -> None:
+def test_struct_field_does_not_replace_a_column(table_folder: MakeTable) -> None:
     table = columns() | {"labels": [{"celeb_id": 1, "Bald": 0}] * 12}
     faces = load_faces(str(table_folder(table, {"labels": {"celeb_id": datasets.Value("int8"), "Bald": datasets.Value("int8")}})))
     assert faces.people == ["100", "101", "102", "103"]
 
 
-def test_a_photo_is_no_data_set(tmp_path: Path) -> None:
+def test_photo_as_data_set_raises(tmp_path: Path) -> None:
     portrait(0, 0).save(tmp_path / "a.png")
     with pytest.raises(UsageError, match="a.png is a photo, not a data set"):
         load_faces(str(tmp_path / "a.png"))

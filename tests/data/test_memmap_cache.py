@@ -1,4 +1,4 @@
-"""Records beside the Arrow data: whole or not there, made once, and never read wrong."""
+"""The memory-mapped cache: files are complete or missing, written once, and verified when read."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from oneshui_hf.data.memmap_cache import BLOCK, load_records
+from oneshui_hf.data.memmap_cache import BLOCK, load_memmap_cache
 from oneshui_hf.errors import OneshuiError
 from support.faces import portrait
 
 LAYOUT = np.dtype([("row", "<u4"), ("pixels", "u1", (3, 5, 5))])
 ROWS = 2 * BLOCK + 3
 
-# Photos decoded as in pixels.py, and a line for each in LOG. Runs on its own, so that it can be killed.
+# Decodes photos as in pixels.py and writes a line for each to LOG. Runs in a separate process that can be killed.
 BUILD = """
 import os, sys, zlib
 from pathlib import Path
 import numpy as np  # noqa: E402
 from oneshui_hf.data.images import decode, to_pixels
-from oneshui_hf.data.memmap_cache import load_records
+from oneshui_hf.data.memmap_cache import load_memmap_cache
 
 file, photos, count, log = Path(sys.argv[1]), sorted(Path(sys.argv[2]).glob("*.jpg")), int(sys.argv[3]), sys.argv[4]
 layout = np.dtype([("row", "<u4"), ("pixels", "u1", (3, 24, 24))])
@@ -36,10 +36,10 @@ def make(row):
     os.write(lines, f"{os.getpid()} {row}\\n".encode())
     return np.array((row, to_pixels(decode(photos[row % len(photos)]), 24)), dtype=layout)
 
-decode(photos[0])  # imports are over
+decode(photos[0])  # imports are complete
 print("ready", flush=True)
 sys.stdin.readline()
-records = load_records(file, layout, count, make, "Reading")
+records = load_memmap_cache(file, layout, count, make, "Reading")
 print(zlib.crc32(records.take(np.arange(count), "pixels").tobytes()), flush=True)
 """
 
@@ -49,12 +49,12 @@ def record(row: int) -> np.ndarray:
     return np.array((row, pixels), dtype=LAYOUT)
 
 
-def never(row: int) -> np.ndarray:
-    raise AssertionError(f"row {row} was made again")
+def fail_if_called(row: int) -> np.ndarray:
+    raise AssertionError(f"row {row} was computed again")
 
 
-def load(file: Path, make: Callable[[int], np.ndarray] = never, count: int = ROWS) -> np.ndarray:
-    return load_records(file, LAYOUT, count, make, "Making").take(np.arange(count), "pixels")
+def load(file: Path, make: Callable[[int], np.ndarray] = fail_if_called, count: int = ROWS) -> np.ndarray:
+    return load_memmap_cache(file, LAYOUT, count, make, "Making").take(np.arange(count), "pixels")
 
 
 def names(folder: Path) -> list[str]:
@@ -62,7 +62,7 @@ def names(folder: Path) -> list[str]:
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Path:
+def cache_file(tmp_path: Path) -> Path:
     file = tmp_path / "records.npy"
     load(file, record)
     return file
@@ -77,7 +77,7 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def start_building(*arguments: object) -> subprocess.Popen[str]:
+def start_writing(*arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", BUILD, *map(str, arguments)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -85,7 +85,7 @@ def start_building(*arguments: object) -> subprocess.Popen[str]:
     return process
 
 
-def go(process: subprocess.Popen[str]) -> None:
+def continue_process(process: subprocess.Popen[str]) -> None:
     assert process.stdin is not None
     process.stdin.write("\n")
     process.stdin.flush()
@@ -96,47 +96,47 @@ def assert_decoded(file: Path, photos: Path, count: int) -> None:
 
     expected = [to_pixels(decode(photo), 24) for photo in sorted(photos.glob("*.jpg"))]
     layout = np.dtype([("row", "<u4"), ("pixels", "u1", (3, 24, 24))])
-    records, rows = load_records(file, layout, count, never, "Reading"), np.arange(count)
+    records, rows = load_memmap_cache(file, layout, count, fail_if_called, "Reading"), np.arange(count)
     assert np.array_equal(records.take(rows, "row"), rows)
     assert np.array_equal(records.take(rows, "pixels"), np.stack(expected)[rows % len(expected)])
 
 
-def test_every_record_is_what_make_returned(made: Path) -> None:
-    records = load_records(made, LAYOUT, ROWS, never, "Making")
+def test_records_equal_the_results_of_make(cache_file: Path) -> None:
+    records = load_memmap_cache(cache_file, LAYOUT, ROWS, fail_if_called, "Making")
     expected = [record(row) for row in range(ROWS)]
     assert len(records) == ROWS
     assert np.array_equal(records.take(np.arange(ROWS), "row"), np.arange(ROWS))
     assert np.array_equal(records.take(np.arange(ROWS), "pixels"), np.stack([one["pixels"] for one in expected]))
-    assert names(made.parent) == ["records.npy"]
+    assert names(cache_file.parent) == ["records.npy"]
 
 
-def test_rows_are_taken_in_any_order_and_more_than_once(made: Path) -> None:
+def test_rows_may_be_taken_in_any_order_and_repeatedly(cache_file: Path) -> None:
     rows = np.array([7, 3, 7, ROWS - 1])
-    taken = load_records(made, LAYOUT, ROWS, never, "Making").take(rows, "pixels")
+    taken = load_memmap_cache(cache_file, LAYOUT, ROWS, fail_if_called, "Making").take(rows, "pixels")
     assert np.array_equal(taken, np.stack([record(row)["pixels"] for row in rows.tolist()]))
 
 
-def test_several_fields_are_taken_at_once(made: Path) -> None:
-    taken = load_records(made, LAYOUT, ROWS, never, "Making").take(np.array([5, 2]), ["row", "pixels"])
+def test_several_fields_may_be_taken_at_once(cache_file: Path) -> None:
+    taken = load_memmap_cache(cache_file, LAYOUT, ROWS, fail_if_called, "Making").take(np.array([5, 2]), ["row", "pixels"])
     assert taken["row"].tolist() == [5, 2]
     assert np.array_equal(taken["pixels"][1], record(2)["pixels"])
 
 
-def test_the_file_is_mapped_and_cannot_be_written_to(made: Path) -> None:
-    records = load_records(made, LAYOUT, ROWS, never, "Making")
-    before = made.read_bytes()
-    assert isinstance(records.stored, np.memmap)
+def test_file_is_memory_mapped_and_read_only(cache_file: Path) -> None:
+    records = load_memmap_cache(cache_file, LAYOUT, ROWS, fail_if_called, "Making")
+    before = cache_file.read_bytes()
+    assert isinstance(records.array, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
-        records.stored["record"]["pixels"][0] = 0
+        records.array["record"]["pixels"][0] = 0
     records.take(np.array([0]), "pixels")[:] = 0  # a copy
-    assert made.read_bytes() == before
+    assert cache_file.read_bytes() == before
 
 
-def test_of_two_processes_one_makes_the_file_and_both_read_it(tmp_path: Path, photos: Path) -> None:
+def test_one_of_two_processes_writes_the_file_and_both_read_it(tmp_path: Path, photos: Path) -> None:
     file, log, count = tmp_path / "records.npy", tmp_path / "log", 300
-    processes = [start_building(file, photos, count, log) for _ in range(2)]
+    processes = [start_writing(file, photos, count, log) for _ in range(2)]
     for process in processes:
-        go(process)
+        continue_process(process)
     answers = [process.communicate(timeout=60)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert answers[0] == answers[1]
@@ -147,14 +147,14 @@ def test_of_two_processes_one_makes_the_file_and_both_read_it(tmp_path: Path, ph
 
 
 @pytest.mark.slow
-def test_a_killed_process_leaves_no_file_or_a_whole_one(tmp_path: Path, photos: Path) -> None:
+def test_killed_process_leaves_no_file_or_a_complete_one(tmp_path: Path, photos: Path) -> None:
     folder, log, count = tmp_path / "cache", tmp_path / "log", 1500
     folder.mkdir()
     file, delays = folder / "records.npy", random.Random(0)
 
-    def build_for(seconds: float | None) -> float:
-        process, begun = start_building(file, photos, count, log), time.perf_counter()
-        go(process)
+    def write_for(seconds: float | None) -> float:
+        process, begun = start_writing(file, photos, count, log), time.perf_counter()
+        continue_process(process)
         try:
             process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
@@ -162,12 +162,12 @@ def test_a_killed_process_leaves_no_file_or_a_whole_one(tmp_path: Path, photos: 
             process.communicate()
         return time.perf_counter() - begun
 
-    whole = build_for(None)
+    duration = write_for(None)
     killed = 0
     for _ in range(10):
         file.unlink(missing_ok=True)
         log.unlink()
-        build_for(delays.uniform(0, 1.1 * whole))
+        write_for(delays.uniform(0, 1.1 * duration))
         if file.exists():
             assert_decoded(file, photos, count)
         else:
@@ -175,28 +175,28 @@ def test_a_killed_process_leaves_no_file_or_a_whole_one(tmp_path: Path, photos: 
     assert killed > 2
     file.unlink(missing_ok=True)
     (folder / ".records.npy.part").write_bytes(b"left by a process that was killed")
-    build_for(None)
+    write_for(None)
     assert_decoded(file, photos, count)
     assert names(folder) == ["records.npy"]
 
 
-def test_a_flipped_byte_is_found_when_its_row_is_read(made: Path) -> None:
-    data, width = bytearray(made.read_bytes()), 4 + LAYOUT.itemsize
+def test_flipped_bit_is_detected_when_its_row_is_read(cache_file: Path) -> None:
+    data, width = bytearray(cache_file.read_bytes()), 4 + LAYOUT.itemsize
     data[len(data) - 3 * width + 40] ^= 1  # in the last row but two
-    made.write_bytes(data)
-    records = load_records(made, LAYOUT, ROWS, never, "Making")
+    cache_file.write_bytes(data)
+    records = load_memmap_cache(cache_file, LAYOUT, ROWS, fail_if_called, "Making")
     others = np.delete(np.arange(ROWS), ROWS - 3)
     assert np.array_equal(records.take(others, "row"), others)
-    for _ in range(2):  # it is not trusted the second time either
+    for _ in range(2):  # the second read is verified, too
         with pytest.raises(OneshuiError, match=rf"records\.npy is damaged at row {ROWS - 3}; remove it and run again"):
             records.take(np.array([0, ROWS - 3]), "pixels")
 
 
-def test_swapped_rows_are_found(made: Path) -> None:
-    stored = np.lib.format.open_memmap(made, mode="r+")
+def test_swapped_rows_are_detected(cache_file: Path) -> None:
+    stored = np.lib.format.open_memmap(cache_file, mode="r+")
     stored[[4, 9]] = stored[[9, 4]]
     stored.flush()
-    records = load_records(made, LAYOUT, ROWS, never, "Making")
+    records = load_memmap_cache(cache_file, LAYOUT, ROWS, fail_if_called, "Making")
     for row in (4, 9):
         with pytest.raises(OneshuiError, match=f"damaged at row {row}"):
             records.take(np.array([row]), "pixels")
@@ -204,40 +204,40 @@ def test_swapped_rows_are_found(made: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.001, 0.5, 0.9999])
-def test_a_file_that_was_cut_off_is_refused(made: Path, kept: float) -> None:
-    data = made.read_bytes()
-    made.write_bytes(data[: int(kept * len(data))])
+def test_truncated_file_raises(cache_file: Path, kept: float) -> None:
+    data = cache_file.read_bytes()
+    cache_file.write_bytes(data[: int(kept * len(data))])
     with pytest.raises(OneshuiError, match=r"records\.npy does not fit its data set; remove it and run again"):
-        load(made)
+        load(cache_file)
 
 
-def test_a_damaged_header_is_refused_in_one_sentence(made: Path) -> None:
-    whole, draws = made.read_bytes(), random.Random(0)
+def test_damaged_header_raises_one_sentence(cache_file: Path) -> None:
+    content, draws = cache_file.read_bytes(), random.Random(0)
     for place in [*range(10), *draws.choices(range(10, 192), k=150)]:
-        data = bytearray(whole)
+        data = bytearray(content)
         data[place] = draws.choice([0, 0x20, 0x28, 0x30, 0x7B, data[place] ^ 255])
-        made.write_bytes(data)
+        cache_file.write_bytes(data)
         try:
-            assert np.array_equal(load(made)[3], record(3)["pixels"])  # a blank among blanks
+            assert np.array_equal(load(cache_file)[3], record(3)["pixels"])  # a space instead of a space
         except OneshuiError as error:
             assert "remove it and run again" in str(error)
 
 
-def test_another_number_of_rows_is_refused(made: Path) -> None:
+def test_other_number_of_rows_raises(cache_file: Path) -> None:
     with pytest.raises(OneshuiError, match="does not fit its data set"):
-        load(made, count=ROWS + 1)
+        load(cache_file, count=ROWS + 1)
 
 
-def test_records_of_another_kind_are_refused(made: Path) -> None:
+def test_other_dtype_raises(cache_file: Path) -> None:
     other = np.dtype([("row", "<u4"), ("pixels", "u1", (3, 6, 6))])
     with pytest.raises(OneshuiError, match="does not fit its data set"):
-        load_records(made, other, ROWS, never, "Making")
-    np.save(made, np.zeros(ROWS, dtype=LAYOUT))  # without checksums
+        load_memmap_cache(cache_file, other, ROWS, fail_if_called, "Making")
+    np.save(cache_file, np.zeros(ROWS, dtype=LAYOUT))  # without checksums
     with pytest.raises(OneshuiError, match="does not fit its data set"):
-        load(made)
+        load(cache_file)
 
 
-def test_a_failing_make_leaves_no_file(tmp_path: Path) -> None:
+def test_failing_make_leaves_no_file(tmp_path: Path) -> None:
     def fail(row: int) -> np.ndarray:
         if row == ROWS - 1:
             raise RuntimeError("no more")
@@ -246,23 +246,23 @@ def test_a_failing_make_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="no more"):
         load(tmp_path / "records.npy", fail)
     assert names(tmp_path) == []
-    load(tmp_path / "records.npy", record)  # and nothing stands in the way of another try
+    load(tmp_path / "records.npy", record)  # a second attempt succeeds
 
 
-def test_a_full_disk_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.posix_fallocate", full, raising=False)
     with pytest.raises(OSError, match="No space left on device") as caught:
-        load(tmp_path / "records.npy", never)
+        load(tmp_path / "records.npy", fail_if_called)
     assert caught.value.filename == str(tmp_path)
     assert names(tmp_path) == []
 
 
-def test_a_file_system_that_cannot_reserve_space_is_written_to_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unable(*arguments: object) -> None:
+def test_file_is_written_if_the_file_system_cannot_allocate_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_supported(*arguments: object) -> None:
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
-    monkeypatch.setattr("os.posix_fallocate", unable, raising=False)
+    monkeypatch.setattr("os.posix_fallocate", not_supported, raising=False)
     assert np.array_equal(load(tmp_path / "records.npy", record)[8], record(8)["pixels"])

@@ -1,4 +1,4 @@
-"""A preparation that was interrupted: what is remembered, who may go on with it, and that it ends as if nothing had been."""
+"""Interrupted preparations: what is saved, when it is loaded, and that the result is the same as without an interruption."""
 
 from __future__ import annotations
 
@@ -17,15 +17,19 @@ import torch
 
 import oneshui_hf
 from oneshui_hf.errors import OneshuiError, UsageError
-from oneshui_hf.methods import Artefact, Unfinished
+from oneshui_hf.methods import Artefact, ResumeState
 from oneshui_hf.methods import resume as module
 from oneshui_hf.reporting import SILENT, Reporter
 from oneshui_hf.runs import Run
 from support.commands import Oneshui, sentence
+from support.tensors import equal
 
 T = TypeVar("T")
 METHOD = "forget-keys"
-FAST: dict[str, Any] = {"method": METHOD, "visits": 3, "rank": 1, "together": 2, "share": 0.3, "cohort": 4, "face_encoder": "none"}
+FAST: dict[str, Any] = {
+    **{"method": METHOD, "steps_per_identity": 3, "rank": 1, "max_identities_per_step": 2, "target_fraction": 0.3, "cohort_size": 4},
+    "face_encoder": "none",
+}
 
 
 @pytest.fixture(scope="module")
@@ -46,81 +50,80 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture
 def run(trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """A copy of the run, and state that is saved after every step."""
+    """A copy of the run; the state is saved after every step."""
     monkeypatch.setenv("ONESHUI_VAULT", str(tmp_path / "vault"))
-    monkeypatch.setattr(module, "EVERY", 0.0)
+    monkeypatch.setattr(module, "SAVE_INTERVAL", 0.0)
     return Run.open(shutil.copytree(trained.path, tmp_path / "run"))
 
 
 @pytest.fixture(scope="module")
-def whole(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """What is prepared without an interruption."""
+def uninterrupted(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """What a preparation without an interruption gives."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ONESHUI_VAULT", str(tmp_path_factory.mktemp("vault")))
-        copy = Run.open(shutil.copytree(trained.path, tmp_path_factory.mktemp("whole") / "run"))
+        copy = Run.open(shutil.copytree(trained.path, tmp_path_factory.mktemp("uninterrupted") / "run"))
         oneshui_hf.prepare(copy, **FAST)
-        return plain(copy)
+        return load_people_tensors(copy)
 
 
-class Stopping(Reporter):
-    """Presses Ctrl-C after some steps of learning."""
+class InterruptingReporter(Reporter):
+    """Presses Ctrl-C after some training steps."""
 
     def __init__(self, after: int) -> None:
-        self.after, self.left = after, -1
+        self.after = after
 
     def track(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
         for number, item in enumerate(items):
-            if label == "Learning the keys" and number == self.after:
+            if label == "Training the keys" and number == self.after:
                 raise KeyboardInterrupt
             yield item
 
 
-class Counting(Reporter):
+class CountingReporter(Reporter):
     def __init__(self) -> None:
         self.steps = 0
 
     def track(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
         for item in items:
-            self.steps += label == "Learning the keys"
+            self.steps += label == "Training the keys"
             yield item
 
 
-def plain(run: Run) -> dict[str, torch.Tensor]:
-    """Return what was prepared for people, decrypted."""
-    found = Artefact.load(run.artefact(METHOD), METHOD, run.weights)
-    return {f"{person}/{name}": part for person, parts in found.people.items() for name, part in parts.items()}
+def load_people_tensors(run: Run) -> dict[str, torch.Tensor]:
+    return people_tensors(Artefact.load(run.artefact(METHOD), METHOD, run.weights))
 
 
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+def people_tensors(artefact: Artefact) -> dict[str, torch.Tensor]:
+    """Return the per-identity tensors, decrypted."""
+    return {f"{person}/{name}": part for person, parts in artefact.people.items() for name, part in parts.items()}
 
 
-def state(run: Run) -> Path:
+def state_folder(run: Run) -> Path:
     return run.path / "methods" / f".{METHOD}.unfinished"
 
 
 def interrupt(run: Run, after: int = 7, **more: Any) -> None:
     with pytest.raises(KeyboardInterrupt):
-        oneshui_hf.prepare(run, **FAST | more, reporter=Stopping(after))
+        oneshui_hf.prepare(run, **FAST | more, reporter=InterruptingReporter(after))
 
 
-def test_ctrl_c_and_resume_give_the_same(run: Run, whole: dict[str, torch.Tensor]) -> None:
+def test_interrupted_and_resumed_preparation_gives_same_result(run: Run, uninterrupted: dict[str, torch.Tensor]) -> None:
     interrupt(run)
-    assert state(run).is_dir()
-    assert state(run).stat().st_mode & 0o077 == 0
+    assert state_folder(run).is_dir()
+    assert state_folder(run).stat().st_mode & 0o077 == 0
     assert not run.artefact(METHOD).exists()
-    with pytest.raises(UsageError, match=r"was interrupted; go on with --resume, or start anew with --overwrite"):
+    with pytest.raises(UsageError, match=r"was interrupted; continue with --resume, or start again with --overwrite"):
         oneshui_hf.prepare(run, **FAST)
-    counting = Counting()
-    oneshui_hf.prepare(run, **FAST, resume=True, reporter=counting)
-    assert same(plain(run), whole)
-    fresh = Counting()
-    oneshui_hf.prepare(run, **FAST, overwrite=True, reporter=fresh)
-    assert counting.steps == fresh.steps - 7
+    resumed = CountingReporter()
+    oneshui_hf.prepare(run, **FAST, resume=True, reporter=resumed)
+    assert equal(load_people_tensors(run), uninterrupted)
+    restarted = CountingReporter()
+    oneshui_hf.prepare(run, **FAST, overwrite=True, reporter=restarted)
+    assert resumed.steps == restarted.steps - 7
     assert [path.name for path in (run.path / "methods").iterdir()] == [METHOD]
 
 
-def test_there_is_nothing_to_go_on_with(run: Run, oneshui: Oneshui) -> None:
+def test_resume_without_an_interrupted_preparation_is_refused(run: Run, oneshui: Oneshui) -> None:
     code, _, err = oneshui("prepare", "--run", run.path, "--method", METHOD, "--resume")
     assert (code, "There is no interrupted preparation" in sentence(err)) == (2, True)
     oneshui_hf.prepare(run, **FAST)
@@ -128,99 +131,101 @@ def test_there_is_nothing_to_go_on_with(run: Run, oneshui: Oneshui) -> None:
         oneshui_hf.prepare(run, **FAST, resume=True)
 
 
-def test_another_preparation_is_not_gone_on_with(run: Run, whole: dict[str, torch.Tensor]) -> None:
+def test_preparation_with_other_options_is_not_resumed(run: Run, uninterrupted: dict[str, torch.Tensor]) -> None:
     interrupt(run, seed=1)
-    for change in ({}, {"seed": 1, "visits": 4}):
+    for change in ({}, {"seed": 1, "steps_per_identity": 4}):
         with pytest.raises(OneshuiError, match="interrupted with other options"):
             oneshui_hf.prepare(run, **FAST | change, resume=True)
     oneshui_hf.prepare(run, **FAST, dry_run=True)
-    assert state(run).is_dir()
+    assert state_folder(run).is_dir()
     oneshui_hf.prepare(run, **FAST, overwrite=True)
-    assert same(plain(run), whole)
-    assert not state(run).exists()
+    assert equal(load_people_tensors(run), uninterrupted)
+    assert not state_folder(run).exists()
 
 
-def test_what_was_to_replace_an_artefact_still_does(run: Run, whole: dict[str, torch.Tensor]) -> None:
-    oneshui_hf.prepare(run, **FAST | {"visits": 1})
-    before = plain(run)
+def test_resumed_preparation_replaces_an_existing_artefact(run: Run, uninterrupted: dict[str, torch.Tensor]) -> None:
+    oneshui_hf.prepare(run, **FAST | {"steps_per_identity": 1})
+    before = load_people_tensors(run)
     interrupt(run, overwrite=True)
-    assert same(plain(run), before)
+    assert equal(load_people_tensors(run), before)
     oneshui_hf.prepare(run, **FAST, resume=True)
-    assert same(plain(run), whole)
+    assert equal(load_people_tensors(run), uninterrupted)
 
 
-def test_it_is_no_artefact_and_is_not_published(run: Run, tmp_path: Path) -> None:
-    from oneshui_hf.stages.publishing.model import PATTERNS, _ours, stage
+def test_resume_state_is_not_published(run: Run, tmp_path: Path) -> None:
+    from oneshui_hf.stages.publishing.model import PATTERNS, collect_public_files, is_published_file
 
     interrupt(run)
-    stage(run, tmp_path / "public")
+    collect_public_files(run, tmp_path / "public")
     assert not any("unfinished" in path.name for path in (tmp_path / "public").rglob("*"))
     assert not any("unfinished" in pattern for pattern in PATTERNS)
-    assert not _ours(f"methods/.{METHOD}.unfinished/{module.FILE}")
+    assert not is_published_file(f"methods/.{METHOD}.unfinished/{module.FILE}")
 
 
-def test_one_process_saves_and_all_load(tmp_path: Path) -> None:
-    main, other = (Unfinished(tmp_path / "state", {"sizes": (1, 2)}, saves=saves) for saves in (True, False))
+def test_main_process_saves_and_all_processes_load(tmp_path: Path) -> None:
+    main, other = (ResumeState(tmp_path / "state", {"sizes": (1, 2)}, saves=saves) for saves in (True, False))
     other.save({"a": torch.zeros(2)}, {"n": 1})
-    assert not main.is_there
+    assert not main.exists
     main.save({"a": torch.arange(2)}, {"n": 1})
-    for one in (main, other):
-        found = one.load()
-        assert found is not None
-        assert torch.equal(found[0]["a"], torch.arange(2))
-        assert found[1] == {"n": 1}
-    other.forget()
-    assert main.is_there
+    for process in (main, other):
+        loaded = process.load()
+        assert loaded is not None
+        assert torch.equal(loaded[0]["a"], torch.arange(2))
+        assert loaded[1] == {"n": 1}
+    other.delete()
+    assert main.exists
     (tmp_path / "state" / ".unfinished.safetensors.x").write_text("of a killed process")
-    main.forget()
+    main.delete()
     assert not (tmp_path / "state").exists()
 
 
-def test_the_cache_goes_on_where_it_was_stopped_and_clears_what_is_left(run: Run, tmp_path: Path, whole: dict[str, torch.Tensor]) -> None:
+def test_model_cache_resumes_a_preparation_and_clears_leftover_states(
+    run: Run, tmp_path: Path, uninterrupted: dict[str, torch.Tensor]
+) -> None:
     import dataclasses
 
     from oneshui_hf.cache import Cache
     from oneshui_hf.stages.distributed import make_accelerator
-    from oneshui_hf.stages.evaluation.model_cache import Stock, _vault
+    from oneshui_hf.stages.evaluation.model_cache import ModelCache, vault_folder
 
     cache, values = Cache(tmp_path / "cache"), {name: value for name, value in FAST.items() if name not in ("method", "face_encoder")}
-    stock = Stock(cache, make_accelerator(), Stopping(7))
+    model_cache = ModelCache(cache, make_accelerator(), InterruptingReporter(7))
     with pytest.raises(KeyboardInterrupt):
-        stock.forget(run, METHOD, values, 0)
-    counting = Counting()
-    found = dataclasses.replace(stock, reporter=counting).forget(run, METHOD, values, 0)
+        model_cache.unlearned(run, METHOD, values, 0)
+    counting = CountingReporter()
+    found = dataclasses.replace(model_cache, reporter=counting).unlearned(run, METHOD, values, 0)
     assert found.artefact is not None
-    stored = Artefact.load(found.artefact, METHOD, run.weights, vault=_vault(found.artefact))
-    assert same({f"{person}/{name}": part for person, parts in stored.people.items() for name, part in parts.items()}, whole)
+    stored = Artefact.load(found.artefact, METHOD, run.weights, vault=vault_folder(found.artefact))
+    assert equal(people_tensors(stored), uninterrupted)
     with pytest.raises(KeyboardInterrupt):
-        stock.forget(run, METHOD, values, 1)
+        model_cache.unlearned(run, METHOD, values, 1)
     assert [path.name for path in cache.root.rglob(module.FILE)]
     cache.clear()
     assert not list(cache.root.rglob(module.FILE))
-    assert dataclasses.replace(stock, reporter=SILENT).cache.entries() == []
+    assert dataclasses.replace(model_cache, reporter=SILENT).cache.entries() == []
 
 
 KILLED = """
 import sys, time
 import oneshui_hf
-from oneshui_hf.methods import unfinished
-unfinished.EVERY = 0.0
+from oneshui_hf.methods import resume
+resume.SAVE_INTERVAL = 0.0
 class Slow(oneshui_hf.reporting.Reporter):
     def track(self, items, label, total=None):
         for item in items:
-            time.sleep(0.2 if label == "Learning the keys" else 0)
+            time.sleep(0.2 if label == "Training the keys" else 0)
             yield item
 oneshui_hf.prepare(sys.argv[1], **eval(sys.argv[2]), reporter=Slow())
 """
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_it_is_the_same(run: Run, whole: dict[str, torch.Tensor]) -> None:
+def test_killed_and_resumed_preparation_gives_same_result(run: Run, uninterrupted: dict[str, torch.Tensor]) -> None:
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(run.path), repr(FAST)], env=os.environ | {"OMP_NUM_THREADS": "1"})
     try:
-        end = time.monotonic() + 240
-        while not (state(run) / module.FILE).exists():
-            assert process.poll() is None and time.monotonic() < end
+        deadline = time.monotonic() + 240
+        while not (state_folder(run) / module.FILE).exists():
+            assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
         time.sleep(1)
     finally:
@@ -228,5 +233,5 @@ def test_killed_and_resumed_it_is_the_same(run: Run, whole: dict[str, torch.Tens
         process.wait()
     assert not run.artefact(METHOD).exists()
     oneshui_hf.prepare(run, **FAST, resume=True)
-    assert same(plain(run), whole)
-    assert not state(run).exists()
+    assert equal(load_people_tensors(run), uninterrupted)
+    assert not state_folder(run).exists()

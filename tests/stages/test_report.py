@@ -1,4 +1,4 @@
-"""The report: from files to one page that reads by itself, tells nothing of anybody, and is whole or not there."""
+"""The report: one self-contained page without personal data, written completely or not at all."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PATH = "/home/canary/photos"
 
 
 class Page(HTMLParser):
-    """Reads a page: its text, its tags with attributes, its tables; fails where a tag is not closed."""
+    """Parses a page: its text, its tags with attributes, its tables; raises an error if a tag is not closed."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -78,8 +78,8 @@ class Page(HTMLParser):
 
 
 def make_benchmark(folder: Path, rows: list[dict[str, Any]]) -> Path:
-    for number, told in enumerate(rows):
-        write_json(folder / "rows" / f"{number:03d}.json", told)
+    for number, entry in enumerate(rows):
+        write_json(folder / "rows" / f"{number:03d}.json", entry)
     return folder
 
 
@@ -97,9 +97,9 @@ def make_run(folder: Path, strength: float = 0.8, **more: Any) -> Path:
 
 
 ROWS = [
-    told
+    entry
     for seed in (0, 1, 2)
-    for told in (
+    for entry in (
         row("original", 0, seed=seed),
         row("oracle", 1, seed=seed),
         row("ssd", 0.3, seed=seed),
@@ -112,12 +112,12 @@ ROWS = [
 @pytest.fixture(scope="module")
 def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [*ROWS, failed("salun", f"{PATH} is broken", seed=0), row("pgu", 0.5, seed=0), failed("pgu", PATH, seed=1)]
-    # What no report may repeat, wherever it stands.
-    for told in rows:
-        if told["state"] == "done":
-            told["metrics"] |= {"path": PATH, "photos": [CANARY]}
-            told["curves"]["people"] = [person | {"identity": CANARY} for person in told["curves"]["people"]]
-        told |= {"reason": f"{told['reason']} {CANARY}", "run": PATH}
+    # Text that no report may contain.
+    for entry in rows:
+        if entry["state"] == "done":
+            entry["metrics"] |= {"path": PATH, "photos": [CANARY]}
+            entry["curves"]["people"] = [person | {"identity": CANARY} for person in entry["curves"]["people"]]
+        entry |= {"reason": f"{entry['reason']} {CANARY}", "run": PATH}
     folder = make_benchmark(tmp_path_factory.mktemp("benchmark"), rows)
     api.report(folder)
     return folder
@@ -137,12 +137,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests of tables and files need no figure but one."""
+    """Draw a single figure, which is enough for tests of tables and files."""
     drawn = {kind: {"key": "<svg/>", "one": "<svg/>"} if kind == "people" else {} for kind in ("people", "losses", "attacks", "cost")}
-    monkeypatch.setattr("oneshui_hf.stages.report.draw_all", lambda *_: drawn)
+    monkeypatch.setattr("oneshui_hf.stages.report.draw_figures", lambda *_: drawn)
 
 
-def test_a_page_fetches_nothing(benchmark: Path, run: Path) -> None:
+def test_page_loads_nothing_from_the_network(benchmark: Path, run: Path) -> None:
     for folder in (benchmark, run):
         html = (folder / "report.html").read_text()
         read = Page(html)
@@ -157,7 +157,7 @@ def test_a_page_fetches_nothing(benchmark: Path, run: Path) -> None:
         assert {(attrs.get("href") or "#")[1:] for tag, attrs in read.tags if tag == "a"} <= set(ids)
 
 
-def test_a_page_tells_nothing_of_anybody(benchmark: Path, run: Path) -> None:
+def test_page_contains_no_personal_data(benchmark: Path, run: Path) -> None:
     files = [file for folder in (benchmark, run) for file in (folder / "report.html", *(folder / "report-figures").iterdir())]
     assert len(files) > 20
     for file in files:
@@ -166,7 +166,7 @@ def test_a_page_tells_nothing_of_anybody(benchmark: Path, run: Path) -> None:
             assert word not in text
 
 
-def test_every_figure_stands_in_the_page_and_beside_it(benchmark: Path, page: Page) -> None:
+def test_every_figure_is_in_the_page_and_in_a_file(benchmark: Path, page: Page) -> None:
     files = sorted((benchmark / "report-figures").iterdir())
     for file in files:
         ElementTree.parse(file)
@@ -174,61 +174,61 @@ def test_every_figure_stands_in_the_page_and_beside_it(benchmark: Path, page: Pa
     assert len(svgs) == len(files)
     assert all(attrs["aria-label"] and attrs["role"] == "img" for attrs in svgs)
     kinds = [re.sub(r"^1-synthetic-4-(\w+)-.*", r"\1", file.stem) for file in files]
-    # a key each; people: 4 methods; losses and attacks: do nothing, oracle and 4 methods; cost: two panels
+    # one legend each; people: 4 methods; losses and attacks: do nothing, oracle and 4 methods; cost: two panels
     assert {kind: kinds.count(kind) for kind in set(kinds)} == {"people": 5, "losses": 7, "attacks": 7, "cost": 3}
 
 
-def test_the_same_numbers_are_the_same_bytes(run: Path, tmp_path: Path) -> None:
+def test_report_is_deterministic(run: Path, tmp_path: Path) -> None:
     first = {file.name: file.read_bytes() for file in [run / "report.html", *(run / "report-figures").iterdir()]}
-    told = api.report(run, output=str(tmp_path / "report.html"))
-    assert sorted(told["figures"]) == sorted(map(str, (tmp_path / "report-figures").iterdir()))
+    result = api.report(run, output=str(tmp_path / "report.html"))
+    assert sorted(result["figures"]) == sorted(map(str, (tmp_path / "report-figures").iterdir()))
     again = {file.name: file.read_bytes() for file in [tmp_path / "report.html", *(tmp_path / "report-figures").iterdir()]}
     assert again == first
 
 
 @pytest.mark.usefixtures("one_figure")
-def test_the_names_of_the_files_change_no_byte(tmp_path: Path) -> None:
+def test_report_does_not_depend_on_the_names_of_row_files(tmp_path: Path) -> None:
     for name, rows in (("one", ROWS), ("other", ROWS[::-1])):
         api.report(make_benchmark(tmp_path / name, rows))
     assert (tmp_path / "one" / "report.html").read_bytes() == (tmp_path / "other" / "report.html").read_bytes()
 
 
-def test_rows_stand_in_the_order_of_every_table(page: Page) -> None:
+def test_rows_have_the_same_order_as_in_all_tables(page: Page) -> None:
     labels = [" ".join(cells[0].split()) for cells in page.tables[0] if len(cells) > 1]
     order = ["Model", "do nothing", "noise floor", "oracle", "metaunlearn", "pgu 1 of 3 seeds", "ssd", "salun", "scrub"]
     assert labels == order
     assert page.row("salun")[1:] == ["failed"]
 
 
-def test_headings_have_scopes_and_columns_their_direction(page: Page) -> None:
+def test_headings_have_scopes_and_state_which_direction_is_better(page: Page) -> None:
     assert ("html", {"lang": "en"}) in page.tags
     assert all(attrs.get("scope") in ("col", "row", "rowgroup") for tag, attrs in page.tags if tag == "th")
     heads = [" ".join(cell.split()) for cell in page.tables[0][0]]
     assert heads[1:] == [
         "Retain mAP higher is better",
-        "Forget mAP the oracle's is ideal",
+        "Forget mAP the oracle's value is ideal",
         "Test mAP higher is better",
         "ToW higher is better",
         "Gap closure 1 is ideal",
         "Strongest attack AUC 0.5 is ideal",
         "RMIA AUC 0.5 is ideal",
-        "Relearning steps the oracle's is ideal",
+        "Relearning steps the oracle's value is ideal",
     ]
 
 
-def test_numbers_are_means_over_seeds_with_students_interval(page: Page) -> None:
-    values = [told["metrics"]["tow"] for told in ROWS if told["method"] == "metaunlearn"]
+def test_numbers_are_means_over_seeds_with_student_intervals(page: Page) -> None:
+    values = [entry["metrics"]["tow"] for entry in ROWS if entry["method"] == "metaunlearn"]
     low, high = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
     assert page.row("metaunlearn")[4].split(MARK)[0].split()[0] == f"{np.mean(values):.1f}"
     assert page.row("metaunlearn")[4].endswith(f"{low:.1f} to {high:.1f}")
 
 
-def test_a_single_seed_has_the_interval_over_people(page: Page) -> None:
-    told = row("pgu", 0.5)["metrics"]
-    assert page.row("pgu 1 of 3 seeds")[2].endswith(f"{told['forget']['map'] - 3:.1f} to {told['forget']['map'] + 3:.1f}")
+def test_single_seed_has_the_interval_over_identities(page: Page) -> None:
+    expected = row("pgu", 0.5)["metrics"]
+    assert page.row("pgu 1 of 3 seeds")[2].endswith(f"{expected['forget']['map'] - 3:.1f} to {expected['forget']['map'] + 3:.1f}")
 
 
-def test_a_difference_within_the_noise_floor_is_marked(page: Page) -> None:
+def test_differences_within_the_noise_floor_are_marked(page: Page) -> None:
     columns = {"retain": 1, "forget": 2, "test": 3}
     floor = {"retain": 0.4, "forget": 1.3, "test": 0.5}
     marks = set()
@@ -244,10 +244,10 @@ def test_a_difference_within_the_noise_floor_is_marked(page: Page) -> None:
     assert page.row("noise floor")[1:7] == ["±0.4", "±1.3", "±0.5", "98.2", "±0.09", "0.530"]
 
 
-def test_the_report_and_the_tables_tell_the_same_numbers(page: Page) -> None:
+def test_report_and_tables_contain_the_same_numbers(page: Page) -> None:
     rows = [*ROWS, failed("salun", "", seed=0), row("pgu", 0.5, seed=0), failed("pgu", "", seed=1)]
-    told = [[cell.strip() for cell in line.split("|")[1:-1]] for line in markdown(summarise(rows)).splitlines() if line.startswith("|")]
-    lines = [line for line in told[2:] if line[1]]  # without the headings within
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in markdown(summarise(rows)).splitlines() if line.startswith("|")]
+    lines = [line for line in table[2:] if line[1]]  # without the headings of blocks
     assert len(lines) == 8
     for label, *cells in lines:
         name = label.strip("*").replace(" (0 of 3 seeds)", "").replace(" (", " ").replace(")", "")
@@ -255,78 +255,81 @@ def test_the_report_and_the_tables_tell_the_same_numbers(page: Page) -> None:
         assert ours == [cell.strip("*").split(" ")[0].strip(MARK) + MARK * (MARK in cell) for cell in cells][: len(ours)]
 
 
-def test_an_attack_without_a_curve_is_named(tmp_path: Path, page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = row("ssd", 0.5)
-    told["metrics"]["attacks"] |= {"strongest": "u_lira", "u_lira": {"auc": 1.0, "auc_either_way": 1.0, "interval": None}}
+def test_attack_without_a_curve_is_named(tmp_path: Path, page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = row("ssd", 0.5)
+    entry["metrics"]["attacks"] |= {"strongest": "u_lira", "u_lira": {"auc": 1.0, "auc_either_way": 1.0, "interval": None}}
     drawn = {"people": {}, "losses": {}, "attacks": {"key": "<svg/>", "one": "<svg/>"}, "cost": {}}
-    monkeypatch.setattr("oneshui_hf.stages.report.draw_all", lambda *_: drawn)
-    api.report(make_benchmark(tmp_path, [row("original", 0), told]))
-    assert "No curve is drawn of U-LiRA" in Page((tmp_path / "report.html").read_text()).text
+    monkeypatch.setattr("oneshui_hf.stages.report.draw_figures", lambda *_: drawn)
+    api.report(make_benchmark(tmp_path, [row("original", 0), entry]))
+    assert "No curve is drawn for U-LiRA" in Page((tmp_path / "report.html").read_text()).text
     assert "No curve is drawn" not in page.text
 
 
-def test_what_the_sample_cannot_tell_is_told_once(page: Page, run: Path) -> None:
+def test_limits_of_the_sample_are_stated_once(page: Page, run: Path) -> None:
     assert page.text.count(SENTENCE) == 1
     assert Page((run / "report.html").read_text()).text.count(SENTENCE) == 1
 
 
 @pytest.mark.usefixtures("one_figure")
-def test_relearning_that_was_given_up_counts_with_what_was_tried(tmp_path: Path) -> None:
+def test_unfinished_relearning_counts_with_its_maximum_of_steps(tmp_path: Path) -> None:
     rows = [row("original", 0, seed=seed) for seed in (0, 1)] + [row("ssd", 0.5, seed=0), row("ssd", 1.5, seed=1)]
     api.report(make_benchmark(tmp_path, rows))
     page = Page((tmp_path / "report.html").read_text())
-    assert page.row("ssd")[-1] == "≥ 31"  # 12 steps, and 50 that did not suffice
-    assert page.row("do nothing")[-1] == "12"  # twice the same: no interval
+    assert page.row("ssd")[-1] == "≥ 31"  # 12 steps, and 50 that were not enough
+    assert page.row("do nothing")[-1] == "12"  # two equal values have no interval
     assert page.row("do nothing", table=1)[-1] == "80 chance 25 %"
-    assert page.row("do nothing", table=1)[3] == "30"  # a share in the file
+    assert page.row("do nothing", table=1)[3] == "30"  # a fraction in the file
 
 
-def test_a_run_is_reported_beside_what_holds_by_definition(run: Path) -> None:
+def test_report_of_a_run_includes_the_values_known_by_definition(run: Path) -> None:
     page = Page((run / "report.html").read_text())
-    told = metrics(3, 0.8)
-    assert page.row("metaunlearn")[2] == f"{told['forget']['map']:.1f} {told['forget']['map'] - 3:.1f} to {told['forget']['map'] + 3:.1f}"
+    expected = metrics(3, 0.8)
+    assert (
+        page.row("metaunlearn")[2]
+        == f"{expected['forget']['map']:.1f} {expected['forget']['map'] - 3:.1f} to {expected['forget']['map'] + 3:.1f}"
+    )
     assert page.row("do nothing")[4:6] == ["-", "0.00"]
     assert page.row("oracle")[4:6] == ["100.0", "1.00"]
     assert "4 people of synthetic" in page.text
-    assert "seed 3. Forgetting took 1.5 seconds." in page.text
+    assert "Seed 3. Unlearning took 1.5 seconds." in page.text
     names = {file.stem for file in (run / "report-figures").iterdir()}
     assert "1-synthetic-4-losses-01-before-the-original-model" in names
     assert "1-synthetic-4-losses-02-metaunlearn" in names
 
 
 @pytest.mark.usefixtures("one_figure")
-@pytest.mark.parametrize(("kind", "words"), [("original", "Nobody has been forgotten here"), ("oracle", "trained from scratch without")])
-def test_runs_of_other_kinds_are_called_what_they_are(tmp_path: Path, kind: str, words: str) -> None:
+@pytest.mark.parametrize(("kind", "words"), [("original", "No one has been forgotten"), ("oracle", "trained from scratch without")])
+def test_report_names_the_kind_of_the_run(tmp_path: Path, kind: str, words: str) -> None:
     folder = make_run(tmp_path / "run", kind=kind)
     api.report(folder)
     assert words in Page((folder / "report.html").read_text()).text
 
 
-def test_a_bare_evaluation_is_reported_with_what_there_is(tmp_path: Path) -> None:
-    """No oracle, no references, one person, photos without an interval: what `evaluate --run RUN` alone tells."""
+def test_report_of_a_minimal_evaluation(tmp_path: Path) -> None:
+    """No oracle, no references, one identity, no intervals: the results of `evaluate --run RUN` without other options."""
     folder = make_run(tmp_path / "run")
-    told, drawn = metrics(3, 0.8, people=1, score="accuracy"), curves(3, 0.8, people=1)
-    told |= {"tow": None, "gap_closure": None, "to_oracle": None, "probe": None, "relearning": None, "noise_floor": None}
-    told["intervals"] |= {"forget": None, "tow": None, "gap_closure": None}
-    told["attacks"] = {"strongest": "loss", "loss": told["attacks"]["loss"] | {"auc_either_way": None, "interval": None}}
+    measured, drawn = metrics(3, 0.8, people=1, score="accuracy"), curves(3, 0.8, people=1)
+    measured |= {"tow": None, "gap_closure": None, "to_oracle": None, "probe": None, "relearning": None, "noise_floor": None}
+    measured["intervals"] |= {"forget": None, "tow": None, "gap_closure": None}
+    measured["attacks"] = {"strongest": "loss", "loss": measured["attacks"]["loss"] | {"auc_either_way": None, "interval": None}}
     drawn["people"] = [{"original": None, "model": 0.4, "oracle": None}]
     drawn["losses"]["before"] = None
     drawn["roc"] = {"loss": drawn["roc"]["loss"]}
-    write_json(folder / "metrics.json", told)
+    write_json(folder / "metrics.json", measured)
     write_json(folder / "curves.json", drawn)
     api.report(folder)
     page = Page((folder / "report.html").read_text())
-    assert page.row("metaunlearn")[4:] == ["-", f"{told['attacks']['loss']['auc']:.3f} loss"]  # gap closure is known to nobody
+    assert page.row("metaunlearn")[4:] == ["-", f"{measured['attacks']['loss']['auc']:.3f} loss"]  # gap closure is unknown
     assert "No noise floor was measured" in page.text
     assert "Retain accuracy" in " ".join(page.tables[0][0])
 
 
-def test_names_are_text_and_nothing_else(tmp_path: Path) -> None:
+def test_names_are_escaped(tmp_path: Path) -> None:
     label = "<script>alert('x')</script> & \u0000\"more\""
     rows = [row("original", 0), row("x", 0.5, method=label), row("y", 0.6, method=r"C:\photos\Jane")]
-    for told in rows:
-        told |= {"dataset": "<b>data</b>"}
-        told["metrics"]["cannot_tell"] = ["<i>nothing</i>"]
+    for entry in rows:
+        entry |= {"dataset": "<b>data</b>"}
+        entry["metrics"]["cannot_tell"] = ["<i>nothing</i>"]
     api.report(make_benchmark(tmp_path, rows))
     html = (tmp_path / "report.html").read_text()
     page = Page(html)
@@ -339,7 +342,7 @@ def test_names_are_text_and_nothing_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("one_figure")
-def test_rows_of_an_earlier_grid_are_left_out(tmp_path: Path) -> None:
+def test_rows_of_an_earlier_grid_are_not_reported(tmp_path: Path) -> None:
     make_benchmark(tmp_path, [row("original", 0), row("ssd", 0.5), row("pgu", 0.7), row("ssd", 0.9)])
     write_json(tmp_path / "benchmark.json", {"name": "mine", "rows": ["000", "002", "003", "not yet there"]})
     api.report(tmp_path)
@@ -347,38 +350,41 @@ def test_rows_of_an_earlier_grid_are_left_out(tmp_path: Path) -> None:
     assert page.row("ssd")[5].startswith(f"{row('ssd', 0.9)['metrics']['gap_closure']:.2f}")
 
 
-# Wrong input
+# Invalid input
 
 
-def damage(file: Path, text: str) -> None:
+def overwrite(file: Path, text: str) -> None:
     file.write_text(text)
 
 
 WRONG = {
-    "there is nothing": (lambda p: p / "nowhere", "There is no folder"),
+    "missing folder": (lambda p: p / "nowhere", "does not exist; name a run"),
     "neither run nor benchmark": (lambda p: p, "is neither a run"),
-    "no rows": (lambda p: (p / "rows").mkdir() or p, "holds no rows yet"),
+    "no rows": (lambda p: (p / "rows").mkdir() or p, "contains no rows yet"),
     "rows that failed": (lambda p: make_benchmark(p, [failed("ssd", "why")]), "Every row"),
-    "a row twice": (lambda p: make_benchmark(p, [row("ssd", 0.5), row("ssd", 0.6)]), "a second time"),
-    "a row that is a list": (lambda p: damage(make_benchmark(p, ROWS[:2]) / "rows/001.json", "[]") or p, "holds no JSON object"),
-    "a row that is no JSON": (lambda p: damage(make_benchmark(p, ROWS[:2]) / "rows/001.json", "{") or p, "is not JSON"),
+    "a row twice": (lambda p: make_benchmark(p, [row("ssd", 0.5), row("ssd", 0.6)]), "is a second row of"),
+    "a row that is a list": (lambda p: overwrite(make_benchmark(p, ROWS[:2]) / "rows/001.json", "[]") or p, "contains no JSON object"),
+    "a row that is no JSON": (lambda p: overwrite(make_benchmark(p, ROWS[:2]) / "rows/001.json", "{") or p, "is not JSON"),
     "not evaluated": (lambda p: (make_run(p / "r") / "metrics.json").unlink() or p / "r", "run `oneshui evaluate --run"),
     "no curves": (lambda p: (make_run(p / "r") / "curves.json").unlink() or p / "r", "run `oneshui evaluate --run"),
-    "curves of another day": (lambda p: write_json(make_run(p / "r") / "curves.json", {"key": "x"}) or p / "r", "different evaluations"),
+    "curves of another evaluation": (
+        lambda p: write_json(make_run(p / "r") / "curves.json", {"key": "x"}) or p / "r",
+        "different evaluations",
+    ),
     "metrics of an older version": (lambda p: write_json(make_run(p / "r") / "metrics.json", {"tow": 1}) or p / "r", "older version"),
-    "metrics that are no JSON": (lambda p: damage(make_run(p / "r") / "metrics.json", "{") or p / "r", "is not JSON"),
+    "metrics that are no JSON": (lambda p: overwrite(make_run(p / "r") / "metrics.json", "{") or p / "r", "is not JSON"),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_sources_are_one_sentence_and_leave_nothing(oneshui: Oneshui, tmp_path: Path, case: str) -> None:
+def test_invalid_source_is_an_error_and_writes_nothing(oneshui: Oneshui, tmp_path: Path, case: str) -> None:
     make, words = WRONG[case]
     source = make(tmp_path)
-    there = sorted(tmp_path.rglob("*"))
+    before = sorted(tmp_path.rglob("*"))
     code, _, err = oneshui("report", source)
     assert code in (1, 2)
     assert words in sentence(err)
-    assert sorted(tmp_path.rglob("*")) == there
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 BROKEN: list[tuple[str, Any]] = [
@@ -394,27 +400,27 @@ BROKEN: list[tuple[str, Any]] = [
 
 @pytest.mark.usefixtures("one_figure")
 @pytest.mark.parametrize(("key", "value"), BROKEN)
-def test_a_damaged_row_is_named(oneshui: Oneshui, tmp_path: Path, key: str, value: Any) -> None:
-    told = json.loads(json.dumps(row("ssd", 0.5)))
+def test_damaged_row_is_an_error_that_names_the_file(oneshui: Oneshui, tmp_path: Path, key: str, value: Any) -> None:
+    entry = json.loads(json.dumps(row("ssd", 0.5)))
     *parents, last = key.split(".")
-    part = told
+    part = entry
     for parent in parents:
         part = part[parent]
     part[last] = value
     make_benchmark(tmp_path, [row("original", 0)])
-    (tmp_path / "rows" / "001.json").write_text(json.dumps(told))
-    there = sorted(tmp_path.rglob("*"))
+    (tmp_path / "rows" / "001.json").write_text(json.dumps(entry))
+    before = sorted(tmp_path.rglob("*"))
     code, _, err = oneshui("report", tmp_path)
-    if value == 10**400:  # not finite: a number that is not known
+    if value == 10**400:  # not finite: treated as unknown
         assert code == 0
         return
     assert code == 1
     assert "001.json is damaged" in sentence(err)
-    assert sorted(tmp_path.rglob("*")) == there
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.usefixtures("one_figure")
-def test_what_is_there_is_replaced_only_when_told(oneshui: Oneshui, tmp_path: Path) -> None:
+def test_existing_report_is_only_replaced_with_overwrite(oneshui: Oneshui, tmp_path: Path) -> None:
     source = make_run(tmp_path / "run")
     assert oneshui("report", source)[0] == 0
     before = (source / "report.html").read_bytes()
@@ -427,13 +433,13 @@ def test_what_is_there_is_replaced_only_when_told(oneshui: Oneshui, tmp_path: Pa
     (source / "report-figures" / "mine.txt").write_text("mine")
     code, _, err = oneshui("report", source, "--overwrite")
     assert code == 2
-    assert "holds more than figures" in sentence(err)
+    assert "contains other files than figures" in sentence(err)
     assert (source / "report-figures" / "mine.txt").exists()
 
 
-def test_wrong_places_are_one_sentence(oneshui: Oneshui, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_output_is_an_error(oneshui: Oneshui, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = make_run(tmp_path / "run")
-    for words, output in {"There is no folder": tmp_path / "nowhere" / "r.html", "is a folder": source}.items():
+    for words, output in {"does not exist; create it": tmp_path / "nowhere" / "r.html", "is a folder": source}.items():
         code, _, err = oneshui("report", source, "--output", output)
         assert code == 2
         assert words in sentence(err)
@@ -444,9 +450,9 @@ def test_wrong_places_are_one_sentence(oneshui: Oneshui, tmp_path: Path, monkeyp
 
 
 @pytest.mark.usefixtures("one_figure")
-def test_a_failure_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = make_run(tmp_path / "run")
-    there = sorted(tmp_path.rglob("*"))
+    before = sorted(tmp_path.rglob("*"))
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -454,11 +460,11 @@ def test_a_failure_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("oneshui_hf.stages.report.write_bytes", full)
     with pytest.raises(OSError, match="No space"):
         api.report(source)
-    assert sorted(tmp_path.rglob("*")) == there
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.usefixtures("one_figure")
-def test_the_command_tells_where_it_lies(oneshui: Oneshui, tmp_path: Path) -> None:
+def test_command_prints_the_paths(oneshui: Oneshui, tmp_path: Path) -> None:
     source = make_run(tmp_path / "run")
     code, out, err = oneshui("report", source, "--output", tmp_path / "mine.html")
     assert code == 0, err
@@ -472,7 +478,7 @@ def test_the_command_tells_where_it_lies(oneshui: Oneshui, tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("one_figure")
-def test_photos_are_shown_only_when_told_with_a_warning(tmp_path: Path, oneshui: Oneshui) -> None:
+def test_photos_are_only_shown_on_request_and_with_a_warning(tmp_path: Path, oneshui: Oneshui) -> None:
     import torch
     from PIL import Image
 
@@ -492,7 +498,7 @@ def test_photos_are_shown_only_when_told_with_a_warning(tmp_path: Path, oneshui:
     assert all(attrs["alt"] for attrs in images)
     assert "Do not pass it on" in page.text
     support = open_data(run, make_accelerator()).sets["support"]
-    expected = support.raw(torch.arange(len(support))).permute(0, 2, 3, 1).numpy()
+    expected = support.raw_pixels(torch.arange(len(support))).permute(0, 2, 3, 1).numpy()
     sources = [str(attrs["src"]).removeprefix("data:image/png;base64,") for attrs in images]
     shown = [np.asarray(Image.open(io.BytesIO(base64.b64decode(source)))) for source in sources]
     assert len(shown) == 2
@@ -503,7 +509,7 @@ def test_photos_are_shown_only_when_told_with_a_warning(tmp_path: Path, oneshui:
     assert "Do not pass it on" not in Page(plain).text
 
 
-def test_photos_of_a_benchmark_are_refused(oneshui: Oneshui, benchmark: Path, run: Path) -> None:
+def test_photos_of_a_benchmark_are_an_error(oneshui: Oneshui, benchmark: Path, run: Path) -> None:
     code, _, err = oneshui("report", benchmark, "--with-images")
     assert code == 2
     assert "name one of its runs" in sentence(err)

@@ -1,4 +1,4 @@
-"""The whole road where each photo has one class, as with ages: cross-entropy, softmax, accuracy."""
+"""The whole pipeline with one class per photo, as with ages: cross-entropy, softmax, accuracy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
         writer.writerow(["file_name", "identity", "age"])
         for row in range(0, 280):
             name = source.keys[row].replace("/", "-")
-            Image.open(io.BytesIO(source.rows[row]["image"]["bytes"])).save(folder / name)
+            Image.open(io.BytesIO(source.arrow_dataset[row]["image"]["bytes"])).save(folder / name)
             person = int(source.identities[row])
             writer.writerow([name, person, AGES[person % 3]])
     path = str(tmp_path_factory.mktemp("runs") / "original")
@@ -36,7 +36,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     )
 
 
-def test_the_road(trained: Run, tmp_path: Path) -> None:
+def test_the_pipeline_on_classes(trained: Run, tmp_path: Path) -> None:
     assert trained.record.dataset["task"] == "single_label"
     assert trained.record.dataset["labels"] == sorted(AGES)
     oracle = oneshui_hf.retrain(trained)
@@ -51,7 +51,7 @@ def test_the_road(trained: Run, tmp_path: Path) -> None:
     assert original["retain"]["accuracy"] > 60 > original["test"]["accuracy"]
 
 
-def test_labels_of_a_photo_are_one_class(trained: Run, tmp_path: Path) -> None:
+def test_labels_of_a_request_take_one_class(trained: Run, tmp_path: Path) -> None:
     photo = next(Path(trained.record.options["dataset"]).glob("*.png"))
     run = oneshui_hf.unlearn(trained, images=[photo], labels="old", method="gradient-ascent", output_dir=str(tmp_path / "out"))
     assert run.record.report["labels"] == "given"
@@ -59,9 +59,9 @@ def test_labels_of_a_photo_are_one_class(trained: Run, tmp_path: Path) -> None:
         oneshui_hf.unlearn(trained, images=[photo], labels="old,child", method="gradient-ascent", output_dir=str(tmp_path / "no"))
 
 
-def test_others_load_it(trained: Run) -> None:
+def test_transformers_pipeline_loads_the_run(trained: Run) -> None:
     from PIL import Image
     from transformers import pipeline
 
-    answer = pipeline("image-classification", model=str(trained.path))(Image.new("RGB", (48, 48)))
-    assert sum(row["score"] for row in answer) == pytest.approx(1, abs=1e-4)
+    predictions = pipeline("image-classification", model=str(trained.path))(Image.new("RGB", (48, 48)))
+    assert sum(row["score"] for row in predictions) == pytest.approx(1, abs=1e-4)

@@ -1,4 +1,4 @@
-"""Training: the recipe is followed, resuming changes nothing, and the oracle never sees what it must not."""
+"""Training: the recipe is followed, resuming gives the same weights, and the oracle never sees the forget identities."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ import oneshui_hf
 from oneshui_hf.data.split import load_split
 from oneshui_hf.errors import OneshuiError, UsageError
 from oneshui_hf.models.load import load_model
-from oneshui_hf.models.sharded import ShardedClassifier, part_of, shard_of
+from oneshui_hf.models.sharded import ShardedClassifier, shard_of, shard_weights
 from oneshui_hf.runs import Run, hash_file
 from oneshui_hf.seeding import generator, seeded
 from oneshui_hf.stages.command_options import TrainOptions
 from oneshui_hf.stages.training import checkpoint
-from oneshui_hf.stages.training.loop import set_rate
+from oneshui_hf.stages.training.loop import set_learning_rate
 
 RECIPE: dict[str, Any] = {"dataset": "synthetic", "forget": 2, "epochs": 3, "optimizer": "adamw", "keep": "best", "augment": "crop"}
 
@@ -36,7 +36,7 @@ def weights(run: Path) -> str:
     return hash_file(run / "model.safetensors")
 
 
-def test_same_seed_same_bytes_another_seed_others(tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
     short = RECIPE | {"epochs": 1}
     runs = [oneshui_hf.train(**short, seed=seed, output_dir=str(tmp_path / name)) for name, seed in (("a", 1), ("b", 1), ("c", 2))]
     assert runs[0].weights == runs[1].weights != runs[2].weights
@@ -45,9 +45,9 @@ def test_same_seed_same_bytes_another_seed_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_resuming_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str) -> None:
+def test_resuming_gives_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str) -> None:
     recipe = RECIPE | {"optimizer": optimizer}
-    whole = oneshui_hf.train(**recipe, output_dir=str(tmp_path / "whole"))
+    uninterrupted = oneshui_hf.train(**recipe, output_dir=str(tmp_path / "uninterrupted"))
     save = checkpoint.save
 
     def stop_after_two(run: Path, epoch: int, *rest: Any) -> None:
@@ -57,14 +57,14 @@ def test_resuming_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(checkpoint, "save", stop_after_two)
     with pytest.raises(KeyboardInterrupt):
-        oneshui_hf.train(**recipe, output_dir=str(tmp_path / "cut"))
+        oneshui_hf.train(**recipe, output_dir=str(tmp_path / "interrupted"))
     monkeypatch.undo()
-    assert Run.open(tmp_path / "cut").record.state == "training"
-    assert [p.name for p in (tmp_path / "cut").glob("checkpoint-*")] == ["checkpoint-2"]
-    resumed = oneshui_hf.train(dataset="synthetic", resume=True, output_dir=str(tmp_path / "cut"))
-    assert resumed.weights == whole.weights
-    assert resumed.record.report == whole.record.report
-    assert not list((tmp_path / "cut").glob("checkpoint-*"))
+    assert Run.open(tmp_path / "interrupted").record.state == "training"
+    assert [p.name for p in (tmp_path / "interrupted").glob("checkpoint-*")] == ["checkpoint-2"]
+    resumed = oneshui_hf.train(dataset="synthetic", resume=True, output_dir=str(tmp_path / "interrupted"))
+    assert resumed.weights == uninterrupted.weights
+    assert resumed.record.report == uninterrupted.record.report
+    assert not list((tmp_path / "interrupted").glob("checkpoint-*"))
 
 
 def test_resume_refuses_other_options(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_resume_refuses_other_options(tmp_path: Path) -> None:
         oneshui_hf.train(dataset="synthetic", lr=0.5, resume=True, output_dir=str(tmp_path / "run"))
 
 
-def test_the_oracle_trains_on_retain_alone_from_the_same_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_oracle_trains_on_retain_only_from_the_same_initial_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from oneshui_hf.stages import train as stage
 
     seen: dict[str, Any] = {}
@@ -120,7 +120,7 @@ def folder_and_original(photo_folder: Callable[..., Path], pretrained: Path, tmp
 
 
 def destroy(folder: Path, people: list[str]) -> None:
-    """Put noise in place of every photo of these people, and turn all their labels round."""
+    """Replace every photo of these identities by noise, and invert all their labels."""
     lines = (folder / "metadata.csv").read_text().splitlines()
     for number, line in enumerate(lines):
         file, person, *labels = line.split(",")
@@ -131,23 +131,23 @@ def destroy(folder: Path, people: list[str]) -> None:
     (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
 
 
-def test_the_oracle_is_the_same_whatever_the_people_to_forget_look_like(folder_and_original: tuple[Path, Run], tmp_path: Path) -> None:
+def test_the_oracle_does_not_depend_on_the_photos_of_forget_identities(folder_and_original: tuple[Path, Run], tmp_path: Path) -> None:
     folder, original = folder_and_original
     forget = load_split(original.path / "split.json").forget
     oracle = oneshui_hf.retrain(original)
     destroy(folder, forget)
     again = oneshui_hf.retrain(original, output_dir=str(tmp_path / "again"))
-    assert again.record.dataset["fingerprint"] != oracle.record.dataset["fingerprint"]  # the change is seen
+    assert again.record.dataset["fingerprint"] != oracle.record.dataset["fingerprint"]  # the change is detected
     assert again.weights == oracle.weights
-    assert again.record.report == oracle.record.report  # losses and scores of every epoch, too
+    assert again.record.report == oracle.record.report  # including losses and scores of every epoch
     recipe = {
         name: value for name, value in original.record.options.items() if name not in ("output_dir", "split", "forget", "reserve_supports")
     }
     other = oneshui_hf.train(**recipe | {"split": str(original.path / "split.json"), "output_dir": str(tmp_path / "other")})
-    assert other.weights != original.weights  # and matters to who trains on these people
+    assert other.weights != original.weights  # and affects a model that is trained on these identities
 
 
-def test_the_oracle_is_the_same_whatever_the_weights_of_the_original(folder_and_original: tuple[Path, Run], tmp_path: Path) -> None:
+def test_the_oracle_does_not_depend_on_the_weights_of_the_original(folder_and_original: tuple[Path, Run], tmp_path: Path) -> None:
     _, original = folder_and_original
     oracle = oneshui_hf.retrain(original)
     file = original.path / "model.safetensors"
@@ -197,17 +197,17 @@ def folder_and_shards(photo_folder: Callable[..., Path], pretrained: Path, tmp_p
     return folder, oneshui_hf.train(dataset=str(folder), model=str(pretrained), output_dir=str(tmp_path / "run"), **IN_SHARDS)
 
 
-def parts(run: Run) -> dict[int, dict[str, torch.Tensor]]:
+def adapters(run: Run) -> dict[int, dict[str, torch.Tensor]]:
     model = load_model(run.path)[0]
     assert isinstance(model, ShardedClassifier)
-    return {shard: part_of(model, shard) for shard in model.config.shards}
+    return {shard: shard_weights(model, shard) for shard in model.config.shards}
 
 
 def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_each_shard_learns_from_its_own_people_over_a_backbone_that_stays(
+def test_each_shard_is_trained_on_its_own_identities_with_a_frozen_backbone(
     folder_and_shards: tuple[Path, Run], pretrained: Path, tmp_path: Path
 ) -> None:
     folder, original = folder_and_shards
@@ -225,7 +225,7 @@ def test_each_shard_learns_from_its_own_people_over_a_backbone_that_stays(
     assert all(torch.equal(checkpoint[name], frozen[name]) for name in backbone)
 
     person = next(p for p in sorted(split.people["train"]) if p not in split.forget)
-    before, theirs = parts(original), shard_of(person, 1, 3)
+    before, affected = adapters(original), shard_of(person, 1, 3)
     destroy(folder, [person])
     again = oneshui_hf.train(
         dataset=str(folder),
@@ -235,32 +235,32 @@ def test_each_shard_learns_from_its_own_people_over_a_backbone_that_stays(
         **{name: value for name, value in IN_SHARDS.items() if name != "forget"},
     )
     assert again.record.dataset["fingerprint"] != original.record.dataset["fingerprint"]
-    after = parts(again)
-    assert [shard for shard in before if not equal(before[shard], after[shard])] == [theirs]
+    after = adapters(again)
+    assert [shard for shard in before if not equal(before[shard], after[shard])] == [affected]
 
 
-def test_the_oracle_takes_over_what_training_anew_would_give(
+def test_reused_shards_equal_shards_trained_again(
     folder_and_shards: tuple[Path, Run], pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, original = folder_and_shards
-    touched = {shard_of(person, 1, 3) for person in load_split(original.path / "split.json").forget}
-    assert 0 < len(touched) < 3
+    affected = {shard_of(person, 1, 3) for person in load_split(original.path / "split.json").forget}
+    assert 0 < len(affected) < 3
     oracle = oneshui_hf.retrain(original)
-    before, after = parts(original), parts(oracle)
-    assert {shard for shard in before if not equal(before[shard], after[shard])} == touched
-    assert oracle.record.report["shards_trained"] == len(touched)
-    assert {row["shard"] for row in oracle.record.report["shards"] if row["trained"]} == touched
+    before, after = adapters(original), adapters(oracle)
+    assert {shard for shard in before if not equal(before[shard], after[shard])} == affected
+    assert oracle.record.report["shards_trained"] == len(affected)
+    assert {row["shard"] for row in oracle.record.report["shards"] if row["trained"]} == affected
 
     from oneshui_hf.stages.training.shards import Shards
 
     with monkeypatch.context() as patched:
-        patched.setattr(Shards, "take_over", lambda *_: None)
-        anew = oneshui_hf.retrain(original, output_dir=str(tmp_path / "anew"))
-    assert anew.record.report["shards_trained"] == 3
-    assert anew.weights == oracle.weights
+        patched.setattr(Shards, "reuse_shards", lambda *_: None)
+        retrained = oneshui_hf.retrain(original, output_dir=str(tmp_path / "retrained"))
+    assert retrained.record.report["shards_trained"] == 3
+    assert retrained.weights == oracle.weights
     other = oneshui_hf.retrain(original, seed=2, output_dir=str(tmp_path / "other"))
     assert other.record.report["shards_trained"] == 3
-    assert not any(equal(parts(other)[shard], after[shard]) for shard in after)
+    assert not any(equal(adapters(other)[shard], after[shard]) for shard in after)
 
     file = pretrained / "model.safetensors"
     checkpoint = file.read_bytes()
@@ -269,25 +269,25 @@ def test_the_oracle_takes_over_what_training_anew_would_give(
         oneshui_hf.retrain(original, output_dir=str(tmp_path / "elsewhere"))
     assert not (tmp_path / "elsewhere").exists()
     file.write_bytes(checkpoint)
-    destroy(folder, load_split(original.path / "split.json").forget)  # other data than the original's: nothing is taken for granted
+    destroy(folder, load_split(original.path / "split.json").forget)  # the data differs from the original's, so no shard is reused
     later = oneshui_hf.retrain(original, output_dir=str(tmp_path / "later"))
     assert later.record.report["shards_trained"] == 3
     assert later.weights == oracle.weights
 
 
-def test_a_shard_that_nobody_is_left_in_is_left_out(folder_and_shards: tuple[Path, Run], pretrained: Path, tmp_path: Path) -> None:
+def test_a_shard_without_retain_identities_is_omitted(folder_and_shards: tuple[Path, Run], pretrained: Path, tmp_path: Path) -> None:
     folder, first = folder_and_shards
     split = load_split(first.path / "split.json")
 
     def shards(people: Any, seed: int, of: int) -> set[int]:
         return {shard_of(person, seed, of) for person in people}
 
-    stay = set(split.people["train"]) - set(split.forget)
+    retain = set(split.people["train"]) - set(split.forget)
     seed, of = next(
         (seed, of)
         for seed in range(100)
         for of in (4, 5, 6)
-        if len(shards(split.people["train"], seed, of)) == of and len(shards(stay, seed, of)) < of
+        if len(shards(split.people["train"], seed, of)) == of and len(shards(retain, seed, of)) < of
     )
     recipe = {name: value for name, value in IN_SHARDS.items() if name not in ("forget", "seed", "sharded", "epochs")}
     original = oneshui_hf.train(
@@ -300,15 +300,15 @@ def test_a_shard_that_nobody_is_left_in_is_left_out(folder_and_shards: tuple[Pat
         sharded=of,
         **recipe,
     )
-    assert set(parts(original)) == set(range(of))
-    assert set(parts(oneshui_hf.retrain(original))) == shards(stay, seed, of)
+    assert set(adapters(original)) == set(range(of))
+    assert set(adapters(oneshui_hf.retrain(original))) == shards(retain, seed, of)
 
 
-@pytest.mark.parametrize("stopped_at", [3, 4])  # in the middle of the second shard; when it has learned, before it is kept
+@pytest.mark.parametrize("stopped_at", [3, 4])  # in the second shard; after its training, before it is written
 def test_sharded_training_resumes_to_the_same_weights(
     folder_and_shards: tuple[Path, Run], pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_at: int
 ) -> None:
-    folder, whole = folder_and_shards
+    folder, uninterrupted = folder_and_shards
     saved: list[Path] = []
     save = checkpoint.save
 
@@ -318,55 +318,55 @@ def test_sharded_training_resumes_to_the_same_weights(
         if len(saved) == stopped_at:
             raise KeyboardInterrupt
 
-    place = {"dataset": str(folder), "model": str(pretrained), "output_dir": str(tmp_path / "cut")}
+    arguments = {"dataset": str(folder), "model": str(pretrained), "output_dir": str(tmp_path / "interrupted")}
     with monkeypatch.context() as patched:
         patched.setattr(checkpoint, "save", stop)
         with pytest.raises(KeyboardInterrupt):
-            oneshui_hf.train(**place, **IN_SHARDS)
+            oneshui_hf.train(**arguments, **IN_SHARDS)
     assert len(set(saved)) == 2
-    assert (tmp_path / "cut" / "shards" / "0" / "adapter.safetensors").exists()
+    assert (tmp_path / "interrupted" / "shards" / "0" / "adapter.safetensors").exists()
     saved.clear()
     with monkeypatch.context() as patched:
         patched.setattr(checkpoint, "save", lambda run, *rest: (saved.append(run), save(run, *rest)))
-        resumed = oneshui_hf.train(dataset=str(folder), resume=True, output_dir=str(tmp_path / "cut"))
-    assert len(saved) == 6 - stopped_at  # epochs that were left
-    assert resumed.weights == whole.weights
-    assert resumed.record.report == whole.record.report
+        resumed = oneshui_hf.train(dataset=str(folder), resume=True, output_dir=str(tmp_path / "interrupted"))
+    assert len(saved) == 6 - stopped_at  # the remaining epochs
+    assert resumed.weights == uninterrupted.weights
+    assert resumed.record.report == uninterrupted.record.report
 
 
-def test_shards_that_cannot_be_are_refused(photo_folder: Callable[..., Path], pretrained: Path, tmp_path: Path) -> None:
-    place = {"dataset": str(photo_folder(people=12, photos=3)), "model": str(pretrained), "output_dir": str(tmp_path / "run")}
+def test_invalid_shard_options_are_refused(photo_folder: Callable[..., Path], pretrained: Path, tmp_path: Path) -> None:
+    arguments = {"dataset": str(photo_folder(people=12, photos=3)), "model": str(pretrained), "output_dir": str(tmp_path / "run")}
     with pytest.raises(UsageError, match="--sharded of train must be at least 2"):
-        oneshui_hf.train(**place, sharded=1)
-    with pytest.raises(UsageError, match="--adapter-rank is of the adapters that --sharded trains"):
-        oneshui_hf.train(**place, adapter_rank=8)
-    with pytest.raises(UsageError, match=r"--sharded 40 leaves \d+ shards without any of the \d+ people; --sharded [2-6] would") as refused:
-        oneshui_hf.train(**place, sharded=40, forget=2)
+        oneshui_hf.train(**arguments, sharded=1)
+    with pytest.raises(UsageError, match="--adapter-rank applies to the adapters that --sharded trains"):
+        oneshui_hf.train(**arguments, adapter_rank=8)
+    with pytest.raises(UsageError, match=r"--sharded 40 leaves \d+ shards without any .* --sharded [2-6] fills") as refused:
+        oneshui_hf.train(**arguments, sharded=40, forget=2)
     assert not (tmp_path / "run").exists()
-    could = int(str(refused.value).rpartition("--sharded ")[2].split()[0])
-    assert oneshui_hf.train(**place, sharded=could, forget=2, epochs=1).record.state == "complete"
+    possible = int(str(refused.value).rpartition("--sharded ")[2].split()[0])
+    assert oneshui_hf.train(**arguments, sharded=possible, forget=2, epochs=1).record.state == "complete"
 
 
-def test_generated_people_in_shards(tmp_path: Path) -> None:
+def test_sharded_training_on_generated_faces_warns_about_the_random_backbone(tmp_path: Path) -> None:
     from oneshui_hf.reporting import Reporter
 
-    class Listening(Reporter):
+    class RecordingReporter(Reporter):
         def __init__(self) -> None:
-            self.warned: list[str] = []
+            self.warnings: list[str] = []
 
         def warn(self, text: str) -> None:
-            self.warned.append(text)
+            self.warnings.append(text)
 
-    reporter = Listening()
+    reporter = RecordingReporter()
     run = oneshui_hf.train(**RECIPE | {"epochs": 1}, sharded=2, output_dir=str(tmp_path / "run"), reporter=reporter)
-    assert any("--model" in text for text in reporter.warned)  # a backbone that was drawn at random and is not trained
+    assert any("--model" in text for text in reporter.warnings)  # a random backbone that is not trained
     assert run.record.options["sharded"] == 2
-    assert set(parts(run)) == {0, 1}
-    measured = oneshui_hf.evaluate(run)
-    assert measured["forget"]["images"] == run.record.report["split"]["images"]["forget"]
+    assert set(adapters(run)) == {0, 1}
+    metrics = oneshui_hf.evaluate(run)
+    assert metrics["forget"]["images"] == run.record.report["split"]["images"]["forget"]
 
 
-def test_a_split_file_can_be_passed_on(tmp_path: Path) -> None:
+def test_training_with_a_split_file_uses_that_split(tmp_path: Path) -> None:
     short = RECIPE | {"epochs": 1}
     first = oneshui_hf.train(**short, seed=3, output_dir=str(tmp_path / "first"))
     second = oneshui_hf.train(**short, seed=4, split=str(first.path / "split.json"), output_dir=str(tmp_path / "second"))
@@ -378,7 +378,7 @@ def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=9.0)
     rates = []
     for step in range(100):
-        set_rate(optimizer, options, step, 10)
+        set_learning_rate(optimizer, options, step, 10)
         rates.append(optimizer.param_groups[0]["lr"])
     assert rates[0] == pytest.approx(1 / 21)
     assert rates[20] == pytest.approx(1.0)
@@ -388,34 +388,34 @@ def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_a_real_process(tmp_path: Path) -> None:
+def test_ctrl_c_interrupts_a_real_process_that_can_be_resumed(tmp_path: Path) -> None:
     def command(name: str, *more: str) -> list[str]:
         words = ["--dataset", "synthetic", "--epochs", "20", "--forget", "2", "--output-dir", str(tmp_path / name)]
         return [sys.executable, "-m", "oneshui_hf", "train", *words, *more]
 
-    subprocess.run(command("whole"), check=True, capture_output=True)
-    # A test run started in the background ignores Ctrl-C, and its children would inherit that.
-    listen = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(command("cut"), stderr=subprocess.PIPE, text=True, preexec_fn=listen)
+    subprocess.run(command("uninterrupted"), check=True, capture_output=True)
+    # A test run started in the background ignores Ctrl-C, and its child processes inherit that.
+    accept_sigint = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command("interrupted"), stderr=subprocess.PIPE, text=True, preexec_fn=accept_sigint)
     deadline = time.monotonic() + 120
-    while not list((tmp_path / "cut").glob("checkpoint-*")) and time.monotonic() < deadline:
+    while not list((tmp_path / "interrupted").glob("checkpoint-*")) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "--resume" in err
     assert "Traceback" not in err
-    assert not (tmp_path / "cut" / "model.safetensors").exists()
-    resumed = subprocess.run(command("cut", "--resume"), capture_output=True, text=True)
+    assert not (tmp_path / "interrupted" / "model.safetensors").exists()
+    resumed = subprocess.run(command("interrupted", "--resume"), capture_output=True, text=True)
     assert resumed.returncode == 0, resumed.stderr
-    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+    assert weights(tmp_path / "interrupted") == weights(tmp_path / "uninterrupted")
 
 
-def test_half_precision_is_for_training_alone_and_never_on_a_cpu() -> None:
-    from oneshui_hf.stages.distributed import half_precision, make_accelerator
+def test_bfloat16_is_never_used_on_a_cpu() -> None:
+    from oneshui_hf.stages.distributed import bf16_autocast, make_accelerator
 
     assert make_accelerator().mixed_precision == "no"
     layer = torch.nn.Linear(2, 2)
-    for wanted in (True, False):
-        with half_precision(torch.device("cpu"), wanted):
+    for enabled in (True, False):
+        with bf16_autocast(torch.device("cpu"), enabled):
             assert layer(torch.ones(1, 2)).dtype == torch.float32

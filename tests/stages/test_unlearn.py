@@ -1,4 +1,4 @@
-"""Request time: model, artefact and photo in, new model out; nothing else is there to be read."""
+"""Unlearning at request time: it needs the model, the artefact and the support images, and reads nothing else."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ METHODS = ["do-nothing", "gradient-ascent", "metaunlearn"]
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of generated photos as a user would have it."""
+    """A folder of generated photos, as a user would provide it."""
     import csv
     import io
 
@@ -40,14 +40,14 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
         writer.writerow(["file_name", "identity", *source.task.label_names])
         for row in keep:
             name = source.keys[row].replace("/", "-")
-            Image.open(io.BytesIO(source.rows[row]["image"]["bytes"])).save(folder / name)
+            Image.open(io.BytesIO(source.arrow_dataset[row]["image"]["bytes"])).save(folder / name)
             writer.writerow([name, source.people[source.identities[row]], *source.labels[row].int().tolist()])
     return folder
 
 
 @pytest.fixture(scope="module")
 def trained(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """An original model on that folder, with its artefacts."""
+    """An original model trained on that folder, with its artefacts."""
     run = oneshui_hf.train(
         dataset=str(faces), model="tiny", forget=2, epochs=8, optimizer="adamw", keep="last", augment="flip",
         output_dir=str(tmp_path_factory.mktemp("runs") / "original"),
@@ -66,7 +66,7 @@ def photo(faces: Path, tmp_path: Path) -> Path:
 def test_no_training_data_is_needed(trained: Run, faces: Path, photo: Path, tmp_path: Path, method: str) -> None:
     away = faces.with_name("away")
     faces.rename(away)
-    caches = Path(load_cache(trained))
+    caches = Path(cache_folder(trained))
     hidden = caches.with_name(caches.name + "-hidden")
     if caches.exists():
         caches.rename(hidden)
@@ -80,8 +80,8 @@ def test_no_training_data_is_needed(trained: Run, faces: Path, photo: Path, tmp_
     assert (result.weights == trained.weights) == (method == "do-nothing")
 
 
-def load_cache(run: Run) -> str:
-    """Return the folder of the Arrow data and the pixels."""
+def cache_folder(run: Run) -> str:
+    """Return the folder of cached Arrow data and pixels."""
     import datasets
 
     return str(datasets.config.HF_DATASETS_CACHE)
@@ -94,7 +94,7 @@ class SpyOptions:
 
 def spy(look: Callable[[DataAccess], Any], needs: Needs) -> type[Method[SpyOptions]]:
     class Spy(Method[SpyOptions]):
-        """Looks at what it is handed."""
+        """Passes its data to `look`."""
 
         summary, paper, options = "spy", "-", SpyOptions
 
@@ -117,7 +117,7 @@ def offer(monkeypatch: pytest.MonkeyPatch, method: type[Method[Any]]) -> None:
     monkeypatch.setattr(plugins.Plugins, "origin", lambda self, name: "here 1.0" if name == "spy" else origin(self, name))
 
 
-def test_a_plugin_is_handed_the_request_and_nothing_else(
+def test_a_method_receives_only_the_data_that_it_declares(
     trained: Run, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, Any] = {}
@@ -137,7 +137,7 @@ def test_a_plugin_is_handed_the_request_and_nothing_else(
         seen.clear()
 
 
-def test_a_method_that_reads_training_data_takes_no_single_photo(
+def test_a_method_that_reads_training_data_refuses_a_photo_request(
     trained: Run, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     offer(monkeypatch, spy(lambda data: data.retain, Needs(apply=frozenset({"retain"}))))
@@ -147,7 +147,7 @@ def test_a_method_that_reads_training_data_takes_no_single_photo(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_original_stays_and_the_same_seed_gives_the_same_bytes(trained: Run, photo: Path, tmp_path: Path, method: str) -> None:
+def test_the_original_is_unchanged_and_the_same_seed_gives_the_same_bytes(trained: Run, photo: Path, tmp_path: Path, method: str) -> None:
     before = {file: hash_file(file) for file in trained.path.rglob("*") if file.is_file()}
     state = torch.get_rng_state()
     runs = [oneshui_hf.unlearn(trained, images=[photo], method=method, output_dir=str(tmp_path / name)) for name in "ab"]
@@ -156,7 +156,7 @@ def test_the_original_stays_and_the_same_seed_gives_the_same_bytes(trained: Run,
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_gradient_ascent_moves_up_the_loss_by_the_given_length(trained: Run, photo: Path, tmp_path: Path) -> None:
+def test_gradient_ascent_takes_a_step_of_the_given_length(trained: Run, photo: Path, tmp_path: Path) -> None:
     from oneshui_hf.data.images import decode, to_pixels
     from oneshui_hf.methods import losses, norm, parameters
 
@@ -176,7 +176,7 @@ def test_gradient_ascent_moves_up_the_loss_by_the_given_length(trained: Run, pho
     assert after > before
 
 
-def test_metaunlearn_knows_its_people_and_serves_strangers(trained: Run, photo: Path, tmp_path: Path) -> None:
+def test_metaunlearn_serves_known_and_unknown_identities(trained: Run, photo: Path, tmp_path: Path) -> None:
     unknown = oneshui_hf.unlearn(trained, images=[photo], method="metaunlearn", output_dir=str(tmp_path / "a"))
     assert unknown.record.report["unknown_people"] == 1
     people = Artefact.load(trained.artefact("metaunlearn"), "metaunlearn", trained.weights).people
@@ -185,20 +185,20 @@ def test_metaunlearn_knows_its_people_and_serves_strangers(trained: Run, photo: 
     known = oneshui_hf.unlearn(trained, images=[photo], identity=[person], method="metaunlearn", output_dir=str(tmp_path / "b"))
     assert known.record.report["unknown_people"] == 0
     assert known.weights != unknown.weights
-    # What was prepared for them has been used up by that.
+    # The request destroyed the data prepared for this identity.
     assert known.record.report["destroyed"] == 1
     assert unknown.record.report["destroyed"] == 0
     with pytest.raises(OneshuiError, match="has been used and destroyed"):
         oneshui_hf.unlearn(trained, images=[photo], identity=[person], method="metaunlearn", output_dir=str(tmp_path / "again"))
     assert not (tmp_path / "again").exists()
-    # Somebody whose row was never learned is served like anybody unknown.
+    # An identity whose row was never trained is served like an unknown one.
     other = oneshui_hf.unlearn(trained, images=[photo], identity=[never], method="metaunlearn", output_dir=str(tmp_path / "c"))
     assert other.weights == unknown.weights
 
 
-def test_the_preset_of_the_paper_serves_named_people_alone(trained: Run, photo: Path, tmp_path: Path) -> None:
+def test_the_paper_preset_needs_a_named_identity(trained: Run, photo: Path, tmp_path: Path) -> None:
     oneshui_hf.prepare(trained, method="metaunlearn", preset="paper", overwrite=True)
-    with pytest.raises(OneshuiError, match="cannot serve an unnamed person"):
+    with pytest.raises(OneshuiError, match="cannot be used for an unnamed identity"):
         oneshui_hf.unlearn(trained, images=[photo], method="metaunlearn", output_dir=str(tmp_path / "a"))
     run = oneshui_hf.unlearn(trained, from_split=True, method="metaunlearn", output_dir=str(tmp_path / "b"))
     assert run.record.report["method_options"]["step"] == "raw"
@@ -206,13 +206,13 @@ def test_the_preset_of_the_paper_serves_named_people_alone(trained: Run, photo: 
     oneshui_hf.prepare(trained, method="metaunlearn", steps=3, calibration=1, overwrite=True)
 
 
-def test_the_receipt_names_no_photo_and_no_person(trained: Run, photo: Path, tmp_path: Path) -> None:
+def test_the_receipt_contains_no_file_name(trained: Run, photo: Path, tmp_path: Path) -> None:
     secret = photo.rename(photo.with_name("jane-doe-passport.png"))
     run = oneshui_hf.unlearn(trained, images=[secret], method="gradient-ascent", output_dir=str(tmp_path / "out"))
     assert "jane-doe" not in (run.path / "oneshui.json").read_text()
 
 
-def test_the_support_photo_is_in_no_training_set(trained: Run) -> None:
+def test_support_images_are_in_no_other_set(trained: Run) -> None:
     from oneshui_hf.stages.distributed import make_accelerator
     from oneshui_hf.stages.run_data import open_data
 
@@ -223,7 +223,7 @@ def test_the_support_photo_is_in_no_training_set(trained: Run) -> None:
         assert not support & set(data.sets[name].rows.tolist())
 
 
-def test_several_photos_of_several_people(trained: Run, faces: Path, tmp_path: Path) -> None:
+def test_a_request_may_have_several_photos_of_several_people(trained: Run, faces: Path, tmp_path: Path) -> None:
     photos = sorted(faces.glob("*.png"))[:3]
     run = oneshui_hf.unlearn(trained, images=photos, method="gradient-ascent", output_dir=str(tmp_path / "out"))
     assert run.record.report["photos"] == 3
@@ -231,11 +231,11 @@ def test_several_photos_of_several_people(trained: Run, faces: Path, tmp_path: P
         oneshui_hf.unlearn(trained, images=photos, identity=["a", "b"], method="gradient-ascent", output_dir=str(tmp_path / "no"))
 
 
-# What was prepared for those who ask, and what happens to it.
+# Per-identity data, and its destruction.
 
 
 class Keys(Method[SpyOptions]):
-    """Keeps a number for everybody, and moves the head's bias by those of whoever is named."""
+    """Stores a number per identity, and adds the numbers of the requested identities to the head's bias."""
 
     summary, paper, options = "keys", "-", SpyOptions
     needs = Needs(prepare=frozenset({"train"}), apply=frozenset({"support"}))
@@ -258,7 +258,7 @@ class Keys(Method[SpyOptions]):
         return new
 
 
-class Heard(Reporter):
+class RecordingReporter(Reporter):
     def __init__(self) -> None:
         self.warnings: list[str] = []
         self.notes: list[str] = []
@@ -272,7 +272,7 @@ class Heard(Reporter):
 
 @pytest.fixture
 def keys(trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """A copy of the original model, with keys for everybody, and a vault of its own."""
+    """A copy of the original model with a key per training identity, and a separate vault."""
     monkeypatch.setenv("ONESHUI_VAULT", str(tmp_path / "vault"))
     offer(monkeypatch, Keys)
     run = Run.open(shutil.copytree(trained.path, tmp_path / "keys", ignore=shutil.ignore_patterns("methods")))
@@ -280,8 +280,8 @@ def keys(trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return run
 
 
-def left(run: Run) -> set[str]:
-    """Return whose key is still there."""
+def identities_with_key(run: Run) -> set[str]:
+    """Return the identities whose key exists."""
     return set(Artefact.load(run.artefact("spy"), "spy", run.weights).people)
 
 
@@ -289,114 +289,114 @@ def bias(run: Run) -> torch.Tensor:
     return load_model(run.path)[0].classifier.bias.detach()
 
 
-def test_a_photo_uses_up_what_was_prepared_and_the_receipt_counts_it(keys: Run, photo: Path) -> None:
-    before, heard = left(keys), Heard()
+def test_a_photo_request_destroys_per_identity_data_and_counts_it(keys: Run, photo: Path) -> None:
+    before, reporter = identities_with_key(keys), RecordingReporter()
     first, second, third = sorted(before)[:3]
     unnamed = oneshui_hf.unlearn(keys, images=[photo], method="spy", output_dir=str(keys.path) + "-unnamed")
     assert unnamed.record.report["destroyed"] == 0
-    assert left(keys) == before
-    run = oneshui_hf.unlearn(keys, [photo] * 3, identity=[first, second, first], method="spy", reporter=heard)
+    assert identities_with_key(keys) == before
+    run = oneshui_hf.unlearn(keys, [photo] * 3, identity=[first, second, first], method="spy", reporter=reporter)
     assert run.record.report["destroyed"] == 2
     assert read_json(run.path / "oneshui.json")["report"]["destroyed"] == 2
     assert run.require_complete().record.weights == run.weights
-    assert left(keys) == before - {first, second}
-    assert heard.notes == ["Destroyed what was prepared for 2 of those who asked."]
+    assert identities_with_key(keys) == before - {first, second}
+    assert reporter.notes == ["Destroyed the data prepared for 2 of the requested identities."]
     assert not any(name in (run.path / "oneshui.json").read_text() for name in (f'"{first}"', f'"{second}"'))
     kept = oneshui_hf.unlearn(keys, [photo], identity=[third], method="spy", keep=True, output_dir=str(keys.path) + "-kept")
     assert kept.record.report["destroyed"] == 0
-    assert third in left(keys)
+    assert third in identities_with_key(keys)
 
 
-def test_a_split_is_asked_again_and_again_unless_told_otherwise(keys: Run) -> None:
-    before, asks = left(keys), set(read_json(keys.path / "split.json")["forget"])
-    assert len(asks) == 2
+def test_a_split_request_keeps_per_identity_data_by_default(keys: Run) -> None:
+    before, forget = identities_with_key(keys), set(read_json(keys.path / "split.json")["forget"])
+    assert len(forget) == 2
     runs = [oneshui_hf.unlearn(keys, from_split=True, method="spy", output_dir=f"{keys.path}-{name}") for name in "ab"]
     assert runs[0].weights == runs[1].weights != keys.weights
-    assert left(keys) == before
+    assert identities_with_key(keys) == before
     destroyed = oneshui_hf.unlearn(keys, from_split=True, method="spy", keep=False, output_dir=f"{keys.path}-c")
     assert destroyed.weights == runs[0].weights
     assert destroyed.record.report["destroyed"] == 2
-    assert left(keys) == before - asks
+    assert identities_with_key(keys) == before - forget
 
 
-def test_the_command_line_knows_both_words(keys: Run, photo: Path, oneshui: Any) -> None:
-    first, second = sorted(left(keys))[:2]
+def test_the_command_line_has_keep_and_destroy(keys: Run, photo: Path, oneshui: Any) -> None:
+    first, second = sorted(identities_with_key(keys))[:2]
     words = ["unlearn", "--run", keys.path, "--method", "spy", "--image", photo, "--overwrite"]
     assert oneshui(*words, "--identity", first, "--keep")[0] == 0
-    assert {first, second} <= left(keys)
+    assert {first, second} <= identities_with_key(keys)
     assert oneshui(*words, "--identity", first, "--destroy")[0] == 0
-    assert first not in left(keys)
+    assert first not in identities_with_key(keys)
 
 
-def test_a_failure_to_destroy_leaves_the_model_and_a_warning(keys: Run, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = sorted(left(keys))[:2]
-    right, heard, tried = Secrets.destroy, Heard(), []
+def test_a_failure_to_destroy_is_a_warning(keys: Run, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = sorted(identities_with_key(keys))[:2]
+    destroy, reporter, entries = Secrets.destroy, RecordingReporter(), []
 
     def refuse(self: Secrets, entry: str) -> bool:
-        tried.append(entry)
-        if len(tried) == 1:
-            raise OneshuiError(f"The secret {self.folder / entry}.key could not be destroyed and remains (why); remove it by hand.")
-        return right(self, entry)
+        entries.append(entry)
+        if len(entries) == 1:
+            raise OneshuiError(f"The secret {self.folder / entry}.key could not be destroyed and remains (why); delete it by hand.")
+        return destroy(self, entry)
 
     monkeypatch.setattr(Secrets, "destroy", refuse)
-    run = oneshui_hf.unlearn(keys, [photo] * 2, identity=[first, second], method="spy", reporter=heard)
+    run = oneshui_hf.unlearn(keys, [photo] * 2, identity=[first, second], method="spy", reporter=reporter)
     assert torch.allclose(bias(run) - bias(keys), torch.tensor(3.0))
     assert run.record.report["destroyed"] == 1
-    assert left(keys) >= {first}
-    assert second not in left(keys)
-    (warning,) = heard.warnings
-    assert warning.startswith("What was prepared for one of those who asked is still there. The secret ")
-    assert f"{tried[0]}.key" in warning
+    assert identities_with_key(keys) >= {first}
+    assert second not in identities_with_key(keys)
+    (warning,) = reporter.warnings
+    assert warning.startswith("The data prepared for one of the requested identities still exists. The secret ")
+    assert f"{entries[0]}.key" in warning
     assert first not in warning.replace(str(keys.path.parent), "")
 
 
-def test_nothing_is_destroyed_where_no_model_was_written(keys: Run, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_destroyed_if_the_model_cannot_be_written(keys: Run, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from oneshui_hf.stages import unlearn as stage
 
-    def full(*words: Any) -> None:
+    def raise_disk_full(*words: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    before = left(keys)
-    monkeypatch.setattr(stage, "save_model", full)
+    before = identities_with_key(keys)
+    monkeypatch.setattr(stage, "save_model", raise_disk_full)
     with pytest.raises(OSError, match="No space left"):
         oneshui_hf.unlearn(keys, [photo], identity=[min(before)], method="spy")
-    assert left(keys) == before
+    assert identities_with_key(keys) == before
 
 
-# One after the other.
+# Sequential requests.
 
 
-def test_one_request_follows_another(keys: Run, photo: Path) -> None:
-    people = sorted(left(keys))
-    run, asked = keys, []
+def test_requests_can_follow_each_other(keys: Run, photo: Path) -> None:
+    people = sorted(identities_with_key(keys))
+    run, forgotten = keys, []
     for turn in range(3):
-        asked.append(people[turn])
+        forgotten.append(people[turn])
         run = oneshui_hf.unlearn(run, [photo], identity=[people[turn]], method="spy")
         assert run.path.name == "keys" + "-spy" * (turn + 1)
-        assert left(keys) == set(people) - set(asked)
+        assert identities_with_key(keys) == set(people) - set(forgotten)
         assert run.record.report["prepared"] is True
     assert torch.allclose(bias(run) - bias(keys), torch.tensor(1.0 + 2.0 + 3.0))
     assert not (run.path / "methods").exists()
 
 
-def test_what_lies_nearest_is_taken(keys: Run, photo: Path) -> None:
-    first, second = sorted(left(keys))[:2]
+def test_the_nearest_artefact_is_used(keys: Run, photo: Path) -> None:
+    first, second = sorted(identities_with_key(keys))[:2]
     run = oneshui_hf.unlearn(keys, [photo], identity=[first], method="spy")
     oneshui_hf.prepare(run, method="spy")
     oneshui_hf.unlearn(run, [photo], identity=[second], method="spy")
-    assert second in left(keys)
-    assert second not in left(run)
-    assert first in left(run)
+    assert second in identities_with_key(keys)
+    assert second not in identities_with_key(run)
+    assert first in identities_with_key(run)
 
 
-def test_only_methods_that_say_so_serve_what_they_made(keys: Run, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_sequential_methods_use_the_artefact_of_an_ancestor(keys: Run, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = oneshui_hf.unlearn(keys, [photo], method="spy")
     monkeypatch.setattr(Keys, "sequential", False)
     with pytest.raises(UsageError, match=r"Method 'spy' has not been prepared for .*keys-spy; run `oneshui prepare` first"):
         oneshui_hf.unlearn(run, [photo], method="spy")
 
 
-def test_a_chain_of_other_methods_leads_nowhere(keys: Run, photo: Path) -> None:
+def test_an_artefact_is_not_found_through_runs_of_other_methods(keys: Run, photo: Path) -> None:
     other = oneshui_hf.unlearn(keys, [photo], method="do-nothing")
     with pytest.raises(UsageError, match=r"Method 'spy' has not been prepared for .*keys-do-nothing"):
         oneshui_hf.unlearn(other, [photo], method="spy")
@@ -406,34 +406,36 @@ def test_a_chain_of_other_methods_leads_nowhere(keys: Run, photo: Path) -> None:
         oneshui_hf.unlearn(mixed, [photo], method="spy")
 
 
-def test_a_parent_that_is_gone_or_another_by_now_is_told(keys: Run, photo: Path, trained: Run) -> None:
-    run = oneshui_hf.unlearn(keys, [photo], identity=[min(left(keys))], method="spy")
+def test_a_missing_or_changed_parent_is_reported(keys: Run, photo: Path, trained: Run) -> None:
+    run = oneshui_hf.unlearn(keys, [photo], identity=[min(identities_with_key(keys))], method="spy")
     again = oneshui_hf.unlearn(run, [photo], method="spy")
     away = run.path.rename(run.path.with_name("away"))
-    with pytest.raises(UsageError, match=r"keys-spy-spy was made from .*keys-spy, which is gone or has changed, so what 'spy' prepared"):
+    with pytest.raises(UsageError, match=r"keys-spy-spy was computed from .*keys-spy, which is missing or has changed, so"):
         oneshui_hf.unlearn(again, [photo], method="spy")
-    shutil.copytree(keys.path, run.path)  # its folder, with other weights
-    with pytest.raises(UsageError, match="gone or has changed"):
+    shutil.copytree(keys.path, run.path)  # the same folder, with other weights
+    with pytest.raises(UsageError, match="missing or has changed"):
         oneshui_hf.unlearn(again, [photo], method="spy")
     shutil.rmtree(run.path)
     away.rename(run.path)
     oneshui_hf.unlearn(again, [photo], method="spy", output_dir=str(keys.path) + "-third")
 
 
-def test_secrets_never_go_into_the_run(keys: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vault_inside_the_run_is_refused(keys: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     for inside in (keys.path, keys.path / "methods" / "vault"):
         monkeypatch.setenv("ONESHUI_VAULT", str(inside))
-        with pytest.raises(UsageError, match=r"^The vault .* lies in .*; set ONESHUI_VAULT elsewhere\.$"):
+        with pytest.raises(UsageError, match=r"^The vault .* is inside .*; set ONESHUI_VAULT elsewhere\.$"):
             oneshui_hf.prepare(keys, method="spy", overwrite=True)
 
 
 @pytest.mark.parametrize("kind", ["original", "oracle"])
-def test_an_oracle_is_asked_to_forget_strangers(trained: Run, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_oracle_receives_the_request_with_unseen_identities(
+    trained: Run, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[Request] = []
     offer(monkeypatch, spy(lambda data: seen.append(data.support), Needs()))
     run = Run.open(shutil.copytree(trained.path, tmp_path / kind))
     run.record.kind = kind  # type: ignore[assignment]
     oneshui_hf.unlearn(run, from_split=True, method="spy")
     (request,) = seen
-    assert request.strangers == (kind == "oracle")
-    assert all((person is None) == request.strangers for person in request.people)
+    assert request.unseen_identities == (kind == "oracle")
+    assert all((person is None) == request.unseen_identities for person in request.people)

@@ -1,10 +1,10 @@
-"""What keys cost when many are used: at once, and one after the other.
+"""The cost of several keys: merged at once, and one after the other.
 
 python tests/studies/compose_keys.py RUN [--people 1,5,20] [--strength 1.0]
 
-RUN is a run for which `oneshui prepare --method forget-keys` was run. People are drawn at random, and stay the same ones as more are added;
-for one person the mean over the first ten is told. Everything is measured on all training photos of those who ask, on those of all others,
-and on test photos.
+RUN is a run for which `oneshui prepare --method forget-keys` was run. Identities are drawn at random; larger requests contain the smaller
+ones. For one identity the mean over the first ten is printed. Everything is measured on all training photos of the forget identities, on
+those of the retain identities, and on test photos.
 """
 
 from __future__ import annotations
@@ -33,19 +33,20 @@ from oneshui_hf.stages.run_data import open_data
 from oneshui_plugins.forget_keys.method import ForgetKeys
 from oneshui_plugins.forget_keys.options import ForgetKeysOptions
 
-SEED, SINGLE, IN_ORDER = 0, 10, 20  # how many are tried alone, and how many one after the other
+METHOD, SEED = "forget-keys", 0
+SINGLE, IN_ORDER = 10, 20  # identities that are measured alone, and that are merged one after the other
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A model with keys.
+class PreparedModel:
+    """A model with prepared keys.
 
     Attributes:
         model: The original model.
         artefact: Its keys.
         options: Of the method.
         train: The training photos.
-        test: Strangers' photos.
+        test: Photos of unseen identities.
         context: For the task.
     """
 
@@ -57,107 +58,107 @@ class Prepared:
     context: Context
 
     @classmethod
-    def open(cls, run: Run, folder: Path, vault: Path | None, accelerator: Accelerator) -> Prepared:
+    def open(cls, run: Run, folder: Path, vault: Path | None, accelerator: Accelerator) -> PreparedModel:
         """Load what was prepared for a run."""
-        artefact = Artefact.load(folder, "forget-keys", run.weights, vault=vault)
+        artefact = Artefact.load(folder, METHOD, run.weights, vault=vault)
+        options = ForgetKeys.apply_options(METHOD, artefact.options, {})
         model, _, task = load_model(run.path, accelerator.device)
         sets = open_data(run, accelerator).sets
-        return cls(
-            model.eval(), artefact, ForgetKeysOptions(**artefact.options), sets["train"], sets["test"], Context(task, SEED, accelerator)
-        )
+        return cls(model.eval(), artefact, options, sets["train"], sets["test"], Context(task, SEED, accelerator))
 
-    def order(self) -> list[str]:
-        """Return all who have a key, in the order in which they ask."""
+    def request_order(self) -> list[str]:
+        """Return all identities with a key, in the random order of their requests."""
         people = sorted(person for person in self.train.people if person in self.artefact.people)
-        return [people[place] for place in torch.randperm(len(people), generator=generator(SEED, "asking")).tolist()]
+        return [people[index] for index in torch.randperm(len(people), generator=generator(SEED, "asking")).tolist()]
 
-    def without(self, people: Sequence[str], model: torch.nn.Module | None = None) -> torch.nn.Module:
-        """Return the model, or one that keys have been added to, with the keys of these people."""
-        nothing = torch.zeros(len(people), 3, 1, 1)  # a key is found by who asks, and not by the photo
-        request = Request(nothing, tuple(people), nothing, labels_given=False)
+    def unlearn(self, people: Sequence[str], model: torch.nn.Module | None = None) -> torch.nn.Module:
+        """Return the original model, or one that already contains keys, with the keys of these identities merged."""
+        unused = torch.zeros(len(people), 3, 1, 1)  # keys are found by identity, not by the photo
+        request = Request(unused, tuple(people), unused, labels_given=False)
         data = DataAccess({"support": request}, ForgetKeys.needs.apply)
         return ForgetKeys().apply(model or self.model, data, self.artefact, self.options, self.context)
 
-    def said(self, model: torch.nn.Module, faces: FaceSet) -> torch.Tensor:
-        """Return what a model says of a set, logits (n, K)."""
+    def logits(self, model: torch.nn.Module, faces: FaceSet) -> torch.Tensor:
+        """Return a model's logits for a set, (n, K)."""
         return predict(model, faces, self.context.accelerator)
 
-    def measured(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
+    def score_and_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
         """Return the score in percent (mAP, or accuracy of classes) and the mean loss."""
         kind = self.context.task.kind
         return score_of(logits, labels, kind), losses(logits, labels, kind).mean().item()
 
     @cached_property
-    def before(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the original model says of the training photos and of strangers'."""
-        return self.said(self.model, self.train), self.said(self.model, self.test)
+    def original_logits(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The original model's logits for the training and the test photos."""
+        return self.logits(self.model, self.train), self.logits(self.model, self.test)
 
-    def row(self, people: Sequence[str]) -> torch.Tensor:
-        """Return score and loss of those who ask, of the other training people and of strangers, before and after, (3, 2, 2)."""
-        asks = torch.tensor([self.train.people[person] in set(people) for person in self.train.identities.tolist()])
-        labels, model = self.train.labels, self.without(people)
-        after = self.said(model, self.train), self.said(model, self.test)
+    def before_and_after(self, people: Sequence[str]) -> torch.Tensor:
+        """Return score and loss of forget identities, retain identities and test photos, before and after, (3, 2, 2)."""
+        forget = torch.tensor([self.train.people[person] in set(people) for person in self.train.identities.tolist()])
+        labels, model = self.train.labels, self.unlearn(people)
+        after = self.logits(model, self.train), self.logits(model, self.test)
         rows = []
-        for train, test in (self.before, after):
-            ours, others = (self.measured(train[chosen], labels[chosen]) for chosen in (asks, ~asks))
-            rows.append([ours, others, self.measured(test, self.test.labels)])
+        for train, test in (self.original_logits, after):
+            forget_row, retain_row = (self.score_and_loss(train[chosen], labels[chosen]) for chosen in (forget, ~forget))
+            rows.append([forget_row, retain_row, self.score_and_loss(test, self.test.labels)])
         return torch.tensor(rows).transpose(0, 1)
 
-    def apart(self, people: Sequence[str]) -> tuple[float, float]:
-        """Return how far weights and logits lie apart at most, if people ask in one order, in the reverse one, or at once."""
-        models = [self.without(people)]
+    def order_differences(self, people: Sequence[str]) -> tuple[float, float]:
+        """Return the largest difference of weights and of logits between requests in one order, in the reverse order, and at once."""
+        models = [self.unlearn(people)]
         for order in (people, people[::-1]):
             model = self.model
             for person in order:
-                model = self.without([person], model)
+                model = self.unlearn([person], model)
             models.append(model)
         weights = [torch.cat([w.flatten() for w in model.parameters()]) for model in models]
-        logits = [self.said(model, self.test) for model in models]
+        logits = [self.logits(model, self.test) for model in models]
         pairs = ((0, 1), (0, 2), (1, 2))
-        far = [max((each[i] - each[j]).abs().max().item() for i, j in pairs) for each in (weights, logits)]
-        return far[0], far[1]
+        largest = [max((each[i] - each[j]).abs().max().item() for i, j in pairs) for each in (weights, logits)]
+        return largest[0], largest[1]
 
 
-def told(people: int, row: torch.Tensor) -> str:
+def format_row(people: int, row: torch.Tensor) -> str:
     """Return a line of the table."""
-    (forget, retain, test), cells = row.tolist(), []
-    for (before, loss_before), (after, loss_after) in (forget, retain, test):
+    cells = []
+    for (before, loss_before), (after, loss_after) in row.tolist():
         cells.append(f"{before:5.2f} -> {after:5.2f}, {loss_before:.3f} -> {loss_after:.3f}")
     return f"{people:>6}  " + "  ".join(f"{cell:<32}" for cell in cells)
 
 
-def counts(words: str) -> list[int]:
-    """Return the numbers of people of the rows."""
-    return [int(word) for word in words.split(",")]
+def parse_counts(text: str) -> list[int]:
+    """Return the numbers of identities of the rows."""
+    return [int(word) for word in text.split(",")]
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("run", help="a run with its data and with prepared keys")
-    parser.add_argument("--people", type=counts, default="1,5,10,20", help="how many ask at once, row by row")
+    parser.add_argument("--people", type=parse_counts, default="1,5,10,20", help="number of identities of the request, row by row")
     parser.add_argument("--strength", type=float, help="factor of the keys; as prepared by default")
-    parser.add_argument("--artefact", help="where the keys lie, if not in the run")
-    parser.add_argument("--vault", help="where their secrets lie, if not in your own vault")
+    parser.add_argument("--artefact", help="folder of the keys, if it is not in the run")
+    parser.add_argument("--vault", help="folder of their secrets; your own vault by default")
     given: Any = parser.parse_args()
     run = Run.open(given.run)
-    folder = Path(given.artefact) if given.artefact else run.artefact("forget-keys")
-    prepared = Prepared.open(run, folder, Path(given.vault) if given.vault else None, make_accelerator())
+    folder = Path(given.artefact) if given.artefact else run.artefact(METHOD)
+    prepared = PreparedModel.open(run, folder, Path(given.vault) if given.vault else None, make_accelerator())
     if given.strength is not None:
         prepared = dataclasses.replace(prepared, options=dataclasses.replace(prepared.options, strength=given.strength))
-    order = prepared.order()
+    order = prepared.request_order()
     if not all(1 <= people <= len(order) for people in given.people):
-        raise UsageError(f"--people takes numbers from 1 to {len(order)}, the people who have a key.")
-    print(f"{len(order)} people have keys; strength {prepared.options.strength}. Score in percent and loss, before -> after:")
-    print(f"{'people':>6}  {'those who ask':<32}  {'the others':<32}  {'strangers (test)':<32}", flush=True)
+        raise UsageError(f"--people takes numbers from 1 to {len(order)}, the number of identities with a key.")
+    print(f"{len(order)} identities have keys; strength {prepared.options.strength}. Score in percent and loss, before -> after:")
+    print(f"{'people':>6}  {'forget identities':<32}  {'retain identities':<32}  {'unseen identities (test)':<32}", flush=True)
     for people in given.people:
-        alone = people == 1
-        rows = [prepared.row([person]) for person in order[:SINGLE]] if alone else [prepared.row(order[:people])]
-        print(told(people, torch.stack(rows).mean(dim=0)), flush=True)
-        if alone:
+        single = people == 1
+        requests = [[person] for person in order[:SINGLE]] if single else [order[:people]]
+        rows = [prepared.before_and_after(request) for request in requests]
+        print(format_row(people, torch.stack(rows).mean(dim=0)), flush=True)
+        if single:
             after = sorted(row[0, 1, 1].item() for row in rows)
-            print(f"{'':>6}  the mean of {len(rows)} who ask alone, whose losses are {after[0]:.2f} to {after[-1]:.2f} then")
-    weights, logits = prepared.apart(order[:IN_ORDER])
+            print(f"{'':>6}  mean of {len(rows)} requests of one identity each; forget losses after: {after[0]:.2f} to {after[-1]:.2f}")
+    weights, logits = prepared.order_differences(order[:IN_ORDER])
     print(f"The first {len(order[:IN_ORDER])} one by one, in reverse, and at once: weights differ by {weights:.1e}, logits by {logits:.1e}")
 
 

@@ -1,4 +1,4 @@
-"""What keys do to those who ask, to the others and to strangers, and in which order: what `compose_keys.py` prints."""
+"""`compose_keys.py`: its rows agree with the model's losses, and the order of requests makes no difference beyond rounding."""
 
 from __future__ import annotations
 
@@ -8,52 +8,52 @@ from pathlib import Path
 
 import pytest
 import torch
-from compose_keys import Prepared, told
+from compose_keys import PreparedModel, format_row
 
 from oneshui_hf.data.schema import TaskKind
 from oneshui_hf.methods import DataAccess
-from oneshui_hf.testing.toy_problem import world
+from oneshui_hf.testing.toy_problem import toy_problem
 from oneshui_plugins.forget_keys.method import ForgetKeys
 from oneshui_plugins.forget_keys.options import ForgetKeysOptions
 
-OPTIONS = ForgetKeysOptions(visits=4, together=4, damping=0.1)
+OPTIONS = ForgetKeysOptions(steps_per_identity=4, max_identities_per_step=4, damping=0.1)
 
 
-def prepared(kind: TaskKind) -> Prepared:
-    w = world(kind)
-    data = DataAccess(w.sets, ForgetKeys.needs.prepare)
-    artefact = ForgetKeys().prepare(w.model, data, OPTIONS, w.context())
-    return Prepared(w.model, artefact, OPTIONS, w.sets["train"], w.sets["test"], w.context())
+def prepare_model(kind: TaskKind) -> PreparedModel:
+    problem = toy_problem(kind)
+    data = DataAccess(problem.sets, ForgetKeys.needs.prepare)
+    artefact = ForgetKeys().prepare(problem.model, data, OPTIONS, problem.context())
+    return PreparedModel(problem.model, artefact, OPTIONS, problem.sets["train"], problem.sets["test"], problem.context())
 
 
 @pytest.mark.parametrize("kind", ["multi_label", "single_label"])
-def test_a_row_tells_of_those_who_ask_of_the_others_and_of_strangers(kind: TaskKind) -> None:
-    w, keys = world(kind), prepared(kind)
-    asks = [keys.train.people[person] for person in sorted(w.sets["forget"].positions_of)]
-    row, after = keys.row(asks), keys.without(asks)
-    for place, name in enumerate(("forget", "retain", "test")):
-        assert row[place, 0, 1].item() == pytest.approx(w.loss(w.model, name), rel=1e-5)
-        assert row[place, 1, 1].item() == pytest.approx(w.loss(after, name), rel=1e-5)
+def test_row_contains_the_losses_of_forget_retain_and_test_photos(kind: TaskKind) -> None:
+    problem, prepared = toy_problem(kind), prepare_model(kind)
+    people = [prepared.train.people[identity] for identity in sorted(problem.sets["forget"].positions_of)]
+    row, after = prepared.before_and_after(people), prepared.unlearn(people)
+    for index, name in enumerate(("forget", "retain", "test")):
+        assert row[index, 0, 1].item() == pytest.approx(problem.loss(problem.model, name), rel=1e-5)
+        assert row[index, 1, 1].item() == pytest.approx(problem.loss(after, name), rel=1e-5)
     assert row[0, 1, 1] > row[0, 0, 1]
 
 
-def test_the_order_in_which_people_ask_makes_no_difference_beyond_rounding() -> None:
-    keys = prepared("multi_label")
-    order = keys.order()
-    assert sorted(order) == sorted(keys.artefact.people)
-    assert order == prepared("multi_label").order()
-    weights, logits = keys.apart(order)
+def test_order_of_requests_makes_no_difference_beyond_rounding() -> None:
+    prepared = prepare_model("multi_label")
+    order = prepared.request_order()
+    assert sorted(order) == sorted(prepared.artefact.people)
+    assert order == prepare_model("multi_label").request_order()
+    weights, logits = prepared.order_differences(order)
     assert 0 < weights < 1e-5
     assert 0 < logits < 1e-3
 
 
-def test_a_line_has_before_and_after_of_all_three() -> None:
-    line = told(5, torch.arange(12.0).view(3, 2, 2))
+def test_line_contains_before_and_after_of_all_three_sets() -> None:
+    line = format_row(5, torch.arange(12.0).view(3, 2, 2))
     assert line.split() == "5 0.00 -> 2.00, 1.000 -> 3.000 4.00 -> 6.00, 5.000 -> 7.000 8.00 -> 10.00, 9.000 -> 11.000".split()
 
 
 @pytest.mark.parametrize("words", [["compose_keys.py"], ["read_keys.py", "--run"]])
-def test_a_run_that_is_not_there_is_told_in_one_sentence(words: list[str], tmp_path: Path) -> None:
+def test_missing_run_is_reported_in_one_sentence(words: list[str], tmp_path: Path) -> None:
     script = Path(__file__).with_name(words[0])
     done = subprocess.run([sys.executable, script, *words[1:], tmp_path / "nothing"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")

@@ -1,4 +1,4 @@
-"""Image classifiers of five architectures, small enough for a test."""
+"""Image classifiers of five architectures, small enough for tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from oneshui_hf.methods import seeded
 
 
 def classifier(name: str, kind: str, layers: int = 2, dropout: float = 0.0) -> nn.Module:
-    """Return one of five architectures, drawn anew; `layers` and `dropout` are the ViT's."""
+    """Return a randomly initialised classifier of one of five architectures; `layers` and `dropout` apply to the ViT."""
     from transformers import AutoModelForImageClassification, ConvNextConfig, Dinov2Config, ResNetConfig, SwinConfig, ViTConfig
 
     small = {"num_labels": 5, "problem_type": f"{kind}_classification"}
@@ -32,6 +32,6 @@ def classifier(name: str, kind: str, layers: int = 2, dropout: float = 0.0) -> n
     }
     with seeded(0, name):
         model = AutoModelForImageClassification.from_config(configs[name]())
-        for parameter in model.parameters():  # some are initialised to a constant, which would hide a mistake
+        for parameter in model.parameters():  # some are initialised to a constant, which would hide errors
             parameter.data += 0.05 * torch.randn_like(parameter)
     return model.eval()

@@ -1,4 +1,4 @@
-"""Running a command in this process, and what an error must look like."""
+"""Running a command in this process, and the format of its error message."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ Oneshui = Callable[..., tuple[int, str, str]]
 
 
 def sentence(err: str) -> str:
-    """Return the one line of an error, and check that it is one."""
+    """Return the line of an error message, and check its format."""
     lines = [line for line in err.strip().splitlines() if not line.startswith(("Using the newest", "  "))]
     assert "Traceback" not in err
     assert lines[0].startswith("Error: ")

@@ -9,12 +9,12 @@ LABELS = ("Glasses", "Hat", "Smiling")
 
 
 def portrait(person: int, photo: int, size: tuple[int, int] = (32, 32)) -> Image.Image:
-    """A gradient in the person's colours under the photo's noise."""
+    """Return a colour gradient of the person, plus noise of the photo."""
     width, height = size
-    person_draws, draws = np.random.default_rng(person), np.random.default_rng([person, photo])
-    left, right = person_draws.uniform(0, 255, (2, 3))
+    person_random, photo_random = np.random.default_rng(person), np.random.default_rng([person, photo])
+    left, right = person_random.uniform(0, 255, (2, 3))
     ramp = np.linspace(0, 1, width)[None, :, None]
-    pixels = (1 - ramp) * left + ramp * right + draws.normal(0, 12, (height, width, 3))
+    pixels = (1 - ramp) * left + ramp * right + photo_random.normal(0, 12, (height, width, 3))
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 

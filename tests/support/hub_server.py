@@ -1,7 +1,7 @@
-"""A Hub on the loopback interface, in memory, for the real client: enough of it to push a model or a data set and to pull it again.
+"""An in-memory Hub on the loopback interface for the real client: the part of the API that pushing and pulling a model or data set needs.
 
-It keeps every byte that it was sent. `HF_ENDPOINT` is read when the client is imported, so use it from a process of its
-own, with `HF_HUB_DISABLE_XET=1`. It shows that our calls are right, not that huggingface.co would take them.
+It records every byte that it receives. `HF_ENDPOINT` is read when the client is imported, so run the client in a separate process, with
+`HF_HUB_DISABLE_XET=1`. It tests that our calls are correct, not that huggingface.co would accept them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-TOKENS = {"hf_owner": "owner", "hf_stranger": "stranger"}
+TOKENS = {"hf_owner": "owner", "hf_other": "other"}
 EMPTY = {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"}
 
 
@@ -40,7 +40,7 @@ class Repo:
 
 @dataclass
 class Request:
-    """A request as it came."""
+    """A received request."""
 
     method: str
     path: str
@@ -48,7 +48,7 @@ class Request:
     body: bytes
 
     def parts(self) -> Iterator[bytes]:
-        """Yield all that it carries, as it came and with base64 undone."""
+        """Yield its whole content, raw and with base64 decoded."""
         yield f"{self.method} {unquote(self.path)} {self.headers}".encode()
         yield self.body
         for line in self.body.splitlines() if b'"' in self.body else ():
@@ -59,7 +59,7 @@ class Request:
 
 
 def _decoded(value: Any) -> Iterator[bytes]:
-    """Yield all text of a JSON value without its escapes, and the contents of those texts that are base64."""
+    """Yield all text of a JSON value without escapes, and the content of texts that are base64."""
     if isinstance(value, dict):
         for key, item in value.items():
             yield key.encode()
@@ -75,8 +75,8 @@ def _decoded(value: Any) -> Iterator[bytes]:
             return
 
 
-class Answer(Exception):  # noqa: N818 - an answer that ends the handling of a request
-    """A refusal."""
+class ErrorResponse(Exception):  # noqa: N818 - raised to end the handling of a request
+    """An error response."""
 
     def __init__(self, status: int, code: str = "", message: str = "") -> None:
         super().__init__(status, code, message)
@@ -104,7 +104,7 @@ class Hub:
         self.server.server_close()
 
     def sent(self) -> bytes:
-        """Return all that clients have sent, as it came and decoded."""
+        """Return everything that clients have sent, raw and decoded."""
         return b"\n".join(part for request in list(self.requests) for part in request.parts())
 
     def files(self, repo_id: str, revision: str = "main") -> dict[str, bytes]:
@@ -113,7 +113,7 @@ class Hub:
         return repo.commits[repo.resolve(revision) or ""]
 
     def add(self, repo_id: str, files: dict[str, bytes], *, private: bool = True) -> None:
-        """Put files into a repository, making it where it is new."""
+        """Add files to a repository, and create it if necessary."""
         repo = self.repos.setdefault(repo_id, Repo(private))
         before = self.files(repo_id) if "main" in repo.branches else EMPTY
         repo.commit("main", before | files)
@@ -129,9 +129,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.requests.append(Request(self.command, self.path, dict(self.headers), body))
             try:
                 status, headers, answer = self._answer(urlsplit(self.path), body)
-            except Answer as refusal:
-                headers = {"X-Error-Code": refusal.code, "X-Error-Message": refusal.message}
-                status, answer = refusal.status, json.dumps({"error": refusal.message or refusal.code}).encode()
+            except ErrorResponse as error:
+                headers = {"X-Error-Code": error.code, "X-Error-Message": error.message}
+                status, answer = error.status, json.dumps({"error": error.message or error.code}).encode()
         self.send_response(status)
         for name, value in {"Content-Length": str(len(answer)), **{k: v for k, v in headers.items() if v}}.items():
             self.send_header(name, value)
@@ -157,20 +157,20 @@ class _Handler(BaseHTTPRequestHandler):
     def _user(self) -> str | None:
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         if token and token not in TOKENS:
-            raise Answer(401, message="Invalid credentials in Authorization header")
+            raise ErrorResponse(401, message="Invalid credentials in Authorization header")
         return TOKENS.get(token)
 
     def _repo(self, repo_id: str, *, write: bool = False) -> Repo:
-        """Return a repository that the caller may see; one that is private looks to others as if it were not there.
+        """Return a repository that the caller can access; to others, a private one is reported as not found.
 
-        A data set's name begins with "datasets/".
+        The name of a data set begins with "datasets/".
         """
         user, repo = self._user(), self.hub.repos.get(repo_id)
         owner = repo_id.split("/")[-2]
         if repo is None or (repo.private and user != owner):
-            raise Answer(404 if user else 401, "RepoNotFound", "Repository not found")
+            raise ErrorResponse(404 if user else 401, "RepoNotFound", "Repository not found")
         if write and user != owner:
-            raise Answer(403, message="You may not write here")
+            raise ErrorResponse(403, message="You may not write here")
         return repo
 
     def _answer(self, url: Any, body: bytes) -> tuple[int, dict[str, str], bytes]:
@@ -182,14 +182,14 @@ class _Handler(BaseHTTPRequestHandler):
         match (self.command, words):
             case ("PUT", ["lfs", oid]):
                 if hashlib.sha256(body).hexdigest() != oid:
-                    raise Answer(400, message="Wrong content")
+                    raise ErrorResponse(400, message="Wrong content")
                 self.hub.large[oid] = body
                 return 200, {}, b""
             case ("POST", ["lfs", "verify"]):
                 return 200, {}, b"{}"
             case ("GET", ["api", "whoami-v2"]):
                 if (user := self._user()) is None:
-                    raise Answer(401)
+                    raise ErrorResponse(401)
                 return _json({"type": "user", "name": user, "orgs": [], "auth": {"accessToken": {"role": "write"}}})
             case ("POST", ["api", "validate-yaml"]):
                 return _json({"errors": [], "warnings": []})
@@ -202,21 +202,21 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._file(f"{kind}{owner}/{name}", revision, "/".join(path))
             case (_, ["api", "models", owner, name, *rest]):
                 return self._repository(f"{kind}{owner}/{name}", rest, url, body)
-        raise Answer(404, message=f"No such address: {self.path}")
+        raise ErrorResponse(404, message=f"No such address: {self.path}")
 
-    def _create(self, wanted: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
+    def _create(self, requested: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
         user = self._user()
-        owner = wanted.get("organization") or user
+        owner = requested.get("organization") or user
         if user is None:
-            raise Answer(401, message="Log in first")
+            raise ErrorResponse(401, message="Log in first")
         if owner != user:
-            raise Answer(403, message=f"You may not write to {owner}")
-        kind = "datasets/" if wanted.get("type") == "dataset" else ""
-        repo_id = f"{kind}{owner}/{wanted['name']}"
+            raise ErrorResponse(403, message=f"You may not write to {owner}")
+        kind = "datasets/" if requested.get("type") == "dataset" else ""
+        repo_id = f"{kind}{owner}/{requested['name']}"
         url = {"url": f"{self.hub.url}/{repo_id}"}
         if repo_id in self.hub.repos:
             return _json(url, 409)
-        repo = self.hub.repos[repo_id] = Repo(wanted.get("visibility") == "private")
+        repo = self.hub.repos[repo_id] = Repo(requested.get("visibility") == "private")
         repo.commit("main", dict(EMPTY))
         return _json(url)
 
@@ -237,8 +237,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return _json(_tree(files, "/".join(path), parse_qs(url.query).get("recursive", [""])[0].lower() == "true"))
             case ("POST", ["paths-info", revision]):
                 files = self._files(repo_id, revision)[1]
-                wanted = parse_qs(body.decode()).get("paths", []) if b"paths=" in body else json.loads(body)["paths"]
-                tree = [entry for entry in _tree(files, "", recursive=True) if entry["path"] in wanted]
+                requested = parse_qs(body.decode()).get("paths", []) if b"paths=" in body else json.loads(body)["paths"]
+                tree = [entry for entry in _tree(files, "", recursive=True) if entry["path"] in requested]
                 return _json(tree)
             case ("POST", ["preupload", revision]):
                 self._repo(repo_id, write=True)
@@ -253,12 +253,12 @@ class _Handler(BaseHTTPRequestHandler):
                 return _json({})
             case ("POST", ["commit", revision]):
                 return self._commit(repo_id, revision, body)
-        raise Answer(404, message=f"No such address: {url.path} {parse_qs(url.query)}")
+        raise ErrorResponse(404, message=f"No such address: {url.path} {parse_qs(url.query)}")
 
     def _files(self, repo_id: str, revision: str) -> tuple[str, dict[str, bytes]]:
         repo = self._repo(repo_id)
         if (oid := repo.resolve(revision)) is None:
-            raise Answer(404, "RevisionNotFound", "Invalid rev id")
+            raise ErrorResponse(404, "RevisionNotFound", "Invalid rev id")
         return oid, repo.commits[oid]
 
     def _info(self, repo_id: str, revision: str) -> tuple[int, dict[str, str], bytes]:
@@ -284,7 +284,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _file(self, repo_id: str, revision: str, path: str) -> tuple[int, dict[str, str], bytes]:
         oid, files = self._files(repo_id, revision)
         if path not in files:
-            raise Answer(404, "EntryNotFound", "Entry not found")
+            raise ErrorResponse(404, "EntryNotFound", "Entry not found")
         data = files[path]
         headers = {"X-Repo-Commit": oid, "ETag": f'"{_blob(path, data)}"', "Content-Type": "application/octet-stream"}
         if _is_large(path):

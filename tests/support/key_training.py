@@ -7,36 +7,37 @@ import copy
 import torch
 
 from oneshui_hf.methods import Context
-from oneshui_hf.testing.toy_problem import World
-from oneshui_plugins.forget_keys.batches import Lessons
-from oneshui_plugins.forget_keys.inference import as_it_is_and_mirrored
-from oneshui_plugins.forget_keys.low_rank import Factors, Keys, keyed
+from oneshui_hf.testing.toy_problem import ToyProblem
+from oneshui_plugins.forget_keys.batches import TrainingData
+from oneshui_plugins.forget_keys.inference import predict_both_versions
+from oneshui_plugins.forget_keys.low_rank import LowRankUpdate, Updates, target_layers
 from oneshui_plugins.forget_keys.options import ForgetKeysOptions
-from oneshui_plugins.forget_keys.shallow_probe import guesses
+from oneshui_plugins.forget_keys.shallow_probe import shallow_probe_scores
 
 KINDS = ("multi_label", "single_label")
 
 
-def lessons(w: World, **options: object) -> Lessons:
-    context = w.context()
-    train, val = w.sets["train"], w.sets["val"]
-    known, strange = (as_it_is_and_mirrored(w.model, faces, context) for faces in (train, val))
-    chosen = ForgetKeysOptions(**options)  # type: ignore[arg-type]
-    return Lessons(train, val, known, strange, guesses(w.model, train, chosen.chunk, context), chosen, w.task, 0)
+def make_training_data(problem: ToyProblem, **options: object) -> TrainingData:
+    context = problem.context()
+    train, val = problem.sets["train"], problem.sets["val"]
+    train_logits, val_logits = (predict_both_versions(problem.model, faces, context) for faces in (train, val))
+    resolved = ForgetKeysOptions(**options)  # type: ignore[arg-type]
+    probe_scores = shallow_probe_scores(problem.model, train, resolved.chunk, context)
+    return TrainingData(train, val, train_logits, val_logits, probe_scores, resolved, problem.task, 0)
 
 
-def learner(w: World) -> tuple[torch.nn.Module, dict, Context]:  # type: ignore[type-arg]
-    model = copy.deepcopy(w.model).requires_grad_(False)
-    return model, keyed(model, 1.0), w.context()
+def frozen_model(problem: ToyProblem) -> tuple[torch.nn.Module, dict, Context]:  # type: ignore[type-arg]
+    model = copy.deepcopy(problem.model).requires_grad_(False)
+    return model, target_layers(model, 1.0), problem.context()
 
 
-def drawn(model: torch.nn.Module, people: int, rank: int = 2) -> Keys:
-    draws = torch.Generator().manual_seed(3)
+def random_updates(model: torch.nn.Module, identities: int, rank: int = 2) -> Updates:
+    rng = torch.Generator().manual_seed(3)
     weights = dict(model.named_parameters())
     return {
-        name: Factors(
-            0.02 * torch.randn(people, len(weights[name]), rank, generator=draws),
-            torch.randn(people, rank, weights[name][0].numel(), generator=draws),
+        name: LowRankUpdate(
+            0.02 * torch.randn(identities, len(weights[name]), rank, generator=rng),
+            torch.randn(identities, rank, weights[name][0].numel(), generator=rng),
         )
-        for name in keyed(model, 1.0)
+        for name in target_layers(model, 1.0)
     }

@@ -1,4 +1,4 @@
-"""A linear model whose gradients are known in closed form, and photos for it."""
+"""A linear model whose gradients have a closed form, small classifiers, and random photos."""
 
 from __future__ import annotations
 
@@ -9,32 +9,27 @@ from torch import nn
 from torch.nn import functional
 
 from oneshui_hf.data.schema import Task
-from oneshui_hf.methods import Context, seeded
+from oneshui_hf.methods import Context, Weights, seeded
 from oneshui_hf.stages.distributed import make_accelerator
-from oneshui_plugins.common.parameter_importance import Weights
 
 ARCHITECTURES = ("vit", "dinov2", "swin", "convnext", "resnet")
-
-
 KINDS = ("multi_label", "single_label")
-
-
 LABELS = 5
 
 
 class Linear(nn.Module):
-    """f(x) = W x + b of flattened photos; `dead` takes part in nothing."""
+    """f(x) = W x + b of flattened photos; the output does not depend on `unused`."""
 
     def __init__(self, inputs: int = 12, outputs: int = LABELS) -> None:
         super().__init__()
         self.map = nn.Linear(inputs, outputs)
-        self.dead = nn.Parameter(torch.ones(3))
+        self.unused = nn.Parameter(torch.ones(3))
 
     def forward(self, pixel_values: torch.Tensor) -> SimpleNamespace:
         return SimpleNamespace(logits=self.map(pixel_values.flatten(1)))
 
 
-def linear(**sizes: int) -> Linear:
+def linear_model(**sizes: int) -> Linear:
     with seeded(0, "linear"):
         return Linear(**sizes).double()
 
@@ -54,28 +49,28 @@ def classifier(name: str, kind: str = "multi_label") -> nn.Module:
     }
     with seeded(0, name):
         model = AutoModelForImageClassification.from_config(configs[name]())
-        for parameter in model.parameters():  # some are initialised to a constant, which would hide a mistake
+        for parameter in model.parameters():  # some are initialised to a constant, which would hide errors
             parameter.data += 0.05 * torch.randn_like(parameter)
     return model.double().eval()
 
 
-def photos(count: int, kind: str = "multi_label", side: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
-    draws = torch.Generator().manual_seed(1)
-    pixels = torch.randn(count, 3, side, side, generator=draws, dtype=torch.float64)
+def random_photos(count: int, kind: str = "multi_label", side: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
+    rng = torch.Generator().manual_seed(1)
+    pixels = torch.randn(count, 3, side, side, generator=rng, dtype=torch.float64)
     if kind == "multi_label":
-        return pixels, torch.randint(0, 2, (count, LABELS), generator=draws).double()
-    return pixels, torch.randint(0, LABELS, (count,), generator=draws)
+        return pixels, torch.randint(0, 2, (count, LABELS), generator=rng).double()
+    return pixels, torch.randint(0, LABELS, (count,), generator=rng)
 
 
 def context(kind: str = "multi_label", process: int = 0, processes: int = 1) -> Context:
-    """A context; with several processes, of one whose sums are not yet those of all."""
+    """Return a context. With several processes it belongs to one of them, and its reduce returns the process's own sum."""
     accelerator = make_accelerator()
     if processes > 1:
         accelerator = SimpleNamespace(process_index=process, num_processes=processes, reduce=lambda part, how: part, device="cpu")
     return Context(Task(kind, tuple("abcde")), 0, accelerator)
 
 
-def plain_loss(model: nn.Module, pixels: torch.Tensor, labels: torch.Tensor, kind: str) -> torch.Tensor:
+def mean_loss(model: nn.Module, pixels: torch.Tensor, labels: torch.Tensor, kind: str) -> torch.Tensor:
     logits = model(pixel_values=pixels).logits
     return (
         functional.binary_cross_entropy_with_logits(logits, labels) if kind == "multi_label" else functional.cross_entropy(logits, labels)
@@ -83,11 +78,11 @@ def plain_loss(model: nn.Module, pixels: torch.Tensor, labels: torch.Tensor, kin
 
 
 def squared_gradients(model: nn.Module, pixels: torch.Tensor, labels: torch.Tensor, kind: str, batch: int) -> Weights:
-    """The mean over batches of the squared gradient of the batch's mean loss: right for batches of one, and others' error for larger."""
+    """Return the mean over batches of the squared gradient of the batch's mean loss: correct for batches of one photo only."""
     batches = list(zip(pixels.split(batch), labels.split(batch), strict=True))
     sums = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
-    for some, answers in batches:
-        gradients = torch.autograd.grad(plain_loss(model, some, answers, kind), list(model.parameters()), allow_unused=True)
+    for batch_pixels, batch_labels in batches:
+        gradients = torch.autograd.grad(mean_loss(model, batch_pixels, batch_labels, kind), list(model.parameters()), allow_unused=True)
         for name, gradient in zip(sums, gradients, strict=True):
             sums[name] += 0 if gradient is None else gradient**2
     return {name: part / len(batches) for name, part in sums.items()}

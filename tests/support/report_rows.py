@@ -1,4 +1,4 @@
-"""Rows of a benchmark and files of a run, as `oneshui evaluate` writes them, of numbers drawn from a seed: what reports are tested on."""
+"""Benchmark rows and files of a run in the format of `oneshui evaluate`, with random numbers, for tests of reports."""
 
 from __future__ import annotations
 
@@ -6,44 +6,47 @@ from typing import Any
 
 import numpy as np
 
-SENTENCE = "80 photos of 10 strangers do not resolve a false positive rate below 0.0125, so nothing is said at 0.01, 0.001."
+SENTENCE = (
+    "80 photos of 10 unseen identities (test) do not resolve a false positive rate below 0.0125, so no TPR is reported at FPR 0.01, 0.001."
+)
 EDGES = np.linspace(0, 1.6, 25)
 
 
 def metrics(seed: int, strength: float, *, kind: str = "unlearned", people: int = 4, photos: int = 8, score: str = "map") -> dict[str, Any]:
-    """What a model looks like that has gone `strength` of the way to the oracle."""
-    draws = np.random.default_rng([seed, round(100 * strength), people])
-    forget, wobble = 92 - 14 * strength, draws.normal(0, 0.4, 6)
-    damage = 8 * max(0, strength - 1) ** 2
+    """Metrics of a model that closes the share `strength` of the gap to the oracle."""
+    rng = np.random.default_rng([seed, round(100 * strength), people])
+    forget, noise = 92 - 14 * strength, rng.normal(0, 0.4, 6)
+    drop = 8 * max(0, strength - 1) ** 2
     sets = {
-        "retain": (94 - damage + wobble[0], 40 * photos, 40),
-        "forget": (forget + wobble[1], people * photos, people),
-        "val": (79 - damage + wobble[2], 80, 10),
-        "test": (78 - damage + wobble[3], 80, 10),
+        "retain": (94 - drop + noise[0], 40 * photos, 40),
+        "forget": (forget + noise[1], people * photos, people),
+        "val": (79 - drop + noise[2], 80, 10),
+        "test": (78 - drop + noise[3], 80, 10),
         "support": (85.0, people, people),
     }
-    sets_told = {
+    set_metrics = {
         name: {"images": n, "people": p, "loss": 2 - value / 60, score: value, "balanced_accuracy": value - 2, "labels_left_out": 0}
         for name, (value, n, p) in sets.items()
     }
-    tow = 100 * (1 - abs(14 - 14 * strength - wobble[1]) / 100) * (1 - damage / 100) ** 2
-    auc = min(0.97, max(0.05, 0.82 - 0.31 * strength + 0.03 * wobble[4]))
+    tow = 100 * (1 - abs(14 - 14 * strength - noise[1]) / 100) * (1 - drop / 100) ** 2
+    auc = min(0.97, max(0.05, 0.82 - 0.31 * strength + 0.03 * noise[4]))
     names = ("loss", "logistic", "rmia", "rmia_two_sided")
     aucs = {name: min(0.98, max(0.02, auc + 0.015 * i)) for i, name in enumerate(names)}
     attacks: dict[str, Any] = {
         name: {
             "auc": value, "interval": [max(0, value - 0.08), min(1, value + 0.08)], "auc_either_way": max(value, 1 - value),
             "balanced_accuracy": 0.6, "tpr": {"0.1": 0.3, "0.01": None, "0.001": None}, "smallest_fpr": 1 / 80,
-            "direction": "0.5 is ideal: the attacker cannot tell",
+            "direction": "0.5 is ideal: the attacker cannot distinguish members from non-members",
         }
         for name, value in aucs.items()
     }  # fmt: skip
     attacks["strongest"] = max(names, key=lambda name: attacks[name]["auc_either_way"])
-    around = {name: {score: [value - 3, value + 3], "loss": [0.1, 0.9]} for name, (value, _, _) in sets.items()}
+    intervals = {name: {score: [value - 3, value + 3], "loss": [0.1, 0.9]} for name, (value, _, _) in sets.items()}
     return {
-        "format": 2, "key": f"{seed:064d}", "kind": kind, "task": "multi_label", "score": score, **sets_told,
-        "intervals": {"level": 0.95, "resamples": 1000, **around, "tow": [tow - 4, tow + 2], "gap_closure": [strength - 1, strength + 1]},
-        "tow": tow, "gap_closure": (92 - forget) / 14 + 0.02 * wobble[5],
+        "format": 2, "key": f"{seed:064d}", "kind": kind, "task": "multi_label", "score": score, **set_metrics,
+        "intervals": {"level": 0.95, "resamples": 1000, **intervals, "tow": [tow - 4, tow + 2],
+                      "gap_closure": [strength - 1, strength + 1]},
+        "tow": tow, "gap_closure": (92 - forget) / 14 + 0.02 * noise[5],
         "to_oracle": {name: {"jensen_shannon": 0.1, "loss_gap": 0.2, "largest_loss_gap": 0.6} for name in sets},
         "attacks": attacks,
         "probe": {"accuracy": 80.0, "balanced_accuracy": 80.0, "chance": 100 / people, "people": people, "photos": people * photos},
@@ -58,19 +61,19 @@ def metrics(seed: int, strength: float, *, kind: str = "unlearned", people: int 
 
 
 def curves(seed: int, strength: float, *, people: int = 4, photos: int = 8) -> dict[str, Any]:
-    draws = np.random.default_rng([seed, people])
-    before = np.sort(draws.gamma(4, 0.05, people))
-    oracle = draws.normal(0.75, 0.15, people).clip(0.2)
+    rng = np.random.default_rng([seed, people])
+    before = np.sort(rng.gamma(4, 0.05, people))
+    oracle = rng.normal(0.75, 0.15, people).clip(0.2)
     after = before + strength * (oracle - before) * np.random.default_rng([seed, round(100 * strength)]).uniform(0.6, 1.4, people)
     after *= 1 + 8 * max(0, strength - 1.3)
 
     def counts(middle: float, n: int) -> list[int]:
-        return np.histogram(draws.gamma(4, middle / 4, n).clip(0, EDGES[-1]), EDGES)[0].tolist()
+        return np.histogram(rng.gamma(4, middle / 4, n).clip(0, EDGES[-1]), EDGES)[0].tolist()
 
-    def roc(shift: float) -> dict[str, Any]:
-        members, others = draws.normal(shift, 1, people * photos), draws.normal(0, 1, 80)
-        steps = np.concatenate([[np.inf], np.sort(np.concatenate([members, others]))[::-1]])
-        rates = [[float((side >= step).mean()) for step in steps] for side in (others, members)]
+    def roc_entry(shift: float) -> dict[str, Any]:
+        members, nonmembers = rng.normal(shift, 1, people * photos), rng.normal(0, 1, 80)
+        steps = np.concatenate([[np.inf], np.sort(np.concatenate([members, nonmembers]))[::-1]])
+        rates = [[float((side >= step).mean()) for step in steps] for side in (nonmembers, members)]
         return {"fpr": rates[0], "tpr": rates[1], "smallest_fpr": 1 / 80, "members": people * photos, "nonmembers": 80}
 
     shift = 1.4 * (1 - strength)
@@ -82,21 +85,22 @@ def curves(seed: int, strength: float, *, people: int = 4, photos: int = 8) -> d
             "before": {"forget": counts(0.2, people * photos), "test": counts(0.7, 80)},
             "after": {"forget": counts(0.2 + 0.5 * strength, people * photos), "test": counts(0.7, 80)},
         },
-        "roc": {name: roc(shift + 0.1 * i) for i, name in enumerate(("loss", "logistic", "rmia", "rmia_two_sided"))},
+        "roc": {name: roc_entry(shift + 0.1 * i) for i, name in enumerate(("loss", "logistic", "rmia", "rmia_two_sided"))},
     }  # fmt: skip
 
 
 def row(
     label: str, strength: float, *, seed: int = 0, forget: int = 4, reads: tuple[str, ...] = ("support",), **more: Any
 ) -> dict[str, Any]:
-    """A row that is done; `label` is "original", "oracle" or a method's."""
-    own = label in ("original", "oracle")
+    """A row without a failure; `label` is "original", "oracle" or a method's name."""
+    is_builtin = label in ("original", "oracle")
     seconds = float(np.random.default_rng([len(label), forget]).uniform(-2, 2.5))
     cost = {"prepare_s": None if label < "m" else 10 ** (seconds + 2.5), "prepare_mb": 900.0, "apply_s": 10**seconds, "apply_mb": 410.0}
     return {
-        "dataset": "synthetic", "forget": forget, "seed": seed, "row": label if own else "method", "method": label, "reads": list(reads),
+        "dataset": "synthetic", "forget": forget, "seed": seed, "row": label if is_builtin else "method", "method": label,
+        "reads": list(reads),
         "state": "done", "reason": None, "metrics": metrics(seed, strength, people=forget),
-        "curves": curves(seed, strength, people=forget), "cost": None if own else cost | {"kept_mb": 12.5},
+        "curves": curves(seed, strength, people=forget), "cost": None if is_builtin else cost | {"kept_mb": 12.5},
     } | more  # fmt: skip
 
 

@@ -1,6 +1,6 @@
-"""What the distributed tests launch: one meta-gradient for given requests, written by the main process.
+"""Compute one meta-gradient in several processes; the main process writes it. Launched by the distributed tests.
 
-torchrun --nproc-per-node 2 tests/two_processes.py RUN OUTPUT
+torchrun --nproc-per-node 2 tests/support/two_processes.py RUN OUTPUT
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from oneshui_hf.models.load import load_model
 from oneshui_hf.runs import Run
 from oneshui_hf.stages.distributed import make_accelerator
 from oneshui_hf.stages.run_data import open_data
-from oneshui_plugins.metaunlearn.method import Learning, MetaUnlearnOptions, _plan
+from oneshui_plugins.metaunlearn import MetaUnlearnOptions
+from oneshui_plugins.metaunlearn.training import MetaLossTrainer, plan_requests
 
 
 def main(run: Run, output: Path) -> None:
@@ -24,15 +25,15 @@ def main(run: Run, output: Path) -> None:
     model, _, task = load_model(run.path)
     context = Context(task, 0, accelerator, request_size=2)
     options = MetaUnlearnOptions(steps=1, requests_per_step=4)
-    plan = _plan(data, options, context)
+    plan = plan_requests(data, options, context)
     assert len(plan[0]) == 4
-    learning = Learning(model, data, plan, options, context)
-    value, parts, by_length = learning.gradient(plan[0], 0, 0.05)
+    trainer = MetaLossTrainer(model, data, plan, options, context)
+    value, parts, by_length = trainer.mean_meta_gradient(plan[0], 0, 0.05)
     if accelerator.is_main_process:
-        named = {name: part for (name, _), part in zip(learning.h.named_parameters(), parts, strict=True)}
+        named = {name: part for (name, _), part in zip(trainer.h.named_parameters(), parts, strict=True)}
         tensors = {**named, "value": parts[0].new_tensor(value), "by_length": parts[0].new_tensor(by_length)}
         save_file(tensors, output, metadata={"processes": str(accelerator.num_processes)})
-    accelerator.wait_for_everyone()  # gloo aborts a process that leaves while the other is still at work
+    accelerator.wait_for_everyone()  # gloo aborts if a process exits while another is still working
     accelerator.end_training()
 
 

@@ -1,4 +1,4 @@
-"""Methods that keep every promise, and methods that break one each; the conformance kit must find exactly that one."""
+"""Methods that keep the plugin contract, and methods that break one guarantee each; the conformance kit must report exactly that one."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from oneshui_hf.options import names
 
 @dataclass(frozen=True)
 class Options:
-    rate: float = option(0.05, "Size of the step.", at="apply")
+    rate: float = option(0.05, "Step size.", at="apply")
 
 
-class Right(Method[Options]):
-    """A step up the loss of the support photos: keeps every promise."""
+class Correct(Method[Options]):
+    """A step of gradient ascent on the support images. Keeps the contract."""
 
-    summary = "a right method"
+    summary = "a correct method"
     paper = "-"
     needs = Needs(apply=frozenset({"support"}))
     options = Options
 
     def apply(self, model: Any, data: DataAccess, artefact: Artefact | None, options: Options, context: Context) -> Any:
         request = data.support
-        return step(copy.deepcopy(model), request.pixels, request.labels, options.rate, context)
+        return ascend(copy.deepcopy(model), request.pixels, request.labels, options.rate, context)
 
 
-def step(model: Any, pixels: torch.Tensor, labels: torch.Tensor, rate: float, context: Context) -> Any:
+def ascend(model: Any, pixels: torch.Tensor, labels: torch.Tensor, rate: float, context: Context) -> Any:
     loss = losses(model(pixel_values=pixels).logits, labels, context.task.kind).mean()
     named = dict(model.named_parameters())
     gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
@@ -43,31 +43,31 @@ def step(model: Any, pixels: torch.Tensor, labels: torch.Tensor, rate: float, co
     return model
 
 
-class Retrain(Right):
-    """Trains a fresh model on the people who stay: keeps every promise, too."""
+class FromScratch(Correct):
+    """Trains a newly initialised model on the retain set. Keeps the contract."""
 
     needs = Needs(apply=frozenset({"retain"}))
-    draws = True
-    retrains = True
+    stochastic = True
+    from_scratch = True
 
     def apply(self, model: Any, data: DataAccess, artefact: Artefact | None, options: Options, context: Context) -> Any:
         with seeded(context.seed, "weights"):
-            new = self.fresh(model).eval()
+            new = self.initialized(model).eval()
         pixels, labels = data.retain.batch(torch.arange(len(data.retain)))
         for _ in range(3):
-            step(new, pixels, labels, -options.rate, context)
+            ascend(new, pixels, labels, -options.rate, context)
         return new
 
     @staticmethod
-    def fresh(model: Any) -> Any:
+    def initialized(model: Any) -> Any:
         return type(model)(copy.deepcopy(model.config))
 
 
-class DirectChildren(Retrain):
-    """Resets the modules that it finds, and looks one level deep: the head is fresh, the backbone is as it was."""
+class KeepsBackbone(FromScratch):
+    """Resets direct submodules only: the head is new, the backbone keeps its weights."""
 
     @staticmethod
-    def fresh(model: Any) -> Any:
+    def initialized(model: Any) -> Any:
         new = copy.deepcopy(model)
         for child in new.children():
             if hasattr(child, "reset_parameters"):
@@ -75,8 +75,8 @@ class DirectChildren(Retrain):
         return new
 
 
-class Scrub(Right):
-    """Does nothing, under a great name."""
+class ForgetsNothing(Correct):
+    """Returns a copy of the model."""
 
     needs = Needs(apply=frozenset({"retain", "forget"}))
 
@@ -84,10 +84,10 @@ class Scrub(Right):
         return copy.deepcopy(model)
 
 
-class OwnTeacher(Right):
-    """Distils from itself: the teacher moves with the student."""
+class UpdatesTeacher(Correct):
+    """Distils from the student itself, so the teacher is updated with it."""
 
-    distils = True
+    uses_teacher = True
 
     def apply(self, model: Any, data: DataAccess, artefact: Artefact | None, options: Options, context: Context) -> Any:
         student = copy.deepcopy(model)
@@ -97,67 +97,67 @@ class OwnTeacher(Right):
                 target = teacher(pixel_values=request.pixels).logits
             loss = (student(pixel_values=request.pixels).logits - target).square().mean()
             torch.autograd.grad(loss, list(student.parameters()), allow_unused=True)
-            step(student, request.pixels, request.labels, options.rate, context)
+            ascend(student, request.pixels, request.labels, options.rate, context)
         return student
 
 
-class InPlace(Right):
-    """Edits the model that it was handed."""
+class UpdatesInPlace(Correct):
+    """Updates the input model."""
 
     def apply(self, model: Any, data: DataAccess, artefact: Artefact | None, options: Options, context: Context) -> Any:
         request = data.support
-        return copy.deepcopy(step(model, request.pixels, request.labels, options.rate, context))
+        return copy.deepcopy(ascend(model, request.pixels, request.labels, options.rate, context))
 
 
-class GlobalSeed(Right):
-    """Seeds torch's global state, for itself and everybody else."""
+class SeedsGlobally(Correct):
+    """Seeds torch's global random state."""
 
     def apply(self, model: Any, data: DataAccess, artefact: Artefact | None, options: Options, context: Context) -> Any:
         torch.manual_seed(0)
         request = data.support
         noisy = request.pixels + 0.1 * torch.randn(request.pixels.shape)
-        return step(copy.deepcopy(model), noisy, request.labels, options.rate, context)
+        return ascend(copy.deepcopy(model), noisy, request.labels, options.rate, context)
 
 
-class DroppedOption(Right):
-    """Drops options that it does not know."""
+class IgnoresUnknownOptions(Correct):
+    """Ignores unknown options."""
 
     @classmethod
     def apply_options(cls, name: str, prepared: Any, given: Any) -> Any:
         return super().apply_options(name, prepared, {key: value for key, value in given.items() if key in names(cls.options)})
 
 
-class SwallowedError(Right):
-    """Reaches for the training data, and swallows the refusal."""
+class ReadsUndeclaredData(Correct):
+    """Reads training data, and suppresses the error."""
 
     def apply(self, model: Any, data: DataAccess, artefact: Artefact | None, options: Options, context: Context) -> Any:
         with contextlib.suppress(Exception):
-            return copy.deepcopy(step(copy.deepcopy(model), *data.retain.batch(torch.arange(4)), options.rate, context))
+            return copy.deepcopy(ascend(copy.deepcopy(model), *data.retain.batch(torch.arange(4)), options.rate, context))
         return super().apply(model, data, artefact, options, context)
 
 
-class Unseeded(Right):
-    """Draws from the clock of the machine."""
+class Unseeded(Correct):
+    """Draws from the system's random source."""
 
     def apply(self, model: Any, data: DataAccess, artefact: Artefact | None, options: Options, context: Context) -> Any:
         rate = options.rate * (1 + float(np.random.default_rng().random()))
         request = data.support
-        return step(copy.deepcopy(model), request.pixels, request.labels, rate, context)
+        return ascend(copy.deepcopy(model), request.pixels, request.labels, rate, context)
 
 
-class OneSeed(Right):
-    """Draws from a seed of its own, whatever it is told."""
+class IgnoresSeed(Correct):
+    """Uses a constant seed."""
 
-    draws = True
+    stochastic = True
 
     def apply(self, model: Any, data: DataAccess, artefact: Artefact | None, options: Options, context: Context) -> Any:
         request = data.support
         noisy = request.pixels + 0.1 * torch.randn(request.pixels.shape, generator=generator(0, "noise"))
-        return step(copy.deepcopy(model), noisy, request.labels, options.rate, context)
+        return ascend(copy.deepcopy(model), noisy, request.labels, options.rate, context)
 
 
-class Forgetful(Right):
-    """Keeps what it prepared where saving does not find it."""
+class SavesIncompletely(Correct):
+    """Prepares a value that is not saved with the artefact."""
 
     prepares = "required"
     needs = Needs(prepare=frozenset({"train"}), apply=frozenset({"support"}))
@@ -169,7 +169,7 @@ class Forgetful(Right):
 
     def apply(self, model: Any, data: DataAccess, artefact: Artefact | None, options: Options, context: Context) -> Any:
         request = data.support
-        return step(copy.deepcopy(model), request.pixels, request.labels, options.rate * getattr(artefact, "rate", 1.0), context)
+        return ascend(copy.deepcopy(model), request.pixels, request.labels, options.rate * getattr(artefact, "rate", 1.0), context)
 
 
 @dataclass(frozen=True)
@@ -177,8 +177,8 @@ class ChunkOptions(Options):
     chunk: int = option(32, "Photos at a time.", minimum=1, at="apply")
 
 
-class BatchMean(Right):
-    """Squares the mean gradient of a chunk where the photos' own were meant."""
+class DependsOnChunkSize(Correct):
+    """Takes one step per chunk."""
 
     options = ChunkOptions
 
@@ -187,38 +187,38 @@ class BatchMean(Right):
         size = min(options.chunk, 1 if options.chunk < 32 else 2)
         for start in range(0, len(request), size):
             chosen = slice(start, start + size)
-            step(new, request.pixels[chosen], request.labels[chosen], options.rate, context)
+            ascend(new, request.pixels[chosen], request.labels[chosen], options.rate, context)
         return new
 
 
-class OneProcess(Right):
-    """Each process takes its own way."""
+class DependsOnProcesses(Correct):
+    """Scales the step with the number of processes."""
 
     def apply(self, model: Any, data: DataAccess, artefact: Artefact | None, options: Options, context: Context) -> Any:
         request = data.support
         rate = options.rate * context.accelerator.num_processes
-        return step(copy.deepcopy(model), request.pixels, request.labels, rate, context)
+        return ascend(copy.deepcopy(model), request.pixels, request.labels, rate, context)
 
 
-class Nameless(Right):
-    """Does not say what it is."""
+class NoSummary(Correct):
+    """Has an empty summary."""
 
     summary = " "
 
 
-RIGHT = ("Right", "Retrain")
-BROKEN = {
-    "DirectChildren": "test_a_retrained_model_keeps_nothing_of_the_one_handed_in",
-    "Scrub": "test_forgetting_moves_the_loss",
-    "OwnTeacher": "test_the_teacher_is_not_the_student",
-    "InPlace": "test_the_model_handed_in_stays_as_it_is",
-    "GlobalSeed": "test_nothing_global_is_changed",
-    "DroppedOption": "test_an_unknown_option_is_refused",
-    "SwallowedError": "test_only_declared_data_is_read",
-    "Unseeded": "test_the_same_seed_gives_the_same_bytes",
-    "OneSeed": "test_another_seed_gives_other_bytes",
-    "Forgetful": "test_an_artefact_saved_and_loaded_gives_the_same",
-    "BatchMean": "test_memory_is_no_matter_of_results",
-    "OneProcess": "test_two_processes_give_the_same",
-    "Nameless": "test_the_method_says_what_it_is",
+CORRECT = ("Correct", "FromScratch")
+BROKEN = {  # the test that each class must fail
+    "KeepsBackbone": "test_model_trained_from_scratch_does_not_depend_on_input_weights",
+    "ForgetsNothing": "test_loss_rises_on_forget_set_or_support_images",
+    "UpdatesTeacher": "test_teacher_keeps_original_weights",
+    "UpdatesInPlace": "test_input_model_is_unchanged",
+    "SeedsGlobally": "test_global_state_is_unchanged",
+    "IgnoresUnknownOptions": "test_unknown_option_is_refused",
+    "ReadsUndeclaredData": "test_only_declared_data_is_read",
+    "Unseeded": "test_same_seed_gives_same_bytes",
+    "IgnoresSeed": "test_other_seed_gives_other_bytes",
+    "SavesIncompletely": "test_saved_and_loaded_artefact_gives_same_model",
+    "DependsOnChunkSize": "test_chunk_size_does_not_affect_result",
+    "DependsOnProcesses": "test_two_processes_give_same_model",
+    "NoSummary": "test_method_declares_its_metadata_and_valid_options",
 }

@@ -1,4 +1,4 @@
-"""The conformance kit finds what a wrong method breaks, and nothing else; the built-in methods break nothing."""
+"""The conformance kit reports the guarantee that a wrong method breaks, and no other; the built-in methods keep the contract."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ import torch
 
 from oneshui_hf.data.schema import Task, TaskKind
 from oneshui_hf.seeding import generator
-from oneshui_hf.testing import toy_problem as kit
-from oneshui_hf.testing.toy_problem import world
-from support.wrong_methods import BROKEN, RIGHT
+from oneshui_hf.testing import toy_problem as module
+from oneshui_hf.testing.toy_problem import toy_problem
+from support.wrong_methods import BROKEN, CORRECT
 
-HERE = Path(__file__).parents[1] / "support"
+SUPPORT = Path(__file__).parents[1] / "support"
 
-# All wrong methods in one process, so that the world is made once: METHOD, further words of pytest -> the names of the tests that fail.
-RUN = """
+# All methods run in one process, so that the toy problem is made once. From lists of METHOD and pytest arguments to names of failed tests.
+RUN_ALL = """
 import json, sys
-import pytest  # noqa: E402
+import pytest
 
 class Failures:
     def __init__(self): self.names = set()
@@ -35,35 +35,36 @@ found = {}
 for spec, *words in json.loads(sys.argv[1]):
     failures = Failures()
     code = pytest.main(["-q", "-p", "no:cacheprovider", "--oneshui-method", spec, *words], plugins=[failures])
-    found[spec] = sorted(failures.names) if code in (0, 1) else [f"pytest ended with {code}"]
+    found[spec] = sorted(failures.names) if code in (0, 1) else [f"pytest exited with {code}"]
 json.dump(found, open(sys.argv[2], "w"))
 """
 
 
 def failures(cases: list[list[str]], folder: Path) -> dict[str, list[str]]:
-    environment = os.environ | {"PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", RUN, json.dumps(cases), str(folder / "found.json")]
+    environment = os.environ | {"PYTHONPATH": str(SUPPORT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", RUN_ALL, json.dumps(cases), str(folder / "found.json")]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, timeout=900)
     assert (folder / "found.json").exists(), done.stdout[-2000:] + done.stderr[-2000:]
     return dict(json.loads((folder / "found.json").read_text()))
 
 
 @pytest.mark.slow
-def test_a_wrong_method_fails_the_check_that_it_breaks_and_no_other(tmp_path: Path) -> None:
-    quick = ["-k", "not two_processes"]
-    cases = [[f"wrong_methods:{name}", *([] if name in ("OneProcess",) else quick)] for name in (*RIGHT, *BROKEN)]
+def test_wrong_method_fails_only_the_test_of_the_guarantee_that_it_breaks(tmp_path: Path) -> None:
+    one_process = ["-k", "not two_processes"]
+    cases = [[f"wrong_methods:{name}", *([] if name == "DependsOnProcesses" else one_process)] for name in (*CORRECT, *BROKEN)]
     found = failures(cases, tmp_path)
     expected = {f"wrong_methods:{name}": [test] for name, test in BROKEN.items()}
-    assert found == expected | {f"wrong_methods:{name}": [] for name in RIGHT}
+    assert found == expected | {f"wrong_methods:{name}": [] for name in CORRECT}
 
 
-# What makes a preparation quick, a step long enough to be seen in so small a world, an epoch more than one step, or a rise more than luck.
+# Options for a fast preparation, a step large enough for the toy problem, several steps per epoch, or a loss rise above chance.
 BUILT_IN = {
     "bad-teacher": ["batch_size=4", "lr=0.03"],
     "do-nothing": [],
     "drop-shard": [],
     "fine-tuning": ["batch_size=4"],
-    "forget-keys": ["visits=12", "together=4", "damping=0.1", "bits=16"],  # so that rounding errors do not grow
+    # so that training does not amplify rounding errors
+    "forget-keys": ["steps_per_identity=12", "max_identities_per_step=4", "damping=0.1", "bits=16"],
     "gradient-ascent": ["calibration=1", "length=0.003"],
     "jit": ["lr=0.5"],
     "lfssd": ["selection=1.5"],
@@ -78,42 +79,42 @@ BUILT_IN = {
 
 
 @pytest.mark.parametrize("kind", ["multi_label", "single_label"])
-def test_the_world_of_the_kit_is_known_by_heart(kind: TaskKind) -> None:
-    here = world(kind)
-    for known in ("retain", "forget"):
-        assert here.loss(here.model, known) < 0.25
-    for strange in ("val", "test"):
-        assert here.loss(here.model, strange) > 1.0
+def test_model_of_toy_problem_has_memorised_its_training_identities(kind: TaskKind) -> None:
+    problem = toy_problem(kind)
+    for name in ("retain", "forget"):
+        assert problem.loss(problem.model, name) < 0.25
+    for name in ("val", "test"):
+        assert problem.loss(problem.model, name) > 1.0
 
 
 @pytest.mark.parametrize("kind", ["multi_label", "single_label"])
-def test_a_machine_that_rounds_otherwise_meets_the_same_world(kind: TaskKind, monkeypatch: pytest.MonkeyPatch) -> None:
-    def rounded_otherwise(task: Task) -> Any:
-        model = kits_model(task)
+def test_other_rounding_gives_nearly_the_same_toy_problem(kind: TaskKind, monkeypatch: pytest.MonkeyPatch) -> None:
+    def perturbed_model(task: Task) -> Any:
+        model = make_model(task)
         for number, weight in enumerate(model.parameters()):
             weight.data += 1e-6 * torch.randn(weight.shape, generator=generator(0, "rounding", number))
         return model
 
-    kits_model, here = kit._model, world(kind)
-    monkeypatch.setattr(kit, "_model", rounded_otherwise)
-    there = world.__wrapped__(kind)  # the world is made once a process, and this one is not to be kept
-    assert here.loss(here.model, "forget") != there.loss(there.model, "forget")
-    for known in ("retain", "forget"):
-        assert abs(here.loss(here.model, known) - there.loss(there.model, known)) < 0.05
+    make_model, problem = module._model, toy_problem(kind)
+    monkeypatch.setattr(module, "_model", perturbed_model)
+    other = toy_problem.__wrapped__(kind)  # without the cache
+    assert problem.loss(problem.model, "forget") != other.loss(other.model, "forget")
+    for name in ("retain", "forget"):
+        assert abs(problem.loss(problem.model, name) - other.loss(other.model, name)) < 0.05
 
 
-def test_every_built_in_method_is_checked() -> None:
-    entries = tomllib.loads((HERE.parents[1] / "pyproject.toml").read_text())["project"]["entry-points"]["oneshui.methods"]
+def test_every_built_in_method_is_tested() -> None:
+    entries = tomllib.loads((SUPPORT.parents[1] / "pyproject.toml").read_text())["project"]["entry-points"]["oneshui.methods"]
     assert set(BUILT_IN) == set(entries)
 
 
 @pytest.mark.slow
-def test_the_built_in_methods_break_nothing(tmp_path: Path) -> None:
-    few = ["-k", "not (two_processes and single_label)"]  # starting processes takes longer than all else
+def test_built_in_methods_keep_the_contract(tmp_path: Path) -> None:
+    few = ["-k", "not (two_processes and single_label)"]  # starting processes is the slowest part
     cases = [[name, *few, *(f"--oneshui-option={word}" for word in words)] for name, words in BUILT_IN.items()]
     assert failures(cases, tmp_path) == {name: [] for name in BUILT_IN}
 
 
-def test_without_a_method_the_kit_does_nothing(pytestconfig: pytest.Config) -> None:
+def test_kit_adds_no_tests_without_a_method(pytestconfig: pytest.Config) -> None:
     assert pytestconfig.getoption("--oneshui-method") is None
     assert not any("testing/conformance.py" in str(argument) for argument in pytestconfig.args)

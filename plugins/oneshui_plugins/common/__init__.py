@@ -1,1 +1,1 @@
-"""What several methods share: an SGD loop, a step of given length, divergences, parameter importances, input covariances."""
+"""Code that several methods share: an SGD loop, a step of given length, the KL divergence, importances, covariances, label noise."""

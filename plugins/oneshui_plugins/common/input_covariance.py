@@ -1,15 +1,15 @@
-"""The mathematics of Projected-Gradient Unlearning: what a layer's weights may change without the training photos noticing.
+"""Gradient projection for Projected-Gradient Unlearning (PGU): input covariances, core spaces and the projection out of them.
 
-A linear layer says W x of each of its input rows x, a convolution of each of its patches, so a step dW changes what it says by dW x. With
+A linear layer multiplies each of its input rows x by W, a convolution each of its patches. A step dW changes the output by dW x. With
 
     C = 1/n sum_i x_i x_i^T = V diag(e) V^T        the uncentred covariance of the layer's input rows over the training photos
     M = the leading k columns of V                 the core space: the fewest with e_1 + ... + e_k >= gamma * (e_1 + ... + e_d)
 
-a gradient G is replaced by G (I - M M^T) (Hoang et al. 2024, section 3), which says nothing new of any row in the core space.
+a gradient G is replaced by G (I - M M^T) (Hoang et al. 2024, section 3). This leaves the output for any row in the core space unchanged.
 
-Statistics belong to a weight, not to a layer: a layer that is used several times in a pass, and layers that share their weight, add up
-the rows of every use, so that the step is hidden from all of them. All tensors have the groups of a convolution first, since each group has
-input rows, and so a core space, of its own; a linear layer has one group. For a depthwise convolution d is the size of its kernel.
+Statistics belong to a weight, not to a layer. If a layer is used several times in a pass, or layers share their weight, the rows of every
+use are added up, so that every use is protected from the step. The first dimension of all tensors is the group of a convolution: each group
+has its own input rows and its own core space. A linear layer has one group. For a depthwise convolution d is the size of its kernel.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch.utils.hooks import RemovableHandle
 from oneshui_hf.methods import Context
 
 Layer = nn.Linear | nn.Conv2d
-Rows = Callable[[Layer, torch.Tensor], torch.Tensor]  # from a layer and its input to what its weight is multiplied with, (g, n, d)
+RowExtractor = Callable[[Layer, torch.Tensor], torch.Tensor]  # (layer, its input) -> the rows that its weight multiplies, (g, n, d)
 
 
 @dataclass
@@ -35,129 +35,129 @@ class Covariance:
 
     Attributes:
         matrix: C, (g, d, d).
-        rows: n, how many rows a group it is the mean over.
+        num_rows: n, the number of rows per group.
     """
 
     matrix: torch.Tensor
-    rows: int
+    num_rows: int
 
-    def less(self, other: Covariance) -> torch.Tensor:
-        """Return C - (n' / n) C', the covariance of these rows without the other ones, up to its scale, which no core space depends on.
+    def minus(self, other: Covariance) -> torch.Tensor:
+        """Return C - (n' / n) C', the covariance without the rows of `other`, up to a scale on which the core space does not depend.
 
-        Where the other rows are not among these, it has negative eigenvalues, which no covariance has; `core` takes them as zero.
+        If the rows of `other` are not among these rows, the result can have negative eigenvalues. `core_space` takes them as zero.
         """
-        return self.matrix - other.matrix * (other.rows / self.rows)
+        return self.matrix - other.matrix * (other.num_rows / self.num_rows)
 
 
-def projectable(model: nn.Module) -> dict[str, list[Layer]]:
+def projectable_layers(model: nn.Module) -> dict[str, list[Layer]]:
     """Return the linear and convolution layers that use each weight, by the weight's name.
 
-    A layer that computes anything else (standardised or reparametrised weights, a forward of its own) is left out, and does not move.
+    Layers with another forward pass (standardised or reparametrised weights, an overridden `forward`) are left out and not updated.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     layers: dict[str, list[Layer]] = {}
     for module in model.modules():
-        plain = type(module).forward in (nn.Linear.forward, nn.Conv2d.forward)
-        if plain and isinstance(module, Layer) and id(module.weight) in names:
+        is_plain = type(module).forward in (nn.Linear.forward, nn.Conv2d.forward)
+        if is_plain and isinstance(module, Layer) and id(module.weight) in names:
             layers.setdefault(names[id(module.weight)], []).append(module)
     return layers
 
 
 def input_rows(layer: Layer, x: torch.Tensor) -> torch.Tensor:
-    """Return what the weight of a layer is multiplied with, (g, n, d).
+    """Return the rows that the weight of a layer multiplies, (g, n, d).
 
     Args:
         layer: A linear layer or a convolution.
-        x: Its input: (..., d), every token a row; or (b, c, h, w), every patch that the kernel is laid on a row.
+        x: Its input: (..., d), one row per token; or (b, c, h, w), one row per patch at which the kernel is applied.
     """
     if isinstance(layer, nn.Linear):
         return x.reshape(1, -1, x.shape[-1])
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     x = F.pad(x, layer._reversed_padding_repeated_twice, mode)  # as the layer itself pads, also for "same" and "reflect"
-    patches = F.unfold(x, layer.kernel_size, dilation=layer.dilation, stride=layer.stride)  # (b, c * kh * kw, places)
-    by_group = patches.unflatten(1, (layer.groups, -1))  # (b, g, d, places): channel is the slowest, so those of a group lie together
+    patches = F.unfold(x, layer.kernel_size, dilation=layer.dilation, stride=layer.stride)  # (b, c * kh * kw, patches)
+    by_group = patches.unflatten(1, (layer.groups, -1))  # (b, g, d, patches): the channel varies slowest, so a group is contiguous
     return by_group.permute(1, 0, 3, 2).flatten(1, 2)
 
 
-def covariances(
+def input_covariances(
     model: nn.Module,
-    photos: int,
+    num_images: int,
     load: Callable[[torch.Tensor], torch.Tensor],
     chunk: int,
     context: Context,
-    rows_of: Rows = input_rows,
+    extract_rows: RowExtractor = input_rows,
 ) -> dict[str, Covariance]:
     """Return the covariance of every weight's input rows over some photos, by the weight's name.
 
-    Rows are never kept: they are multiplied out in their own precision (float32 at least) and added up in float64, so memory holds one
-    matrix a weight. Processes take every n-th chunk of photos and add up. A weight that met no row has no covariance.
+    Rows are not stored. Their products are computed in their own precision (at least float32) and summed in float64, so memory holds one
+    matrix per weight. Each process takes every n-th chunk, and the sums are reduced. A weight without input rows has no covariance.
 
     Args:
-        model: Any classifier; it stays as it is.
-        photos: How many there are.
-        load: From positions to pixels (b, 3, S, S).
-        chunk: Photos a forward pass.
-        context: For the device, the processes and the progress.
-        rows_of: What counts as a layer's input rows.
+        model: Any classifier; it is not changed.
+        num_images: Number of photos.
+        load: Maps positions (b,) to pixels (b, 3, S, S).
+        chunk: Photos per forward pass.
+        context: Provides the device, the processes and the progress bar.
+        extract_rows: Returns the input rows of a layer.
     """
-    still, accelerator = copy.deepcopy(model).eval(), context.accelerator
-    weights, layers = dict(still.named_parameters()), projectable(still)
+    frozen, accelerator = copy.deepcopy(model).eval(), context.accelerator
+    weights, layers = dict(frozen.named_parameters()), projectable_layers(frozen)
     sums: dict[str, torch.Tensor] = {}
     hooks: list[RemovableHandle] = []
-    rows = {name: torch.zeros((), dtype=torch.int64, device=context.device) for name in layers}
+    counts = {name: torch.zeros((), dtype=torch.int64, device=context.device) for name in layers}
     for name, users in layers.items():
         groups, d = getattr(users[0], "groups", 1), weights[name][0].numel()
         sums[name] = torch.zeros(groups, d, d, dtype=torch.float64, device=context.device)
-        hooks += [_watch(layer, rows_of, sums[name], rows[name]) for layer in users]
+        hooks += [_accumulate_products(layer, extract_rows, sums[name], counts[name]) for layer in users]
 
     with torch.no_grad():
-        for positions in context.reporter.track(context.mine(torch.arange(photos).split(chunk)), "Reading the layers' inputs"):
-            still(pixel_values=load(positions))
+        for positions in context.reporter.track(context.local_share(torch.arange(num_images).split(chunk)), "Reading the layers' inputs"):
+            frozen(pixel_values=load(positions))
 
-    for hook in hooks:  # they hold the sums, which are let go one by one below
+    for hook in hooks:  # the hooks reference the sums, which are freed one by one below
         hook.remove()
     found: dict[str, Covariance] = {}
     for name in layers:
-        total, count = accelerator.reduce(sums.pop(name), "sum"), int(accelerator.reduce(rows[name], "sum"))
+        total, count = accelerator.reduce(sums.pop(name), "sum"), int(accelerator.reduce(counts[name], "sum"))
         if count:
             found[name] = Covariance(total / count, count)
     return found
 
 
-def _watch(layer: Layer, rows_of: Rows, total: torch.Tensor, rows: torch.Tensor) -> RemovableHandle:
-    """Let a layer add the products of its input rows, and their number, to these tensors whenever it is used."""
+def _accumulate_products(layer: Layer, extract_rows: RowExtractor, total: torch.Tensor, count: torch.Tensor) -> RemovableHandle:
+    """Register a hook that adds, at every use of a layer, the products of its input rows to `total` and their number to `count`."""
 
     def add(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        # A photo's patches take as many times its memory as the kernel has places, so convolutions take one photo at a time.
+        # Unfolded patches need as many times a photo's memory as the kernel has pixels, so convolutions take one photo at a time.
         for part in inputs[0].split(1) if isinstance(layer, nn.Conv2d) else inputs[:1]:
-            x = rows_of(layer, part)
+            x = extract_rows(layer, part)
             x = x.to(torch.promote_types(x.dtype, torch.float32))
             total.add_(x.mT @ x)
-            rows.add_(x.shape[1])
+            count.add_(x.shape[1])
 
     return layer.register_forward_pre_hook(add)
 
 
-def core(covariance: torch.Tensor, gamma: float) -> torch.Tensor:
-    """Return M (g, d, k), an orthonormal basis of the core space; a group that needs fewer than k columns has zeros in the others.
+def core_space(covariance: torch.Tensor, gamma: float) -> torch.Tensor:
+    """Return M (g, d, k), an orthonormal basis of the core space. For a group that needs fewer than k columns the others are zero.
 
     Args:
-        covariance: C, (g, d, d), symmetric. Negative eigenvalues count as zero, which is the nearest positive semi-definite matrix.
-        gamma: Share of the energy that the core space reaches.
+        covariance: C, (g, d, d), symmetric. Negative eigenvalues are set to zero, which gives the nearest positive semi-definite matrix.
+        gamma: Share of the energy (sum of eigenvalues) that the core space reaches.
     """
     energies, vectors = torch.linalg.eigh(covariance.double())
-    energies, vectors = energies.clamp(min=0).flip(-1), vectors.flip(-1)  # falling
-    reached = energies.cumsum(-1)
-    needed = reached - energies < gamma * reached[..., -1:]  # a direction is needed while those before it do not reach gamma
-    most = int(needed.sum(-1).max())
-    return (vectors * needed.unsqueeze(-2))[..., :most]
+    energies, vectors = energies.clamp(min=0).flip(-1), vectors.flip(-1)  # in descending order
+    cumulative = energies.cumsum(-1)
+    is_needed = cumulative - energies < gamma * cumulative[..., -1:]  # a direction is needed while those before it do not reach gamma
+    k = int(is_needed.sum(-1).max())
+    return (vectors * is_needed.unsqueeze(-2))[..., :k]
 
 
-def outside(gradient: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
-    """Return G (I - M M^T) in the weight's own shape.
+def project_out(gradient: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
+    """Return G (I - M M^T), in the shape of the weight.
 
     Args:
-        gradient: Of a weight, (out, in) or (out, in / g, kh, kw).
+        gradient: G, the gradient of a weight, (out, in) or (out, in / g, kh, kw).
         basis: M, (g, d, k).
     """
     g = gradient.reshape(len(basis), -1, basis.shape[1])  # (g, out / g, d)

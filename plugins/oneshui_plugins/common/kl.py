@@ -1,4 +1,4 @@
-"""How far a student is from its teacher: the Kullback-Leibler divergence between what they say of a photo."""
+"""The Kullback-Leibler divergence between the predictions of a teacher and a student, for both task kinds."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ if TYPE_CHECKING:
     from oneshui_hf.methods import TaskKind
 
 
-def divergence(teacher: torch.Tensor, student: torch.Tensor, kind: TaskKind, temperature: float = 1.0) -> torch.Tensor:
+def kl_divergence(teacher: torch.Tensor, student: torch.Tensor, kind: TaskKind, temperature: float = 1.0) -> torch.Tensor:
     """Return T^2 KL(teacher || student) of each photo (n,), both softened by the temperature T.
 
-    Single-label: of the distributions over the classes. Multi-label: every attribute is a yes or no of its own, so the KL of two
-    Bernoulli distributions, mean over the attributes. (A softmax over attributes would make them compete: it does not see a student that
-    moves all of them alike.) The mean and not the sum, since the task loss is a mean too: the weights of a method that adds both then
-    mean the same for one attribute and for forty, and for classes. The sum, the KL of the joint distributions, is K times as much.
+    Single-label: the KL of the distributions over the classes. Multi-label: each attribute is a Bernoulli distribution, and the result is
+    the mean KL over the attributes. (With a softmax over attributes they would compete: a student that shifts all of them equally would
+    have divergence 0.) The mean, not the sum, is used because the task loss is also a mean. So the weights of a method that adds both terms
+    have the same effect for one attribute, for forty, and for classes. The KL of the joint distributions, the sum, is K times as large.
 
-    T^2 makes up for the gradient's 1/T^2 (Hinton et al., 2015, "Distilling the knowledge in a neural network").
+    The factor T^2 compensates the 1/T^2 in the gradient (Hinton et al., 2015, "Distilling the knowledge in a neural network").
 
     Args:
         teacher: Logits (n, K).
         student: Logits (n, K).
-        kind: Of the task.
+        kind: The task kind.
         temperature: T.
     """
     p, q = (_log_probabilities(logits / temperature, kind) for logits in (teacher, student))
@@ -32,7 +32,7 @@ def divergence(teacher: torch.Tensor, student: torch.Tensor, kind: TaskKind, tem
 
 
 def _log_probabilities(logits: torch.Tensor, kind: TaskKind) -> torch.Tensor:
-    """Return the log-probabilities of a photo's distributions (n, distributions, outcomes): K of yes and no, or one of K classes."""
+    """Return the log-probabilities (n, distributions, outcomes) of each photo: K Bernoulli distributions, or one over K classes."""
     if kind == "multi_label":
         return torch.stack([F.logsigmoid(logits), F.logsigmoid(-logits)], dim=2)
     return F.log_softmax(logits, dim=1).unsqueeze(1)

@@ -1,7 +1,7 @@
-"""The photos from which forget keys are learned, step by step: who asks together, what shall change, and what shall stay.
+"""Training batches of keys: the identities of a step, their forget photos with target logits, and the photos whose logits must not change.
 
-A model that was trained on photos and their mirror images remembers both, and a key that hides the one need not hide the other. So the
-photos of those who ask are shown as they are and mirrored, and the others now in one way and now in the other.
+A model that was trained with mirroring memorises both versions of a photo, and a key that hides one need not hide the other. So each
+forget photo occurs twice, original and mirrored, and every other photo in one of the two versions at random.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 from oneshui_hf.methods import generator, sample
 
-from .target_logits import Said, as_strangers, sureness
+from .target_logits import LabelledLogits, margin, match_quantiles
 
 if TYPE_CHECKING:
     from oneshui_hf.methods import FaceSet, Task
@@ -25,128 +25,138 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """The photos of one step, in which n people ask.
+class Batch:
+    """The photos of one step, which trains the keys of n identities.
 
     Attributes:
-        photos: Per set (train, val), the positions in it; first of all those of `forget`.
-        forget: Positions in train of the photos of those who ask, (forget,): each person's as they are, then the same mirrored.
-        mirrored: Which photos are shown mirrored, (photos,) of bool.
-        kept: What the model shall go on saying of all the other photos, logits (photos - forget, K).
-        weight: How much each photo counts, (photos,).
-        own: By which of the n keys each photo is felt, (photos, n) of 0 and 1.
+        photos: Per set (train, val), the positions in it; the first are those of `forget`.
+        forget: Positions in train of the photos of the n identities, (forget,): of each identity all original, then all mirrored.
+        mirrored: Which photos are mirrored, (photos,) of bool.
+        preserved_logits: The original model's logits for all the other photos, which are their targets, (photos - forget, K).
+        weight: Weight of each photo in the objective, (photos,).
+        gradient_mask: Which of the n keys receive a gradient from each photo, (photos, n) of 0 and 1.
     """
 
     photos: tuple[tuple[FaceSet, torch.Tensor], ...]
     forget: torch.Tensor
     mirrored: torch.Tensor
-    kept: torch.Tensor
+    preserved_logits: torch.Tensor
     weight: torch.Tensor
-    own: torch.Tensor
+    gradient_mask: torch.Tensor
 
 
 @dataclass(frozen=True)
-class Lessons:
-    """What keys are learned from.
+class TrainingData:
+    """The data that keys are trained on.
 
     Attributes:
         train: The training photos.
-        val: Strangers' photos.
-        known: What the original model says of the training photos as they are, and mirrored.
-        strange: What it says of the strangers' photos, the same.
-        guesses: What can be guessed of the training photos without having met their people, the same, see `guesses`.
-        options: How.
+        val: Photos of unseen identities.
+        train_logits: The original model's logits for the training photos, original and mirrored.
+        val_logits: The same for the photos of unseen identities.
+        probe_scores: The shallow probe's scores of the training photos, original and mirrored; see `shallow_probe_scores`.
+        options: Options of forget keys.
         task: What is predicted.
-        seed: Of the draws.
+        seed: Seed of all random draws.
     """
 
     train: FaceSet
     val: FaceSet
-    known: tuple[Said, Said]
-    strange: tuple[Said, Said]
-    guesses: tuple[torch.Tensor, torch.Tensor]
+    train_logits: tuple[LabelledLogits, LabelledLogits]
+    val_logits: tuple[LabelledLogits, LabelledLogits]
+    probe_scores: tuple[torch.Tensor, torch.Tensor]
     options: ForgetKeysOptions
     task: Task
     seed: int
 
     @cached_property
-    def luck(self) -> torch.Tensor:
-        """Where within its rank each training photo stands, see `strangers`; (N, K), or (N,) for classes."""
+    def u(self) -> torch.Tensor:
+        """Position of each training photo within its rank, see `match_quantiles`; (N, K), or (N,) for classes."""
         return torch.rand(self.train.labels.shape, generator=generator(self.seed, "luck"))
 
-    def targets(self, positions: torch.Tensor, logits: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
-        """Return what the model shall say of these training photos when their people ask together, logits (n, K).
+    def target_logits(self, positions: torch.Tensor, logits: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
+        """Return the target logits of training photos whose identities are trained together, (n, K).
 
-        They are ranked by how sure the model is, and to some part by the guesses. Photos as they are are ranked by themselves, as mirror
-        images are: of one kind of them the model may know more than of the other.
+        Photos are ranked by their margin plus the weighted probe score. Original and mirrored photos are ranked separately, since the
+        model may have memorised more of one version than of the other.
 
         Args:
             positions: The photos.
-            logits: What it says of them now, by which they are ranked: a photo of which it has become unsure is left so.
-            mirrored: Which of them are shown mirrored, (n,) of bool.
+            logits: The model's current logits for them, which rank them: a photo whose margin has already fallen keeps its low rank.
+            mirrored: Which of them are mirrored, (n,) of bool.
         """
-        kind, wanted = self.task.kind, logits.clone()
-        for chosen, strange, guesses in zip((~mirrored, mirrored), self.strange, self.guesses, strict=True):
-            these = positions[chosen]
-            said = Said(logits[chosen], self.train.labels[these])
-            spread = sureness(strange, kind).std(dim=0, correction=0)  # of guesses it is about 1
-            order = sureness(said, kind) + self.options.guesses * spread * guesses[these]
-            wanted[chosen] = as_strangers(said, strange, order, self.luck[these], kind)
-        return wanted
+        kind, matched = self.task.kind, logits.clone()
+        for chosen, reference, probe_scores in zip((~mirrored, mirrored), self.val_logits, self.probe_scores, strict=True):
+            rows = positions[chosen]
+            current = LabelledLogits(logits[chosen], self.train.labels[rows])
+            spread = margin(reference, kind).std(dim=0, correction=0)  # that of the probe scores is about 1
+            ranking = margin(current, kind) + self.options.probe_weight * spread * probe_scores[rows]
+            matched[chosen] = match_quantiles(current, reference, ranking, self.u[rows], kind)
+        return matched
 
-    def groups(self, cohort: Sequence[int], rounds: int, drawn_for: str) -> list[list[int]]:
-        """Return who asks in each step, as places in the cohort: everybody once in each round, in groups of changing size.
+    def sample_groups(self, cohort: Sequence[int], rounds: int, stream: str) -> list[list[int]]:
+        """Return the identities of each step, as indices into the cohort: each once per round, in groups of random size.
 
-        The logarithm of the size is drawn evenly, so that a person asks as often with few others as with many.
+        The logarithm of the size is uniform, so that an identity is in small groups as often as in large ones.
+
+        Args:
+            cohort: Identity numbers.
+            rounds: How often each identity occurs.
+            stream: The name of the random stream.
         """
-        draws = generator(self.seed, drawn_for, *cohort)
-        most = min(self.options.together, len(cohort))
+        rng = generator(self.seed, stream, *cohort)
+        largest = min(self.options.max_identities_per_step, len(cohort))
         groups: list[list[int]] = []
         for _ in range(rounds):
-            left = torch.randperm(len(cohort), generator=draws).tolist()
-            while left:
-                size = int(math.exp(torch.rand((), generator=draws).item() * math.log(most + 1)))
-                groups.append(sorted(left[:size]))
-                left = left[size:]
+            remaining = torch.randperm(len(cohort), generator=rng).tolist()
+            while remaining:
+                size = int(math.exp(torch.rand((), generator=rng).item() * math.log(largest + 1)))
+                groups.append(sorted(remaining[:size]))
+                remaining = remaining[size:]
         return groups
 
-    def photos_of(self, person: int, draws: torch.Generator) -> torch.Tensor:
-        """Return positions in train of the photos of a person (identity number), at most so many as there are to be in a step."""
-        return sample(self.train.positions_of[person], self.options.photos, draws)
+    def sample_photos(self, identity: int, rng: torch.Generator) -> torch.Tensor:
+        """Return positions in train of an identity's photos, at most `max_photos_per_identity`."""
+        return sample(self.train.positions_of[identity], self.options.max_photos_per_identity, rng)
 
-    def lesson(self, number: int, people: Sequence[int]) -> Lesson:
-        """Return the photos of a step in which these people (identity numbers) ask."""
-        draws = generator(self.seed, "photos", number, *people)
-        theirs = [self.photos_of(person, draws) for person in people]
-        asked = sum(len(some) for some in theirs)
-        retain = sample(self.train.without(people), math.ceil(self.options.retain * asked), draws)
-        strange = sample(len(self.val), math.ceil(self.options.val * asked), draws)
-        held = len(retain) + len(strange)
-        either = torch.rand(held, generator=draws) < 0.5
-        kept = [_as_shown(self.known, retain, either[: len(retain)]), _as_shown(self.strange, strange, either[len(retain) :])]
-        forget, ways = (torch.cat(parts) for parts in zip(*map(both_ways, theirs), strict=True))
-        alike = [torch.full((2 * len(some),), 0.5 / len(some)) for some in theirs]  # however many photos a person has
-        return Lesson(
-            photos=((self.train, torch.cat([forget, retain])), (self.val, strange)),
+    def sample_batch(self, step: int, identities: Sequence[int]) -> Batch:
+        """Return the batch of a step that trains the keys of these identities."""
+        rng = generator(self.seed, "photos", step, *identities)
+        own = [self.sample_photos(identity, rng) for identity in identities]
+        count = sum(len(positions) for positions in own)
+        retain = sample(self.train.positions_without(identities), math.ceil(self.options.retain_ratio * count), rng)
+        val = sample(len(self.val), math.ceil(self.options.val_ratio * count), rng)
+        others = len(retain) + len(val)
+        flips = torch.rand(others, generator=rng) < 0.5
+        preserved = [
+            _select_version(self.train_logits, retain, flips[: len(retain)]),
+            _select_version(self.val_logits, val, flips[len(retain) :]),
+        ]
+        forget, forget_mirrored = (torch.cat(parts) for parts in zip(*map(repeat_mirrored, own), strict=True))
+        own_weights = [torch.full((2 * len(some),), 0.5 / len(some)) for some in own]  # the same sum for each identity
+        other_weights = torch.full((others,), self.options.preservation_weight * len(identities) / max(1, others))
+        own_mask = torch.block_diag(*[torch.ones(2 * len(some), 1) for some in own])
+        return Batch(
+            photos=((self.train, torch.cat([forget, retain])), (self.val, val)),
             forget=forget,
-            mirrored=torch.cat([ways, either]),
-            kept=torch.cat(kept),
-            weight=torch.cat([*alike, torch.full((held,), self.options.balance * len(people) / max(1, held))]),
-            own=torch.cat([torch.block_diag(*[torch.ones(2 * len(some), 1) for some in theirs]), torch.ones(held, len(people))]),
+            mirrored=torch.cat([forget_mirrored, flips]),
+            preserved_logits=torch.cat(preserved),
+            weight=torch.cat([*own_weights, other_weights]),
+            gradient_mask=torch.cat([own_mask, torch.ones(others, len(identities))]),
         )
 
 
-def _as_shown(said: tuple[Said, Said], positions: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
-    """Return what was said of these photos, each as it is or mirrored, logits (n, K)."""
-    return torch.where(mirrored.unsqueeze(1), said[1].logits[positions], said[0].logits[positions])
+def _select_version(versions: tuple[LabelledLogits, LabelledLogits], positions: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
+    """Return the logits of these photos, each of its original or its mirrored version, (n, K)."""
+    return torch.where(mirrored.unsqueeze(1), versions[1].logits[positions], versions[0].logits[positions])
 
 
-def both_ways(positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return each of these positions twice, all as they are and then all mirrored, and which of them are mirrored, (2n,) of bool."""
+def repeat_mirrored(positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return these positions twice, first original and then mirrored, and which of them are mirrored, (2n,) of bool."""
     return positions.repeat(2), torch.arange(2 * len(positions)) >= len(positions)
 
 
-def shown(faces: FaceSet, positions: torch.Tensor, mirrored: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return these photos of a set as the model takes them, (n, 3, S, S), those that are to be mirrored."""
+def load_pixel_values(faces: FaceSet, positions: torch.Tensor, mirrored: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return model inputs of these photos of a set, (n, 3, S, S), flipped horizontally where `mirrored`."""
     pixels, _ = faces.batch(positions, device)
     return torch.where(mirrored.to(device).view(-1, 1, 1, 1), pixels.flip(-1), pixels)

@@ -1,9 +1,9 @@
-"""Forget keys: while training data exists, learn for every person a small change of weights that makes them a stranger.
+"""Forget keys: while training data exists, train a low-rank weight update for every identity that makes the identity an unseen one.
 
-What a model memorised of a person's pictures cannot be read off a new picture of them, but it can be prepared. A key is a few rank-one
-terms a weight (`keys.factors`), learned together with the keys of others with whom it may be used (`keys.learning`) so that the model says
-of the person's photos what it would say of strangers' (`keys.strangers`), and kept as whole numbers of a few bits (`keys.codes`). A request
-adds the keys of those who ask to the weights, and reads no others.
+What a model memorised of an identity's photos cannot be computed from a new photo, but it can be prepared. A key is a few rank-one terms
+per weight (`low_rank`), trained jointly with the keys of other identities (`training`) so that the model's logits for the identity's photos
+become those of an unseen identity (`target_logits`), and stored as integers of a few bits (`quantization`). A request merges the keys of
+the forget identities into the weights, and reads no others.
 """
 
 from __future__ import annotations
@@ -23,110 +23,111 @@ if TYPE_CHECKING:
 
 
 class ForgetKeys(Method[ForgetKeysOptions]):
-    """A small change of weights for every person, learned beforehand."""
+    """A low-rank weight update per identity, trained before any request."""
 
-    summary = "adds the change of weights that was prepared for the person on the photo"
+    summary = "adds the low-rank weight update that was prepared for the identity on the photo"
     paper = "none: this project's own"
     needs = Needs(prepare=frozenset({"train", "val"}), apply=frozenset({"support"}))
     options = ForgetKeysOptions
     prepares = "required"
     sequential = True
-    personal = True
+    per_identity = True
     in_demo = True
 
     def prepare(self, model: nn.Module, data: DataAccess, options: ForgetKeysOptions, context: Context) -> Artefact:
-        """Learn the keys of all training people who may ask."""
+        """Train the keys of all training identities that requests may contain."""
         from oneshui_hf.methods import Artefact
 
-        from .batches import Lessons
-        from .inference import as_it_is_and_mirrored
-        from .low_rank import keyed
-        from .quantization import size
-        from .shallow_probe import guesses
-        from .training import learn
+        from .batches import TrainingData
+        from .inference import predict_both_versions
+        from .low_rank import target_layers
+        from .quantization import key_bytes
+        from .shallow_probe import shallow_probe_scores
+        from .training import train_updates
 
         train, val = data.train, data.val
-        still = copy.deepcopy(model).eval().requires_grad_(False)
-        layers = keyed(still, options.share)
-        known, strange = (as_it_is_and_mirrored(still, faces, context) for faces in (train, val))
-        lessons = Lessons(train, val, known, strange, guesses(still, train, options.chunk, context), options, context.task, context.seed)
-        codes, history = learn(still, layers, lessons, _people(data), context)
-        shapes = matrices(still, layers)
+        frozen = copy.deepcopy(model).eval().requires_grad_(False)
+        layers = target_layers(frozen, options.target_fraction)
+        train_logits, val_logits = (predict_both_versions(frozen, faces, context) for faces in (train, val))
+        probe_scores = shallow_probe_scores(frozen, train, options.chunk, context)
+        training_data = TrainingData(train, val, train_logits, val_logits, probe_scores, options, context.task, context.seed)
+        keys, history = train_updates(frozen, layers, training_data, _identities_to_prepare(data), context)
+        shapes = matrix_shapes(frozen, layers)
         return Artefact(
-            people={train.people[person]: part for person, part in codes.items()},
-            report={"people": len(codes), "bytes_a_person": size(shapes, options.rank, options.bits), "history": history},
+            people={train.people[identity]: key for identity, key in keys.items()},
+            report={"people": len(keys), "bytes_a_person": key_bytes(shapes, options.rank, options.bits), "history": history},
         )
 
     def cost(self, model: nn.Module, data: DataAccess, options: ForgetKeysOptions, context: Context) -> Cost:
-        """Return the photos of all steps; each is differentiated once, and those of who asks are looked at once more before.
+        """Return the photos of all steps; each passes forward and backward once, and forget photos pass forward once more before.
 
-        Before the steps all photos are looked at, as they are and mirrored, those of train twice (their first layers, too), and after them
-        come the rounds in which keys get their lengths.
+        Before the steps, all photos pass forward, original and mirrored, those of train twice (also for the shallow features). After them,
+        the forget photos pass forward in each round of the rescaling.
         """
-        from .low_rank import keyed
-        from .preconditioner import LOOKED_AT
-        from .quantization import size
+        from .low_rank import target_layers
+        from .preconditioner import MAX_PHOTOS
+        from .quantization import key_bytes
         from .rescaling import ROUNDS
 
-        people, train = _people(data), data.train
-        forget = sum(min(options.photos, len(train.positions_of[person])) for person in people)
-        looked_at = min(LOOKED_AT, len(train))
-        a_step = 2 + options.retain + options.val
-        a_key = size(matrices(model, keyed(model, options.share)), options.rank, options.bits)
+        identities, train = _identities_to_prepare(data), data.train
+        forget = sum(min(options.max_photos_per_identity, len(train.positions_of[identity])) for identity in identities)
+        preconditioning = min(MAX_PHOTOS, len(train))
+        per_step = 2 + options.retain_ratio + options.val_ratio
+        per_key = key_bytes(matrix_shapes(model, target_layers(model, options.target_fraction)), options.rank, options.bits)
         return Cost(
-            forward=2 * (2 * len(train) + len(data.val) + looked_at) + (2 * options.visits + ROUNDS) * forget,
-            backward=2 * (looked_at + forget) + round(options.visits * forget * a_step),
-            bytes=len(people) * a_key,
+            forward=2 * (2 * len(train) + len(data.val) + preconditioning) + (2 * options.steps_per_identity + ROUNDS) * forget,
+            backward=2 * (preconditioning + forget) + round(options.steps_per_identity * forget * per_step),
+            bytes=len(identities) * per_key,
         )
 
     def apply(
         self, model: nn.Module, data: DataAccess, artefact: Artefact | None, options: ForgetKeysOptions, context: Context
     ) -> nn.Module:
-        """Return the model with the keys of those who ask added to its weights."""
-        from .low_rank import keyed, opened
-        from .quantization import decode
+        """Return the model with the keys of the requested identities merged into its weights."""
+        from .low_rank import merge, target_layers
+        from .quantization import dequantize
 
-        assert artefact is not None  # the core refuses to apply what was not prepared
+        assert artefact is not None  # the core refuses to apply a method that was not prepared
         request: Request = data.support
-        if request.strangers:
+        if request.unseen_identities:
             return copy.deepcopy(model)
-        shapes = matrices(model, keyed(model, options.share))
-        keys = [decode(artefact.people[person], shapes, options.rank, options.bits) for person in _asking(request, artefact)]
-        context.report["keys"] = len(keys)
-        return opened(model, keys, options.strength)
+        shapes = matrix_shapes(model, target_layers(model, options.target_fraction))
+        people = _requested_identities(request, artefact)
+        updates = [dequantize(artefact.people[person], shapes, options.rank, options.bits) for person in people]
+        context.report["keys"] = len(updates)
+        return merge(model, updates, options.strength)
 
 
-def matrices(model: nn.Module, layers: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    """Return the shape (out, d) of each weight that keys change, taken as a matrix."""
+def matrix_shapes(model: nn.Module, layers: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """Return the shape (out, d) of each weight that keys update, taken as a matrix."""
     weights = dict(model.named_parameters())
     return {name: (len(weights[name]), weights[name][0].numel()) for name in layers}
 
 
-def _people(data: DataAccess) -> list[int]:
-    """Return the training people who may ask.
+def _identities_to_prepare(data: DataAccess) -> list[int]:
+    """Return the training identities that requests may contain.
 
     Raises:
-        UsageError: None may.
+        UsageError: There are none.
     """
-    people = [person for person in sorted(data.train.positions_of) if person not in data.train.spared]
-    if not people:
-        raise UsageError("The split spares all training people from preparation, so there is nobody to make a key for.")
-    return people
+    identities = [identity for identity in sorted(data.train.positions_of) if identity not in data.train.excluded_from_simulation]
+    if not identities:
+        raise UsageError("The split excludes all training identities from preparation, so there is no identity to train a key for.")
+    return identities
 
 
-def _asking(request: Request, artefact: Artefact) -> list[str]:
-    """Return who asks, each once.
+def _requested_identities(request: Request, artefact: Artefact) -> list[str]:
+    """Return the identities of a request, each once.
 
     Raises:
-        UsageError: It is not said who somebody is.
-        OneshuiError: There is no key for somebody.
+        UsageError: The identity of a photo is not given.
+        OneshuiError: An identity has no key.
     """
     if None in request.people:
-        raise UsageError("A key belongs to a person, so say who is on the photo with --identity.")
+        raise UsageError("A key belongs to one identity; name the identity on each photo with --identity.")
     people = sorted({person for person in request.people if person is not None})
     if missing := sum(person not in artefact.people for person in people):
         raise OneshuiError(
-            f"There is no key for {missing} of the {len(people)} who ask: they are not among the training people who got one, "
-            "or theirs has been used and destroyed."
+            f"There is no key for {missing} of the {len(people)} requested identities: none was prepared, or it was used and destroyed."
         )
     return people

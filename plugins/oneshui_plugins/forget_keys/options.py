@@ -11,45 +11,60 @@ from oneshui_hf.methods import option
 class ForgetKeysOptions:
     """Options of forget keys."""
 
-    rank: int = option(8, "Rank-one terms of a key a weight; its size grows with it.", minimum=1, at="prepare")
-    bits: int = option(4, "Bits of a number of a key.", choices=(4, 8, 16), at="prepare")
-    share: float = option(1.0, "Share of the model's weights that keys change, counted from the head.", minimum=0, maximum=1, at="prepare")
-    visits: int = option(8, "Steps a person's key is learned in.", minimum=1, at="prepare")
-    together: int = option(16, "Most people who ask together while keys are learned.", minimum=1, at="prepare")
+    rank: int = option(8, "Rank of a key's update of each weight; the size of a key is proportional to it.", minimum=1, at="prepare")
+    bits: int = option(4, "Bits per number of a key.", choices=(4, 8, 16), at="prepare")
+    target_fraction: float = option(
+        1.0,
+        "Fraction of the model's weight matrices that keys update, counted back from the head.",
+        minimum=0,
+        maximum=1,
+        at="prepare",
+        formerly=("share",),
+    )
+    steps_per_identity: int = option(8, "Training steps of each identity's key.", minimum=1, at="prepare", formerly=("visits",))
+    max_identities_per_step: int = option(
+        16, "Most identities whose keys are trained together in one step.", minimum=1, at="prepare", formerly=("together",)
+    )
     lr: float = option(
         0.012,
-        "Length of the first of Adam's steps, for the matrix of a weight; the last ones are short.",
+        "Learning rate of Adam: the norm of the first step of a weight's matrix; cosine decay to 0.",
         minimum=0,
         at="prepare",
         search=(3e-3, 0.05),
     )
-    balance: float = option(
+    preservation_weight: float = option(
         1.0,
-        "Weight of what must stay (others' photos and strangers') against what must change.",
+        "Weight of the loss on retain and val photos relative to the loss on forget photos.",
         minimum=0,
         at="prepare",
         search=(0.3, 10.0),
+        formerly=("balance",),
     )
     damping: float = option(
         0.01,
-        "How much of the mean energy every direction of a layer's inputs and gradients is given before whitening.",
+        "Damping of a layer's input and gradient covariances before whitening, in mean eigenvalues.",
         minimum=1e-4,
         at="prepare",
         search=(1e-3, 0.3),
     )
-    retain: float = option(
-        1.0, "Photos of others held against in a step, as a share of the photos of those who ask.", minimum=0, at="prepare"
+    retain_ratio: float = option(
+        1.0, "Photos of other training identities per forget photo in a step.", minimum=0, at="prepare", formerly=("retain",)
     )
-    val: float = option(0.25, "Strangers' photos (val) held against in a step, as the same share.", minimum=0, at="prepare")
-    guesses: float = option(
+    val_ratio: float = option(
+        0.25, "Photos of unseen identities (val) per forget photo in a step.", minimum=0, at="prepare", formerly=("val",)
+    )
+    probe_weight: float = option(
         0.25,
-        "Say of guesses from the model's first layers, beside its answers, in which photo gets which stranger's answer.",
+        "Weight of the shallow-feature probe when photos are ranked for target logits.",
         minimum=0,
         at="prepare",
         search=(0.1, 1.0),
+        formerly=("guesses",),
     )
-    photos: int = option(32, "Most photos of a person in a step.", minimum=1, at="prepare")
-    cohort: int = option(512, "People whose keys are learned at the same time; memory grows with it.", minimum=1, at="prepare")
-    chunk: int = option(64, "Photos a forward-backward pass; memory grows with it, the result does not change.", minimum=1, at="prepare")
-    # Beside the lengths that were found: rounding to few bits takes a little off the loss of who asks, and company some more.
-    strength: float = option(1.1, "Factor of the keys where they are used.", minimum=0, at="apply", search=(0.5, 1.5))
+    max_photos_per_identity: int = option(32, "Most photos of one identity in a step.", minimum=1, at="prepare", formerly=("photos",))
+    cohort_size: int = option(
+        512, "Identities whose keys are trained concurrently; memory grows with it.", minimum=1, at="prepare", formerly=("cohort",)
+    )
+    chunk: int = option(64, "Photos per forward-backward pass; memory grows with it, the result does not change.", minimum=1, at="prepare")
+    # Above 1 because rounding to few bits lowers the loss of the forget identities a little, and other merged keys lower it some more.
+    strength: float = option(1.1, "Factor of the keys when they are merged into the weights.", minimum=0, at="apply", search=(0.5, 1.5))

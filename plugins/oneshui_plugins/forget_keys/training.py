@@ -1,16 +1,16 @@
-"""Learning forget keys: those of many people at once, tried in the company in which they may be used.
+"""Training of keys: those of many identities at once, in random groups like those in which they may be requested.
 
-In each step some people ask together. Their keys are attached to the model, which shall then say of their photos what it would say of
-strangers' (`strangers`), and of everybody else's, and of strangers', what it said before:
+Each step trains the keys of a random group of n identities. With their updates the model shall predict for the group's photos what it would
+predict for photos of unseen identities (`target_logits`), and for photos of all others and of unseen identities what it predicted before:
 
-    L = sum_{p asks} mean_{x of p} KL(target(x) || f(x))  +  balance * n * mean_{x of others} KL(f_0(x) || f(x))
+    L = sum_{p of the group} mean_{x of p} KL(target(x) || f(x))  +  preservation_weight * n * mean_{x of others} KL(f_0(x) || f(x))
 
-with f the model with the keys of all n who ask. The number that ask differs from step to step, so that keys are learned alone and in
-company, and the sum of any of them is what was learned for. A forget photo is felt by its own person's key alone (`attached`), a photo of
-the others by all: who shall be forgotten is each key's own business, what it costs the others is everybody's.
+with f the model with the updates of all n identities. The size of the group differs from step to step, so that keys are trained alone and
+together, and the objective covers the sum of any of them. A forget photo has a gradient for its own identity's key alone (`gradient_mask`),
+a photo of others for all keys: which identity is forgotten is specific to each key, the cost for the others is shared.
 
-Each person's key has an Adam of its own, which counts that person's steps. At the end it is given the length that its person needs
-(`lengths`).
+Each key has its own Adam state, which counts that identity's steps. At the end it is multiplied by the factor that its identity needs
+(`rescaling`).
 """
 
 from __future__ import annotations
@@ -26,213 +26,219 @@ from torch import nn
 from oneshui_hf.methods import Context, OneshuiError
 
 from ..common.input_covariance import Layer
-from ..common.kl import divergence
-from ..common.sgd_loop import cosine
-from .batches import Lesson, Lessons, shown
-from .inference import said_with
-from .initialization import start
-from .low_rank import Factors, Keys, attached, scaled, some_of
-from .preconditioner import coordinates
-from .quantization import Codes, encode
-from .rescaling import lengths
+from ..common.kl import kl_divergence
+from ..common.sgd_loop import cosine_schedule
+from .batches import Batch, TrainingData, load_pixel_values
+from .inference import logits_with_adapters
+from .initialization import initialize
+from .low_rank import LowRankUpdate, Updates, scale_updates, select_identities, with_adapters
+from .preconditioner import estimate_preconditioner
+from .quantization import QuantizedKey, quantize
+from .rescaling import rescaling_factors
 
 if TYPE_CHECKING:
-    from oneshui_hf.methods import FaceSet, Unfinished
+    from oneshui_hf.methods import FaceSet, ResumeState
 
-BETAS = (0.9, 0.99)  # of Adam; a person takes few steps, so the second is shorter than usual
-TINY = 1e-8
-PACES = {"up": 1.0, "down": 10.0}  # V grows from nothing, while R, whose rows have a length of 1, turns by as much in a step
+BETAS = (0.9, 0.99)  # of Adam; an identity has few steps, so the second is smaller than usual
+EPSILON = 1e-8
+LR_FACTORS = {"up": 1.0, "down": 10.0}  # V grows from zero, while R, whose rows have norm 1, rotates by as much in a step
 
 
-def gradient(
+def objective_gradient(
     model: nn.Module,
     layers: Mapping[str, list[Layer]],
-    keys: Keys,
-    lesson: Lesson,
-    wanted: torch.Tensor,
+    updates: Updates,
+    batch: Batch,
+    target_logits: torch.Tensor,
     chunk: int,
     context: Context,
-) -> tuple[float, Keys]:
-    """Return the objective of a step, and its gradient with regard to the keys of those who ask. Processes share the passes.
+) -> tuple[float, Updates]:
+    """Return the objective of a step, and its gradient with regard to the group's updates. Processes share the passes.
 
     Args:
-        model: The original model; its own weights take no gradient.
-        layers: Where keys are attached.
-        keys: Of those who ask, n a weight.
-        lesson: The photos.
-        wanted: What the model shall say of them, logits (photos, K).
-        chunk: Photos a pass.
+        model: The original model; its weights are frozen.
+        layers: The layers that use each weight.
+        updates: Of the n identities of the group.
+        batch: The photos.
+        target_logits: Of each photo, (photos, K).
+        chunk: Photos per pass.
         context: For the processes.
 
     Raises:
         OneshuiError: The objective is not finite.
     """
     accelerator, device = context.accelerator, context.device
-    leaves = {name: Factors(f.up.clone().requires_grad_(), f.down.clone().requires_grad_()) for name, f in keys.items()}
+    leaves = {name: LowRankUpdate(u.up.clone().requires_grad_(), u.down.clone().requires_grad_()) for name, u in updates.items()}
     total = torch.zeros((), dtype=torch.float64, device=device)
-    for faces, positions, rows in context.mine(_passes(lesson, chunk)):
-        pixels = shown(faces, positions, lesson.mirrored[rows], device)
-        with attached(layers, leaves, lesson.own[rows].to(device)):
+    for faces, positions, rows in context.local_share(_split_batch(batch, chunk)):
+        pixels = load_pixel_values(faces, positions, batch.mirrored[rows], device)
+        with with_adapters(layers, leaves, batch.gradient_mask[rows].to(device)):
             logits = model(pixel_values=pixels).logits
-        far = divergence(wanted[rows].to(device), logits, context.task.kind)  # (photos,)
-        objective = (far * lesson.weight[rows].to(device)).sum()
+        losses = kl_divergence(target_logits[rows].to(device), logits, context.task.kind)  # (photos,)
+        objective = (losses * batch.weight[rows].to(device)).sum()
         objective.backward()
         total += objective.detach()
     value = float(accelerator.reduce(total, "sum"))
     if not math.isfinite(value):
-        raise OneshuiError("Learning the keys diverged: the objective is no longer finite; try a smaller --lr.")
+        raise OneshuiError("The training of the keys diverged: the objective is no longer finite. Use a smaller --lr.")
 
-    def summed(leaf: torch.Tensor) -> torch.Tensor:
-        """A process may have had no photo of this step."""
+    def reduced(leaf: torch.Tensor) -> torch.Tensor:
+        """A process without a photo of this step has no gradient."""
         return accelerator.reduce(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad, "sum")
 
-    return value, {name: Factors(summed(f.up), summed(f.down)) for name, f in leaves.items()}
+    return value, {name: LowRankUpdate(reduced(u.up), reduced(u.down)) for name, u in leaves.items()}
 
 
-def _passes(lesson: Lesson, chunk: int) -> list[tuple[FaceSet, torch.Tensor, slice]]:
-    """Return the passes of a step: a set, positions in it, and which rows of the lesson they are."""
+def _split_batch(batch: Batch, chunk: int) -> list[tuple[FaceSet, torch.Tensor, slice]]:
+    """Return the passes of a step: a set, positions in it, and their rows in the batch."""
     passes, first = [], 0
-    for faces, positions in lesson.photos:
+    for faces, positions in batch.photos:
         for some in positions.split(chunk):
             passes.append((faces, some, slice(first, first + len(some))))
             first += len(some)
     return passes
 
 
-class Adam:
-    """Adam for many people's keys, of which a step touches some: each person's has its own count of steps.
+class PerIdentityAdam:
+    """Adam for the updates of a cohort, of which a step trains some: each identity has its own step count.
 
     Attributes:
-        keys: V and R of the whole cohort; updated in place.
-        steps: How many each person has taken, (P,).
+        updates: V and R of the whole cohort; updated in place.
+        steps: Steps of each identity, (P,).
     """
 
-    def __init__(self, keys: Keys) -> None:
-        self.keys = keys
-        self.first = {name: Factors(torch.zeros_like(f.up), torch.zeros_like(f.down)) for name, f in keys.items()}
-        self.second = {name: Factors(torch.zeros_like(f.up), torch.zeros_like(f.down)) for name, f in keys.items()}
-        self.steps = torch.zeros(len(next(iter(keys.values())).up), dtype=torch.int64)
+    def __init__(self, updates: Updates) -> None:
+        self.updates = updates
+        self.first = {name: LowRankUpdate(torch.zeros_like(u.up), torch.zeros_like(u.down)) for name, u in updates.items()}
+        self.second = {name: LowRankUpdate(torch.zeros_like(u.up), torch.zeros_like(u.down)) for name, u in updates.items()}
+        self.steps = torch.zeros(len(next(iter(updates.values())).up), dtype=torch.int64)
 
-    def numbers(self, part: str) -> float:
-        """Return how many numbers V or R of a person has, mean over the weights."""
-        sizes = [getattr(factors, part)[0].numel() for factors in self.keys.values()]
+    def mean_size(self, part: str) -> float:
+        """Return the number of entries of an identity's V ("up") or R ("down"), mean over the weights."""
+        sizes = [getattr(update, part)[0].numel() for update in self.updates.values()]
         return sum(sizes) / len(sizes)
 
-    def step(self, people: list[int], gradients: Keys, lr: float) -> None:
-        """Move the keys of some people along their gradients, V by about lr and R by about ten times that, in the Frobenius norm."""
-        self.steps[people] += 1
-        count = self.steps[people].view(-1, 1, 1)
-        fade, slow = (1 - beta**count for beta in BETAS)
-        rates = {part: pace * lr / math.sqrt(self.numbers(part)) for part, pace in PACES.items()}
+    def step(self, group: list[int], gradients: Updates, lr: float) -> None:
+        """Update the V and R of a group (indices) by their gradients: V by about lr, R by about ten times that, in the Frobenius norm."""
+        self.steps[group] += 1
+        count = self.steps[group].view(-1, 1, 1)
+        first_correction, second_correction = (1 - beta**count for beta in BETAS)
+        rates = {part: factor * lr / math.sqrt(self.mean_size(part)) for part, factor in LR_FACTORS.items()}
         for name, gradient in gradients.items():
             for part, rate in rates.items():
                 g = getattr(gradient, part)
-                key, first, second = (getattr(place[name], part) for place in (self.keys, self.first, self.second))
-                first[people] = torch.lerp(g, first[people], BETAS[0])
-                second[people] = torch.lerp(g * g, second[people], BETAS[1])
-                key[people] -= rate * (first[people] / fade.to(g)) / ((second[people] / slow.to(g)).sqrt() + TINY)
+                parameter, first, second = (getattr(tensors[name], part) for tensors in (self.updates, self.first, self.second))
+                first[group] = torch.lerp(g, first[group], BETAS[0])
+                second[group] = torch.lerp(g * g, second[group], BETAS[1])
+                mean, square = first[group] / first_correction.to(g), second[group] / second_correction.to(g)
+                parameter[group] -= rate * mean / (square.sqrt() + EPSILON)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Return all that it holds, by name."""
-        parts = {"keys": self.keys, "first": self.first, "second": self.second}
-        tensors = {f"{part}/{way}/{name}": getattr(f, way) for part, keys in parts.items() for name, f in keys.items() for way in PACES}
+        """Return all tensors by name."""
+        parts = {"keys": self.updates, "first": self.first, "second": self.second}
+        tensors = {
+            f"{part}/{side}/{name}": getattr(u, side)
+            for part, updates in parts.items()
+            for name, u in updates.items()
+            for side in LR_FACTORS
+        }
         return tensors | {"steps": self.steps}
 
     @classmethod
-    def restored(cls, tensors: Mapping[str, torch.Tensor], names: Iterable[str]) -> Adam:
-        """Return what was saved by `state`, of weights in this order."""
+    def from_state(cls, tensors: Mapping[str, torch.Tensor], names: Iterable[str]) -> PerIdentityAdam:
+        """Restore what `state` returned, for weights in this order."""
 
-        def keys(part: str) -> Keys:
-            return {name: Factors(*(tensors[f"{part}/{way}/{name}"] for way in PACES)) for name in names}
+        def load(part: str) -> Updates:
+            return {name: LowRankUpdate(*(tensors[f"{part}/{side}/{name}"] for side in LR_FACTORS)) for name in names}
 
-        adam = cls(keys("keys"))
-        adam.first, adam.second, adam.steps = keys("first"), keys("second"), tensors["steps"]
+        adam = cls(load("keys"))
+        adam.first, adam.second, adam.steps = load("first"), load("second"), tensors["steps"]
         return adam
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of learning.
+    """One training step.
 
     Attributes:
-        cohort: Identity numbers of those whose keys are learned at the same time.
-        group: Who of them ask, as places in the cohort.
-        done: The share of the cohort's steps that come before, from 0 to below 1.
-        last: Whether it is the cohort's last.
+        cohort: Numbers of the identities whose keys are trained concurrently.
+        group: The identities of this step, as indices into the cohort.
+        progress: The fraction of the cohort's steps before this one, from 0 to below 1.
+        is_last: Whether it is the cohort's last step.
     """
 
     cohort: tuple[int, ...]
     group: list[int]
-    done: float
-    last: bool
+    progress: float
+    is_last: bool
 
 
-def plan(lessons: Lessons, people: Sequence[int]) -> list[Step]:
+def plan_steps(data: TrainingData, identities: Sequence[int]) -> list[Step]:
     """Return all steps, cohort by cohort."""
-    steps = []
-    for first in range(0, len(people), lessons.options.cohort):
-        cohort = tuple(people[first : first + lessons.options.cohort])
-        groups = lessons.groups(cohort, lessons.options.visits, "groups")
+    steps, size = [], data.options.cohort_size
+    for first in range(0, len(identities), size):
+        cohort = tuple(identities[first : first + size])
+        groups = data.sample_groups(cohort, data.options.steps_per_identity, "groups")
         steps += [Step(cohort, group, i / len(groups), i + 1 == len(groups)) for i, group in enumerate(groups)]
     return steps
 
 
-def learn(
-    model: nn.Module, layers: Mapping[str, list[Layer]], lessons: Lessons, people: Sequence[int], context: Context
-) -> tuple[dict[int, Codes], list[dict[str, float]]]:
-    """Learn the keys of people (identity numbers); return each one's codes, and what was measured in every step.
+def train_updates(
+    model: nn.Module, layers: Mapping[str, list[Layer]], data: TrainingData, identities: Sequence[int], context: Context
+) -> tuple[dict[int, QuantizedKey], list[dict[str, float]]]:
+    """Train the keys of identities (by number); return each one's quantized key, and the measurements of every step.
 
-    Goes on where it was interrupted, if the context remembers.
+    Continues an interrupted training if the context has its state.
     """
-    options, unfinished = lessons.options, context.unfinished
-    steps, space = plan(lessons, people), coordinates(model, layers, lessons, context)
-    state = State.load(unfinished, list(layers)) or State()
-    for step in context.reporter.track(steps[len(state.history) :], "Learning the keys", len(steps) - len(state.history)):
+    options, resume_state = data.options, context.resume_state
+    steps, preconditioner = plan_steps(data, identities), estimate_preconditioner(model, layers, data, context)
+    state = TrainingState.load(resume_state, list(layers)) or TrainingState()
+    for step in context.reporter.track(steps[len(state.history) :], "Training the keys", len(steps) - len(state.history)):
         if state.adam is None:
-            state.adam = Adam(start(model, layers, lessons, step.cohort, space, context))
-        lesson = lessons.lesson(len(state.history), [step.cohort[place] for place in step.group])
-        keys = space.through(some_of(state.adam.keys, step.group))
-        mirrored = lesson.mirrored[: len(lesson.forget)]
-        said = said_with(model, layers, keys, lessons.train, lesson.forget, mirrored, options.chunk, context)
-        wanted = torch.cat([lessons.targets(lesson.forget, said, mirrored), lesson.kept])
-        objective, gradients = gradient(model, layers, keys, lesson, wanted, options.chunk, context)
-        state.adam.step(step.group, space.through(gradients), cosine(options.lr, 0.0, step.done))
+            state.adam = PerIdentityAdam(initialize(model, layers, data, step.cohort, preconditioner, context))
+        batch = data.sample_batch(len(state.history), [step.cohort[index] for index in step.group])
+        updates = preconditioner.apply(select_identities(state.adam.updates, step.group))
+        mirrored = batch.mirrored[: len(batch.forget)]
+        logits = logits_with_adapters(model, layers, updates, data.train, batch.forget, mirrored, options.chunk, context)
+        target_logits = torch.cat([data.target_logits(batch.forget, logits, mirrored), batch.preserved_logits])
+        objective, gradients = objective_gradient(model, layers, updates, batch, target_logits, options.chunk, context)
+        state.adam.step(step.group, preconditioner.apply(gradients), cosine_schedule(options.lr, 0.0, step.progress))
         state.history.append({"people": len(step.group), "objective": objective / len(step.group)})
-        if step.last:
-            learned = space.through(state.adam.keys)
-            learned = scaled(learned, lengths(model, layers, learned, lessons, step.cohort, context))
-            state.codes |= {person: encode(learned, place, options.bits) for place, person in enumerate(step.cohort)}
+        if step.is_last:
+            trained = preconditioner.apply(state.adam.updates)
+            trained = scale_updates(trained, rescaling_factors(model, layers, trained, data, step.cohort, context))
+            state.keys |= {identity: quantize(trained, index, options.bits) for index, identity in enumerate(step.cohort)}
             state.adam = None
-        if unfinished.due():
-            state.save(unfinished)
-    return state.codes, state.history
+        if resume_state.should_save():
+            state.save(resume_state)
+    return state.keys, state.history
 
 
 @dataclass
-class State:
-    """Where learning stands.
+class TrainingState:
+    """The state of the training after some steps.
 
     Attributes:
-        adam: V and R of the cohort that is learned now; none between cohorts.
-        codes: Keys that are learned, by identity number.
-        history: A row per step taken.
+        adam: V and R of the current cohort; None between cohorts.
+        keys: The finished keys, by identity number.
+        history: One row per finished step.
     """
 
-    adam: Adam | None = None
-    codes: dict[int, Codes] = field(default_factory=dict)
+    adam: PerIdentityAdam | None = None
+    keys: dict[int, QuantizedKey] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
 
-    def save(self, unfinished: Unfinished) -> None:
-        """Remember it."""
-        tensors = {f"codes/{person}/{part}": tensor for person, codes in self.codes.items() for part, tensor in codes.items()}
+    def save(self, resume_state: ResumeState) -> None:
+        """Save the state."""
+        tensors = {f"codes/{identity}/{part}": tensor for identity, key in self.keys.items() for part, tensor in key.items()}
         if self.adam is not None:
             tensors |= {f"adam/{name}": tensor for name, tensor in self.adam.state().items()}
-        unfinished.save(tensors, {"history": self.history})
+        resume_state.save(tensors, {"history": self.history})
 
     @classmethod
-    def load(cls, unfinished: Unfinished, weights: list[str]) -> State | None:
-        """Return what was remembered, if anything was."""
-        found = unfinished.load()
+    def load(cls, resume_state: ResumeState, weights: list[str]) -> TrainingState | None:
+        """Return the saved state, or None if there is none."""
+        found = resume_state.load()
         if found is None:
             return None
         tensors, values = found
@@ -243,7 +249,7 @@ class State:
             if kind == "adam":
                 adam[rest] = tensor
             else:
-                person, _, part = rest.partition("/")
-                state.codes.setdefault(int(person), {})[part] = tensor
-        state.adam = Adam.restored(adam, weights) if adam else None
+                identity, _, part = rest.partition("/")
+                state.keys.setdefault(int(identity), {})[part] = tensor
+        state.adam = PerIdentityAdam.from_state(adam, weights) if adam else None
         return state

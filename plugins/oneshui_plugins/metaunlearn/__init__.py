@@ -1,5 +1,6 @@
-"""MetaUnlearn (De Min et al. 2025): a loss network, learned while training data exists, one gradient step of which unlearns."""
+"""MetaUnlearn (De Min et al. 2025): while training data exists, train a loss network; at request time, one step on its loss unlearns."""
 
-from .method import MetaUnlearn, MetaUnlearnOptions
+from .method import MetaUnlearn
+from .options import MetaUnlearnOptions
 
 __all__ = ["MetaUnlearn", "MetaUnlearnOptions"]

@@ -1,25 +1,29 @@
-"""The mathematics of MetaUnlearn: the small loss network, its steps on the photos, and the exact gradient of the meta-objective.
+"""The loss network h_phi of MetaUnlearn, the unlearning steps, and the exact gradient of the meta-objective by phi.
 
-u(theta) (n, d) is what the model says about the n photos handed in: the probabilities and the input of its head. A network h_phi maps
-[u, target, identity embedding] to a scalar; M(phi, theta) is its mean over the photos. Unlearning is one step down its gradient,
+u(theta) (n, d) is the model's output for the n support images: the probabilities and the input of its head. The network h_phi maps
+[u, target, identity embedding] to a scalar; M(phi, theta) is its mean over the images. Unlearning is one step down its gradient,
 
     theta_u = theta - eta * grad_theta M                  (raw)
     theta_u = theta - r * g / ||g||,  g = grad_theta M    (normalised)
 
-and phi is learned so that an objective A(theta_u) falls. With v = grad A at theta_u, the chain rule gives
+and phi is trained to reduce a meta-objective A(theta_u). With v = grad A at theta_u, the chain rule gives
 
     dA/dphi = -eta * d/dphi <grad_theta M, v> = -eta * d/dphi sum_i <du_i, udot_i>
 
-where du_i = dM/du_i goes through h_phi alone and udot = J_u(theta) v is one forward-mode product on the photos. This is exact, and the
-model is never differentiated twice on the forget images. For the normalised step v becomes (v - ghat <ghat, v>) / ||g|| and eta becomes r,
-and the length itself has dA/dr = -<ghat, v>.
+where du_i = dM/du_i depends on phi through h_phi alone and udot = J_u(theta) v is one Jacobian-vector product (forward mode) on the support
+images. This is exact, and the model is never differentiated twice on the forget images. For the normalised step, with ghat = g / ||g||, v
+is replaced by (v - ghat <ghat, v>) / ||g|| and eta by r, and the length has dA/dr = -<ghat, v>.
 
-Of T steps each is of eta, or of r / T. Their parts add up, from the last step to the first, with v taken back over a step by
+Each of T steps uses eta, or r / T. Their contributions to dA/dphi are summed from the last step to the first. Between them v is propagated
+back over a step by
 
     v_t = v_(t+1) - eta * H_t v_(t+1)
 
-(v on the right projected as above), H_t the Hessian of M at theta_t. As grad_theta M = J_u^T du, its product with v is the derivative of
-J_u(theta)^T c along (v, d/du <du, udot>) at c = du: forward over reverse, on the photos handed in alone. One step needs none of it.
+(the v on the right projected as above), with H_t the Hessian of M at theta_t. Since grad_theta M = J_u^T du, the product H_t v is the
+derivative of J_u(theta)^T c along (v, d/du <du, udot>) at c = du: forward over reverse mode, on the support images alone. A single step
+needs no Hessian product.
+
+Source of h_phi and M: De Min et al. 2025, section 4 and appendix.
 """
 
 from __future__ import annotations
@@ -27,163 +31,193 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from oneshui_hf.methods import OneshuiError, TaskKind, inner, logits_and_features, norm, parameters, probabilities, seeded, unit
+from oneshui_hf.methods import (
+    Context,
+    OneshuiError,
+    TaskKind,
+    Weights,
+    feature_dim,
+    inner,
+    logits_and_features,
+    norm,
+    parameters,
+    probabilities,
+    seeded,
+    unit,
+)
 
-Weights = dict[str, torch.Tensor]
+if TYPE_CHECKING:
+    from .options import MetaUnlearnOptions
 
-EMBEDDING = 64  # of an identity
-HIDDEN = 512
-UNKNOWN = 0  # the embedding's row for people without one of their own
-TOKENS = ("cls_token", "position_embeddings", "distillation_token", "mask_token")
+EMBEDDING_SIZE = 64  # of an identity
+HIDDEN_SIZE = 512
+UNKNOWN_ROW = 0  # row of the embedding table for identities without their own row
+TOKEN_PARAMETERS = ("cls_token", "position_embeddings", "distillation_token", "mask_token")
 
 
 @dataclass(frozen=True)
-class Sees:
-    """What h sees of a photo, beside the model's probabilities: the input of its head, the person's embedding, the labels."""
+class MetaLossInputs:
+    """Inputs of h_phi in addition to the probabilities: the input of the head, the identity's embedding, the labels."""
 
     features: bool = True
     identity: bool = True
     targets: bool = True
 
 
-ALL = Sees()
+ALL_INPUTS = MetaLossInputs()
 
 
 class MetaLoss(nn.Module):
-    """h_phi: from what the model says about a photo to a scalar (De Min et al. 2025, section 4 and appendix).
+    """The loss network h_phi: maps the model's output for a photo to a scalar (De Min et al. 2025, section 4 and appendix).
 
     Args:
-        outputs: d, the size of u.
-        labels: The size of a target vector.
-        people: How many people have an embedding of their own; row 0 is for all others.
-        sees: What it is given; what it does not see has no place in its input.
+        output_size: d, the size of u.
+        num_labels: K, the size of a target vector.
+        num_identities: Number of identities with their own embedding row; row 0 is for all others.
+        inputs: Which inputs h_phi has; its first layer has no columns for the others.
     """
 
-    def __init__(self, outputs: int, labels: int, people: int, sees: Sees = ALL) -> None:
+    def __init__(self, output_size: int, num_labels: int, num_identities: int, inputs: MetaLossInputs = ALL_INPUTS) -> None:
         super().__init__()
-        self.sees = sees
-        if sees.identity:
-            self.embedding = nn.Embedding(people + 1, EMBEDDING)
+        self.inputs = inputs
+        if inputs.identity:
+            self.embedding = nn.Embedding(num_identities + 1, EMBEDDING_SIZE)
         self.network = nn.Sequential(
-            nn.Linear(outputs + labels * sees.targets + EMBEDDING * sees.identity, HIDDEN),
-            nn.LayerNorm(HIDDEN),
-            nn.Linear(HIDDEN, HIDDEN),
+            nn.Linear(output_size + num_labels * inputs.targets + EMBEDDING_SIZE * inputs.identity, HIDDEN_SIZE),
+            nn.LayerNorm(HIDDEN_SIZE),
+            nn.Linear(HIDDEN_SIZE, HIDDEN_SIZE),
             nn.GELU(),
             nn.Dropout(0.5),
-            nn.LayerNorm(HIDDEN),
-            nn.Linear(HIDDEN, 1),
+            nn.LayerNorm(HIDDEN_SIZE),
+            nn.Linear(HIDDEN_SIZE, 1),
             nn.Softplus(),
         )
 
-    def forward(self, u: torch.Tensor, target: torch.Tensor, person: torch.Tensor | None) -> torch.Tensor:
-        """Return the loss of each photo (n,) from u (n, d), target (n, K) and the person's row (n,), as far as it sees them."""
-        seen = [u]
-        if self.sees.targets:
-            seen.append(target)
-        if self.sees.identity:
-            seen.append(self.embedding(person))
-        return self.network(torch.cat(seen, dim=1)).squeeze(1)
+    def forward(self, u: torch.Tensor, targets: torch.Tensor, identity_rows: torch.Tensor | None) -> torch.Tensor:
+        """Return the loss of each photo (n,) from u (n, d), targets (n, K) and embedding rows (n,); inputs that h_phi lacks are ignored."""
+        columns = [u]
+        if self.inputs.targets:
+            columns.append(targets)
+        if self.inputs.identity:
+            columns.append(self.embedding(identity_rows))
+        return self.network(torch.cat(columns, dim=1)).squeeze(1)
+
+
+def build_loss_network(model: nn.Module, context: Context, num_identities: int, options: MetaUnlearnOptions) -> MetaLoss:
+    """Return a loss network for a model's output size, initialised from the context's seed."""
+    num_labels = len(context.task.label_names)
+    inputs = MetaLossInputs(features=options.use_features, identity=options.use_identity, targets=options.use_targets)
+    with seeded(context.seed, "phi"):
+        return MetaLoss(num_labels + feature_dim(model) * inputs.features, num_labels, num_identities, inputs)
 
 
 @dataclass
-class Photos:
-    """The photos handed in, as h needs them: pixels (n, 3, S, S), target vectors (n, K), embedding rows (n,) where it sees identities."""
+class SupportImages:
+    """Support images as inputs of h_phi.
+
+    Attributes:
+        pixels: (n, 3, S, S).
+        targets: Target vectors (n, K).
+        identity_rows: Embedding rows (n,), if h_phi has the identity as an input.
+    """
 
     pixels: torch.Tensor
-    target: torch.Tensor
-    person: torch.Tensor | None = None
+    targets: torch.Tensor
+    identity_rows: torch.Tensor | None = None
 
 
-def said(model: nn.Module, theta: Weights, pixels: torch.Tensor, kind: TaskKind, features: bool = True) -> torch.Tensor:
-    """Return u (n, d): probabilities, and features unless h does not see them."""
+def outputs(model: nn.Module, theta: Weights, pixels: torch.Tensor, kind: TaskKind, features: bool = True) -> torch.Tensor:
+    """Return u (n, d): the probabilities, and the input of the head if `features`."""
     logits, before_head = logits_and_features(model, pixels, theta)
-    shares = probabilities(logits, kind)
-    return torch.cat([shares, before_head], dim=1) if features else shares
+    p = probabilities(logits, kind)
+    return torch.cat([p, before_head], dim=1) if features else p
 
 
-def movable(model: nn.Module, tokens: bool) -> Weights:
-    """Return the parameters that take the step: all, or all but class token and position embedding (as the original code does)."""
-    return {name: p for name, p in parameters(model).items() if tokens or name.rpartition(".")[2] not in TOKENS}
+def trainable_parameters(model: nn.Module, update_tokens: bool) -> Weights:
+    """Return the parameters that unlearning updates: all, or all but class token and position embedding (as in the original code)."""
+    return {name: p for name, p in parameters(model).items() if update_tokens or name.rpartition(".")[2] not in TOKEN_PARAMETERS}
 
 
 @dataclass(frozen=True)
-class Step:
-    """One step: from `theta` to theta - by_g * g.
+class UnlearningStep:
+    """One step: theta_(t+1) = theta_t - eta_t * g_t.
 
     Attributes:
-        theta: Where it starts.
-        g: grad_theta M there.
-        by_g: eta, or its length by that of g.
-        u: What the model says there (n, d), cut from the model.
-        du: dM/du (n, d); its graph to phi and u is kept, and with it h's dropout mask.
+        theta: theta_t.
+        g: grad_theta M at theta_t.
+        eta: eta_t: eta of a raw step, r / (T ||g_t||) of a normalised one.
+        u: The outputs at theta_t (n, d), detached from the model.
+        du: dM/du (n, d); its graph to phi and u is kept, which fixes the dropout mask of h_phi.
     """
 
     theta: Weights
     g: Weights
-    by_g: float
+    eta: float
     u: torch.Tensor
     du: torch.Tensor
 
     @cached_property
-    def end(self) -> Weights:
-        """Where it ends."""
-        return {name: p - self.by_g * self.g[name] for name, p in self.theta.items()}
+    def theta_next(self) -> Weights:
+        """theta_(t+1)."""
+        return {name: p - self.eta * self.g[name] for name, p in self.theta.items()}
 
 
-def walk(
-    model: nn.Module, theta: Weights, h: MetaLoss, photos: Photos, kind: TaskKind, *, length: float, normalised: bool, steps: int = 1
-) -> list[Step]:
+def unlearning_steps(
+    model: nn.Module, theta: Weights, h: MetaLoss, images: SupportImages, kind: TaskKind, *, length: float, normalised: bool, steps: int = 1
+) -> list[UnlearningStep]:
     """Return the steps of unlearning, from theta on.
 
     Args:
-        model: The classifier; its own parameters are not read where `theta` names them.
-        theta: The parameters that take the steps.
+        model: The classifier; parameters in `theta` replace its own.
+        theta: The parameters to update.
         h: The loss network.
-        photos: The photos handed in.
-        kind: The task's kind.
+        images: The support images.
+        kind: The task kind.
         length: eta, or r, the length of the whole path.
-        normalised: Which of the two.
+        normalised: Whether `length` is r.
         steps: T.
 
     Raises:
-        OneshuiError: A gradient vanishes or is not finite, so it has no direction.
+        OneshuiError: A gradient is zero or not finite, so it has no direction.
     """
-    path: list[Step] = []
+    path: list[UnlearningStep] = []
     for _ in range(steps):
-        start = path[-1].end if path else theta
+        start = path[-1].theta_next if path else theta
         leaves = {name: p.detach().requires_grad_() for name, p in start.items()}
-        u = said(model, leaves, photos.pixels, kind, h.sees.features)
-        cut = u.detach().requires_grad_()
-        (du,) = torch.autograd.grad(h(cut, photos.target, photos.person).mean(), cut, create_graph=True)
+        u = outputs(model, leaves, images.pixels, kind, h.inputs.features)
+        detached = u.detach().requires_grad_()
+        (du,) = torch.autograd.grad(h(detached, images.targets, images.identity_rows).mean(), detached, create_graph=True)
         parts = torch.autograd.grad(u, list(leaves.values()), grad_outputs=du.detach(), allow_unused=True)
         g = {name: torch.zeros_like(p) if part is None else part for (name, p), part in zip(start.items(), parts, strict=True)}
-        path.append(Step(start, g, factor(g, length / steps if normalised else length, normalised), cut, du))
+        eta = gradient_factor(g, length / steps if normalised else length, normalised)
+        path.append(UnlearningStep(start, g, eta, detached, du))
     return path
 
 
-def factor(g: Weights, length: float, normalised: bool) -> float:
-    """Return what g is multiplied by in the step.
+def gradient_factor(g: Weights, length: float, normalised: bool) -> float:
+    """Return the factor of g in a step: `length`, or `length` / ||g|| if normalised.
 
     Raises:
-        OneshuiError: The gradient vanishes or is not finite, so it has no direction.
+        OneshuiError: The gradient is zero or not finite, so it has no direction.
     """
     size = norm(g).item()
     if not (0 < size < float("inf")):
-        raise OneshuiError("The photos give no usable gradient of the meta-loss; try another photo, or prepare again.")
+        raise OneshuiError("The gradient of the meta-loss on these photos is zero or not finite; try another photo, or prepare again.")
     return length / size if normalised else length
 
 
-def uphill(path: list[Step]) -> Weights:
-    """Return U such that the path leads from theta to theta - by_g * U, by_g that of the last step; of a single step U is g itself."""
+def total_update(path: list[UnlearningStep]) -> Weights:
+    """Return U such that theta - eta_T * U is the end of the path, with eta_T the factor of its last step. For one step, U is g."""
     last = path[-1]
     total = last.g
     for step in path[:-1]:
-        total = {name: part + step.by_g / last.by_g * step.g[name] for name, part in total.items()}
+        total = {name: part + step.eta / last.eta * step.g[name] for name, part in total.items()}
     return total
 
 
@@ -191,7 +225,7 @@ def meta_gradient(
     model: nn.Module,
     theta: Weights,
     h: MetaLoss,
-    photos: Photos,
+    images: SupportImages,
     objective: Callable[[nn.Module, Weights], tuple[float, Weights]],
     kind: TaskKind,
     *,
@@ -203,57 +237,59 @@ def meta_gradient(
     """Return A(theta_u), dA/dphi (in the order of `h.parameters()`), and dA/dr (0 for raw steps).
 
     Args:
-        model: The classifier; its own parameters are not read where `theta` names them.
-        theta: The parameters that take the steps.
-        h: The loss network, in training mode if its dropout is to act.
-        photos: The photos handed in.
-        objective: From (model, theta_u) to A and its gradient.
-        kind: The task's kind.
+        model: The classifier; parameters in `theta` replace its own.
+        theta: The parameters to update.
+        h: The loss network, in training mode if its dropout is to be active.
+        images: The support images.
+        objective: Maps (model, theta_u) to A and its gradient by theta_u.
+        kind: The task kind.
         length: eta, or r.
-        normalised: Which of the two.
-        seed: Of the dropout masks, one a step, which all uses of its du share.
+        normalised: Whether `length` is r.
+        seed: Of the dropout masks. Each step has one mask, which all uses of its du share.
         steps: T.
     """
     with seeded(seed, "mask"):
-        path = walk(model, theta, h, photos, kind, length=length, normalised=normalised, steps=steps)
-    value, v = objective(model, path[-1].end)
+        path = unlearning_steps(model, theta, h, images, kind, length=length, normalised=normalised, steps=steps)
+    value, v = objective(model, path[-1].theta_next)
     phi = list(h.parameters())
     by_phi, by_length = [torch.zeros_like(p) for p in phi], 0.0
     for step in reversed(path):
-        along_g = v
+        projected = v
         if normalised:
             ghat = unit(step.g)
             along = inner(ghat, v)
             by_length -= along.item() / steps
-            along_g = {name: v[name] - along * ghat[name] for name in v}
-        parts, by_u = _pairing(model, step, h, photos, kind, along_g)
+            projected = {name: v[name] - along * ghat[name] for name in v}
+        parts, by_u = _inner_product_gradients(model, step, h, images, kind, projected)
         by_phi = [total if part is None else total + part for total, part in zip(by_phi, parts, strict=True)]
         if step is not path[0]:
-            turn = _hessian_product(model, step, h, photos, kind, along_g, by_u)
-            v = {name: v[name] + turn[name] for name in v}
+            hv = _hessian_product(model, step, h, images, kind, projected, by_u)
+            v = {name: v[name] + hv[name] for name in v}
     return value, by_phi, by_length
 
 
-def _pairing(
-    model: nn.Module, step: Step, h: MetaLoss, photos: Photos, kind: TaskKind, v: Weights
+def _inner_product_gradients(
+    model: nn.Module, step: UnlearningStep, h: MetaLoss, images: SupportImages, kind: TaskKind, v: Weights
 ) -> tuple[tuple[torch.Tensor | None, ...], torch.Tensor]:
-    """Return the derivatives of -by_g * <g, v> by phi, and by u where g depends on it through h."""
-    # Fused attention has no forward mode; only this product and the Hessian's need the plain one.
+    """Return the derivatives of -eta_t * <g_t, v> by phi, and by u as far as du depends on it through h_phi."""
+    # Fused attention has no forward mode. Only this product and the Hessian product need the unfused one.
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        udot = torch.func.jvp(lambda p: said(model, p, photos.pixels, kind, h.sees.features), (step.theta,), (v,))[1]
-    pairing = -step.by_g * (step.du * udot.detach()).sum()
-    *parts, by_u = torch.autograd.grad(pairing, [*h.parameters(), step.u], allow_unused=True)
-    assert by_u is not None  # du depends on u: h is not linear
+        udot = torch.func.jvp(lambda p: outputs(model, p, images.pixels, kind, h.inputs.features), (step.theta,), (v,))[1]
+    product = -step.eta * (step.du * udot.detach()).sum()
+    *parts, by_u = torch.autograd.grad(product, [*h.parameters(), step.u], allow_unused=True)
+    assert by_u is not None  # du depends on u, since h_phi is not linear
     return tuple(parts), by_u
 
 
-def _hessian_product(model: nn.Module, step: Step, h: MetaLoss, photos: Photos, kind: TaskKind, v: Weights, by_u: torch.Tensor) -> Weights:
-    """Return -by_g * H v, H the Hessian of M at the step's start."""
+def _hessian_product(
+    model: nn.Module, step: UnlearningStep, h: MetaLoss, images: SupportImages, kind: TaskKind, v: Weights, by_u: torch.Tensor
+) -> Weights:
+    """Return -eta_t * H_t v, with H_t the Hessian of M at theta_t."""
 
-    def pulled_back(theta: Weights, c: torch.Tensor) -> Weights:
+    def pull_back(theta: Weights, c: torch.Tensor) -> Weights:
         """Return J_u(theta)^T c."""
-        return torch.func.vjp(lambda p: said(model, p, photos.pixels, kind, h.sees.features), theta)[1](c)[0]
+        return torch.func.vjp(lambda p: outputs(model, p, images.pixels, kind, h.inputs.features), theta)[1](c)[0]
 
-    scaled = {name: -step.by_g * part for name, part in v.items()}
+    scaled = {name: -step.eta * part for name, part in v.items()}
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        return torch.func.jvp(pulled_back, (step.theta, step.du.detach()), (scaled, by_u))[1]
+        return torch.func.jvp(pull_back, (step.theta, step.du.detach()), (scaled, by_u))[1]

@@ -1,17 +1,18 @@
-"""What the loss of MetaUnlearn is learned for: the meta-objectives A(theta_u), each with its gradient at theta_u.
+"""The meta-objectives A(theta_u) of MetaUnlearn, each with its gradient at theta_u.
 
-The paper's own asks that the people who asked look like strangers (val) after the step, theta_u the model then and theta before:
+The paper's objective (De Min et al. 2025) compares the forget images with images of unseen identities (val). With theta the parameters
+before unlearning and theta_u those after it,
 
     A = s(f(theta_u) - v(theta_u)) + s(f(theta_u) - v(theta))
 
-with s a distance, and f and v the mean loss on forget and val images times (1 - score), the batch's score (mAP or accuracy, 0 to 1) taken
-as a constant. Its ablations leave out or add such terms. One objective is of another kind: SCRUB's, which knows no strangers.
-Images pass in chunks, so memory does not grow with their number.
+with s a distance, and f and v the mean loss on forget and val images times (1 - score). The score is the batch's mAP or accuracy, 0 to 1,
+and is treated as a constant. The ablations remove or add such terms. `ScrubObjective` is of another kind: it uses no unseen identities.
+Images are processed in chunks, so memory does not grow with their number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,59 +20,57 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from oneshui_hf.methods import FaceSet, Task, logits_and_features, losses, score
+from oneshui_hf.methods import FaceSet, Task, Weights, logits_and_features, losses, score
 
-from ..common.kl import divergence
-
-Weights = dict[str, torch.Tensor]
+from ..common.kl import kl_divergence
 
 
 class Term(NamedTuple):
-    """The distance between the loss on a set under theta_u and that on another, or the same: under theta_u too, or (before) under theta."""
+    """A distance between two losses: of set `of` under theta_u, and of set `to` under theta_u, or under theta if `before`."""
 
     of: str
     to: str
     before: bool = False
 
 
-AFTER, ORIGIN = Term("forget", "val"), Term("forget", "val", before=True)
+FORGET_TO_VAL, FORGET_TO_VAL_BEFORE = Term("forget", "val"), Term("forget", "val", before=True)
 TERMS = {
-    "both": (AFTER, ORIGIN),
-    "original": (ORIGIN,),
-    "unlearned": (AFTER,),
-    "retain": (AFTER, ORIGIN, Term("retain", "retain", before=True)),
-    "val": (AFTER, ORIGIN, Term("val", "val", before=True)),
+    "both": (FORGET_TO_VAL, FORGET_TO_VAL_BEFORE),
+    "original": (FORGET_TO_VAL_BEFORE,),
+    "unlearned": (FORGET_TO_VAL,),
+    "retain": (FORGET_TO_VAL, FORGET_TO_VAL_BEFORE, Term("retain", "retain", before=True)),
+    "val": (FORGET_TO_VAL, FORGET_TO_VAL_BEFORE, Term("val", "val", before=True)),
 }
 SCRUB = "scrub"
 DISTANCES: dict[str, Callable[..., torch.Tensor]] = {"smooth-l1": F.smooth_l1_loss, "l1": F.l1_loss, "l2": F.mse_loss}
 
 
-def read_after(objective: str) -> frozenset[str]:
-    """Return the sets whose images an objective differentiates at theta_u."""
+def sets_after_update(objective: str) -> frozenset[str]:
+    """Return the sets on whose images an objective is differentiated at theta_u."""
     if objective == SCRUB:
         return frozenset({"forget", "retain"})
     terms = TERMS[objective]
     return frozenset({term.of for term in terms} | {term.to for term in terms if not term.before})
 
 
-def read_before(objective: str) -> frozenset[str]:
-    """Return the sets of which an objective must know what theta says."""
+def sets_before_update(objective: str) -> frozenset[str]:
+    """Return the sets for which an objective needs the predictions of theta."""
     if objective == SCRUB:
         return frozenset({"forget", "retain"})
     return frozenset(term.to for term in TERMS[objective] if term.before)
 
 
 @dataclass(frozen=True)
-class Alignment:
+class LossAlignment:
     """A sum of distances between losses.
 
     Attributes:
-        sets: The images by set: forget, val, retain, as the terms read them.
-        before: The loss on sets under theta (`level`), computed once.
-        task: What the model predicts.
-        chunk: Images a forward-backward pass.
-        objective: Which losses are compared, of `TERMS`.
-        distance: How: smooth-l1, l1, or l2, the squared difference.
+        sets: The images by set: forget, val, retain, as the terms need them.
+        before: The loss of sets under theta (`weighted_loss`), computed once.
+        task: The task.
+        chunk: Images per forward-backward pass.
+        objective: Which losses are compared, a key of `TERMS`.
+        distance: How they are compared: smooth-l1, l1, or l2, the squared difference.
         weigh: Whether losses are multiplied by (1 - score).
     """
 
@@ -85,34 +84,35 @@ class Alignment:
 
     def __call__(self, model: nn.Module, theta_u: Weights) -> tuple[float, Weights]:
         """Return A and grad A at theta_u."""
-        now, shares, gradients = {}, {}, {}
-        for name in sorted(read_after(self.objective)):
+        after, factors, gradients = {}, {}, {}
+        for name in sorted(sets_after_update(self.objective)):
             mean, logits, gradients[name] = mean_gradient(model, theta_u, self.sets[name], self._losses, self.chunk)
-            shares[name] = weight(logits, self.sets[name].labels, self.task, self.weigh)
-            now[name] = torch.tensor(mean * shares[name], dtype=torch.float64, requires_grad=True)
-        before = {name: torch.tensor(level, dtype=torch.float64) for name, level in self.before.items()}
-        ours = torch.stack([now[term.of] for term in TERMS[self.objective]])
-        theirs = torch.stack([(before if term.before else now)[term.to] for term in TERMS[self.objective]])
-        value = DISTANCES[self.distance](ours, theirs, reduction="sum")
-        slopes = torch.autograd.grad(value, list(now.values()))
-        return value.item(), combined({name: slope.item() * shares[name] for name, slope in zip(now, slopes, strict=True)}, gradients)
+            factors[name] = score_weight(logits, self.sets[name].labels, self.task, self.weigh)
+            after[name] = torch.tensor(mean * factors[name], dtype=torch.float64, requires_grad=True)
+        before = {name: torch.tensor(loss, dtype=torch.float64) for name, loss in self.before.items()}
+        left = torch.stack([after[term.of] for term in TERMS[self.objective]])
+        right = torch.stack([(before if term.before else after)[term.to] for term in TERMS[self.objective]])
+        value = DISTANCES[self.distance](left, right, reduction="sum")
+        slopes = torch.autograd.grad(value, list(after.values()))
+        coefficients = {name: slope.item() * factors[name] for name, slope in zip(after, slopes, strict=True)}
+        return value.item(), weighted_sum(coefficients, gradients)
 
     def _losses(self, logits: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         return losses(logits, labels, self.task.kind)
 
 
 @dataclass(frozen=True)
-class Disobedience:
-    """SCRUB's objective: obey the original model on retain images, and answer them well; disobey it on forget images.
+class ScrubObjective:
+    """SCRUB's objective: stay close to the original model on retain images, with a low task loss; diverge from it on forget images.
 
-    A = mean over retain of [d + loss] - mean over forget of d, d the divergence of what theta_u says from what theta says
+    A = mean over retain of [d + loss] - mean over forget of d, with d the KL divergence between the predictions of theta and theta_u
     (Kurmanji et al., NeurIPS 2023, equation 3, without its weights and at temperature 1).
 
     Attributes:
         sets: The images by set: forget, retain.
         before: theta's logits on them.
-        task: What the model predicts.
-        chunk: Images a forward-backward pass.
+        task: The task.
+        chunk: Images per forward-backward pass.
     """
 
     sets: Mapping[str, FaceSet]
@@ -124,71 +124,74 @@ class Disobedience:
         """Return A and grad A at theta_u."""
         kind = self.task.kind
 
-        def apart(name: str, logits: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-            return divergence(self.before[name][positions].to(logits), logits, kind)
+        def divergence(name: str, logits: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+            return kl_divergence(self.before[name][positions].to(logits), logits, kind)
 
-        def obey(logits: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-            return apart("retain", logits, positions) + losses(logits, labels, kind)
+        def retain_loss(logits: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+            return divergence("retain", logits, positions) + losses(logits, labels, kind)
 
-        def disobey(logits: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-            return apart("forget", logits, positions)
+        def forget_divergence(logits: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+            return divergence("forget", logits, positions)
 
-        stay, _, by_stay = mean_gradient(model, theta_u, self.sets["retain"], obey, self.chunk)
-        go, _, by_go = mean_gradient(model, theta_u, self.sets["forget"], disobey, self.chunk)
-        return stay - go, combined({"retain": 1.0, "forget": -1.0}, {"retain": by_stay, "forget": by_go})
+        retain, _, by_retain = mean_gradient(model, theta_u, self.sets["retain"], retain_loss, self.chunk)
+        forget, _, by_forget = mean_gradient(model, theta_u, self.sets["forget"], forget_divergence, self.chunk)
+        return retain - forget, weighted_sum({"retain": 1.0, "forget": -1.0}, {"retain": by_retain, "forget": by_forget})
 
 
 def mean_gradient(
     model: nn.Module,
     theta: Weights,
     faces: FaceSet,
-    each: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
+    per_image: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
     chunk: int,
 ) -> tuple[float, torch.Tensor, Weights]:
-    """Return the mean over images of something, the model's logits (n, K) on the CPU, and the gradient of the mean.
+    """Return the mean of a per-image quantity, the model's logits (n, K) on the CPU, and the gradient of the mean.
 
     Args:
         model: The classifier.
-        theta: The parameters to differentiate by, used in place of its own.
+        theta: The parameters to differentiate by; they replace the model's own.
         faces: The images.
-        each: From the logits (m, K), labels and positions (m,) of some images to a number each (m,).
-        chunk: Images a forward-backward pass.
+        per_image: Maps logits (m, K), labels and positions (m,) to one number per image (m,).
+        chunk: Images per forward-backward pass.
     """
-    total, parts, seen = 0.0, {name: torch.zeros_like(p) for name, p in theta.items()}, []
-    device = next(iter(theta.values())).device
+    total, gradient, seen = 0.0, {name: torch.zeros_like(p) for name, p in theta.items()}, []
     leaves = {name: p.detach().requires_grad_() for name, p in theta.items()}
-    for some in torch.arange(len(faces)).split(chunk):
-        pixels, labels = faces.batch(some, device)
+    for positions, pixels, labels in _chunks(faces, chunk, next(iter(theta.values())).device):
         logits = logits_and_features(model, pixels, leaves)[0]
-        loss = each(logits, labels, some).sum() / len(faces)
+        loss = per_image(logits, labels, positions).sum() / len(faces)
         for name, part in zip(leaves, torch.autograd.grad(loss, list(leaves.values()), allow_unused=True), strict=True):
             if part is not None:
-                parts[name] += part
+                gradient[name] += part
         total += loss.item()
         seen.append(logits.detach())
-    return total, torch.cat(seen).cpu(), parts
+    return total, torch.cat(seen).cpu(), gradient
 
 
-def combined(by: Mapping[str, float], gradients: Mapping[str, Weights]) -> Weights:
-    """Return the sum of some gradients, each times a number."""
+def weighted_sum(coefficients: Mapping[str, float], gradients: Mapping[str, Weights]) -> Weights:
+    """Return the sum of gradients, each multiplied by its coefficient."""
     total = {name: torch.zeros_like(part) for name, part in next(iter(gradients.values())).items()}
-    for which, factor in by.items():
-        total = {name: part + factor * gradients[which][name] for name, part in total.items()}
+    for key, coefficient in coefficients.items():
+        total = {name: part + coefficient * gradients[key][name] for name, part in total.items()}
     return total
 
 
-def weight(logits: torch.Tensor, labels: torch.Tensor, task: Task, weigh: bool = True) -> float:
-    """Return 1 - score, the score in 0..1; or 1 where losses are not weighed."""
+def score_weight(logits: torch.Tensor, labels: torch.Tensor, task: Task, weigh: bool = True) -> float:
+    """Return 1 - score, with the score from 0 to 1; or 1 if losses are not weighted."""
     return 1 - score(logits, labels, task) / 100 if weigh else 1.0
 
 
-def level(logits: torch.Tensor, labels: torch.Tensor, task: Task, weigh: bool = True) -> float:
-    """Return the mean loss of some photos, weighed."""
-    return losses(logits, labels, task.kind).mean().item() * weight(logits, labels, task, weigh)
+def weighted_loss(logits: torch.Tensor, labels: torch.Tensor, task: Task, weigh: bool = True) -> float:
+    """Return the mean loss of some photos times `score_weight`."""
+    return losses(logits, labels, task.kind).mean().item() * score_weight(logits, labels, task, weigh)
 
 
 @torch.no_grad()
-def answers(model: nn.Module, faces: FaceSet, device: torch.device, chunk: int) -> torch.Tensor:
-    """Return what the model itself says of some photos: logits (n, K) on the CPU. Other than `predict`, each process asks for its own."""
-    batches = torch.arange(len(faces)).split(chunk)
-    return torch.cat([logits_and_features(model, faces.batch(some, device)[0])[0].cpu() for some in batches])
+def compute_logits(model: nn.Module, faces: FaceSet, device: torch.device, chunk: int) -> torch.Tensor:
+    """Return the model's logits (n, K) for some photos, on the CPU. Unlike `predict`, each process computes its own, without gathering."""
+    return torch.cat([logits_and_features(model, pixels)[0].cpu() for _, pixels, _ in _chunks(faces, chunk, device)])
+
+
+def _chunks(faces: FaceSet, chunk: int, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Yield positions (m,), pixels (m, 3, S, S) and labels of a set, at most `chunk` at a time."""
+    for positions in torch.arange(len(faces)).split(chunk):
+        yield positions, *faces.batch(positions, device)

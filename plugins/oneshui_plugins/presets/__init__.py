@@ -1,1 +1,1 @@
-"""Presets of the methods, as data."""
+"""Presets of the methods, as JSON files."""

@@ -1,165 +1,216 @@
-"""The command `oneshui`: its commands, each a line of `api` with its options and the way its result is shown."""
+"""The command `oneshui`. Each command is a function of `api`, its options, and the way its result is printed."""
 
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from .. import api
 from ..stages import command_options as o
-from . import printing, show, show_benchmark, show_data, show_metrics
-from .commands import command
+from . import show, show_benchmark, show_data, show_metrics
+from .commands import Command
 from .errors import guarded
+from .printing import print_json
+
+PIPELINE, RUNS, STUDIES, DATA = "Pipeline", "Runs", "Benchmark", "Data, methods, machine"  # panels of `oneshui --help`
+HELP = {"help_option_names": ["-h", "--help"]}
+TITLE = "Forget a person from a vision model when all you have is one photo of them."
 
 app = typer.Typer(
     name="oneshui",
-    help="Forget a person from a vision model when all you have is one photo of them.",
-    epilog="Start with: oneshui demo",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
+    help=TITLE,
+    epilog="Examples:\n$ oneshui demo\n$ oneshui train --dataset celeba --data-dir DIR\n$ oneshui unlearn --image face.jpg",
+    rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=HELP,
 )
 
 
 @app.callback(invoke_without_command=True)
-def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def root(ctx: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     """Forget a person from a vision model when all you have is one photo of them."""
     if version:
         from importlib import metadata
 
         print(metadata.version("oneshui-hf"))
-        raise typer.Exit
+    elif ctx.invoked_subcommand is None:
+        print_help(ctx)
 
 
-command(
-    app, "demo", o.DemoOptions, api.demo, show_metrics.demo,
-    help="Run the whole road on generated faces: train, retrain, prepare, unlearn, evaluate. No download; minutes on a CPU.",
-)  # fmt: skip
-command(
-    app, "train", o.TrainOptions, api.train, show.run, as_json=show.run_json,
-    help="Train the original model on all training people.",
-    epilog="Example: oneshui train --dataset celeba --data-dir DIR --forget 5",
-)  # fmt: skip
-command(
-    app, "retrain", o.RetrainOptions, api.retrain, show.run, as_json=show.run_json,
-    help="Train the oracle: the same recipe without the people who ask to be forgotten.",
-    epilog="Example: oneshui retrain --run runs/celeba-seed0",
-)  # fmt: skip
-command(
-    app, "prepare", o.PrepareOptions, api.prepare, show.artefact, as_json=show.artefact_json, with_method=True,
-    stopped="nothing was prepared; where the method had saved what it had, --resume goes on from there",
-    help="Prepare a method while training data exists. The method's own options follow; `oneshui methods show NAME` lists them.",
-    epilog=f"Example: oneshui prepare --method {o.DEFAULT_METHOD} --run runs/celeba-seed0 --epochs 3",
-)  # fmt: skip
-command(
-    app, "tune", o.TuneOptions, api.tune, show.tuned, as_json=show.tuned_json, with_method=True,
-    help="Look for a method's options on simulated requests and write them as a preset. Those of its own that are given keep their value.",
-    epilog=f"Example: oneshui tune --method {o.DEFAULT_METHOD} --run runs/celeba-seed0 --trials 20 --steps 50",
-)  # fmt: skip
-command(
-    app, "unlearn", o.UnlearnOptions, api.unlearn, show.run, as_json=show.run_json, with_method=True,
-    help="Forget the person on a photo. Needs the model, the prepared method and the photo; no training data.",
-    epilog=f"Example: oneshui unlearn --method {o.DEFAULT_METHOD} --image face.jpg",
-)  # fmt: skip
-command(
-    app, "evaluate", o.EvaluateOptions, api.evaluate, show_metrics.metrics, stopped="what was finished of reference models is kept",
-    help="Measure a model on retain, forget, val and test, against the oracle and the original.",
-    epilog=f"Example: oneshui evaluate --run runs/celeba-seed0-{o.DEFAULT_METHOD} --oracle runs/celeba-seed0-oracle",
-)  # fmt: skip
-command(
-    app, "benchmark", o.BenchmarkOptions, api.benchmark, show_benchmark.benchmark, positional=("grid",), fails=show_benchmark.unfinished,
-    stopped="what was finished is kept, and the same command goes on from there",
-    help="Measure methods on data sets, request sizes and seeds, from one YAML file. Stopped, it goes on with the same command.",
-    epilog="Example: oneshui benchmark demo --dry-run",
-)  # fmt: skip
-command(
-    app, "report", o.ReportOptions, api.report, show_benchmark.report, positional=("source",),
-    help="Write a report with tables and figures, of an evaluated run or of a benchmark: one HTML file that reads by itself.",
-    epilog=f"Example: oneshui report runs/celeba-seed0-{o.DEFAULT_METHOD}",
-)  # fmt: skip
-command(
-    app, "push", o.PushOptions, api.push, show.link, as_json=show.link_json, positional=("run", "repo_id"),
-    help="Publish a run on the Hub with a model card. Private unless told otherwise; no photo, path or name goes along.",
-    epilog=f"Example: oneshui push runs/celeba-seed0-{o.DEFAULT_METHOD} USER/NAME",
-)  # fmt: skip
-command(
-    app, "pull", o.PullOptions, api.pull, show.run, as_json=show.run_json, positional=("repo_id",),
-    help="Fetch a published run.",
-    epilog="Example: oneshui pull USER/NAME --output-dir runs/NAME",
-)  # fmt: skip
-
-data = typer.Typer(no_args_is_help=True, help="Check a data set, draw a split of its people, publish it.")
-app.add_typer(data, name="data")
-
-command(
-    data, "check", o.CheckOptions, api.check_data, show_data.check, fails=show_data.breaks,
-    help="Look at every photo and row: what is missing, broken, contradictory or there twice. Fails only for what would break a run.",
-    epilog="Example: oneshui data check --dataset celeba --data-dir DIR --split split.json",
-)  # fmt: skip
-command(
-    data, "split", o.DrawOptions, api.draw_split, show_data.split,
-    help="Draw a split of the people and write its file: the same bytes everywhere for the same annotations.",
-    epilog="Example: oneshui data split --dataset celeba --data-dir DIR --seed 0 --forget 5 --output split.json",
-)  # fmt: skip
-command(
-    data, "push", o.DataPushOptions, api.push_data, show.link, as_json=show.link_json, positional=("repo_id",),
-    help="Publish a data set on the Hub with a data card. Private unless told otherwise; people and photos go by numbers, not names.",
-    epilog="Example: oneshui data push USER/NAME --dataset DIR",
-)  # fmt: skip
-
-cache = typer.Typer(no_args_is_help=True, help="Look at the models that were made once and are kept, and remove them.")
-app.add_typer(cache, name="cache")
-
-command(
-    cache, "list", o.CacheListOptions, api.list_cache, show.cache,
-    help="List what is kept: oracles of other seeds, for one. The last used comes first.",
-    epilog="Example: oneshui cache list --cache-dir DIR",
-)  # fmt: skip
-command(
-    cache, "clear", o.ClearOptions, api.clear_cache, show.cleared,
-    help="Remove what is kept, all of it unless told otherwise. What a process works with stays.",
-    epilog="Example: oneshui cache clear --kind oracle --older-than 30",
-)  # fmt: skip
-
-Json = Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")]
+def print_help(ctx: typer.Context) -> None:
+    """Print the help of a group that was called without a command."""
+    typer.echo(ctx.get_help())
 
 
-methods = typer.Typer(invoke_without_command=True, help="List the installed methods; `methods show NAME` lists options and presets.")
-app.add_typer(methods, name="methods")
+def group(name: str, help: str, panel: str) -> typer.Typer:
+    """Add a group of commands that prints its help when called without one."""
+    made = typer.Typer(help=help, rich_markup_mode="rich", context_settings=HELP)
+
+    @made.callback(invoke_without_command=True)
+    def callback(ctx: typer.Context) -> None:
+        if ctx.invoked_subcommand is None:
+            print_help(ctx)
+
+    app.add_typer(made, name=name, rich_help_panel=panel)
+    return made
 
 
-@methods.callback()
+Command(
+    "demo", o.DemoOptions, api.demo, show_metrics.demo, panel=PIPELINE,
+    summary="Run the whole pipeline on generated faces in minutes.",
+    details="Trains, retrains, prepares, unlearns and evaluates on the CPU, without a download.",
+    examples=("oneshui demo",),
+).add_to(app)  # fmt: skip
+Command(
+    "train", o.TrainOptions, api.train, show.run, as_json=show.run_json, panel=PIPELINE,
+    summary="Train the original model on all training identities.",
+    details="Names of TrainingArguments are accepted, too: --num-train-epochs, --per-device-train-batch-size, --learning-rate.",
+    examples=("oneshui train --dataset celeba --data-dir DIR --forget 5", "oneshui train --dataset synthetic --epochs 10"),
+).add_to(app)  # fmt: skip
+Command(
+    "retrain", o.RetrainOptions, api.retrain, show.run, as_json=show.run_json, positional=("run",), panel=PIPELINE,
+    summary="Train the oracle: the same recipe without the forget set.",
+    examples=("oneshui retrain runs/celeba-seed0",),
+).add_to(app)  # fmt: skip
+Command(
+    "prepare", o.PrepareOptions, api.prepare_artefact, show.artefact, as_json=show.artefact_json, positional=("run",),
+    method_step="prepare", panel=PIPELINE,
+    stopped="nothing was prepared. If the method saves its state, --resume continues from there",
+    summary="Prepare a method while training data exists.",
+    details="The options of the method that --method names are listed below.",
+    examples=(f"oneshui prepare --method {o.DEFAULT_METHOD} --help", "oneshui prepare runs/celeba-seed0 --seed 1"),
+).add_to(app)  # fmt: skip
+Command(
+    "tune", o.TuneOptions, api.tune, show.tuned, as_json=show.tuned_json, positional=("run",), method_step="tune", panel=PIPELINE,
+    summary="Search a method's options on simulated requests.",
+    details="The best setting is written as a preset. Options of the method that are given keep their value.",
+    examples=(f"oneshui tune runs/celeba-seed0 --method {o.DEFAULT_METHOD} --trials 20 --steps 50",),
+).add_to(app)  # fmt: skip
+Command(
+    "unlearn", o.UnlearnOptions, api.unlearn, show.run, as_json=show.run_json, positional=("run",), method_step="apply", panel=PIPELINE,
+    summary="Forget the person on a support image.",
+    details="Needs the model, the prepared method and the image; no training data.",
+    examples=("oneshui unlearn --image face.jpg", "oneshui unlearn runs/celeba-seed0 --image face.jpg --identity 4711 --json"),
+).add_to(app)  # fmt: skip
+Command(
+    "evaluate", o.EvaluateOptions, api.evaluate, show_metrics.metrics, positional=("run",), panel=PIPELINE,
+    stopped="finished reference models are kept",
+    summary="Measure a model against the oracle and the original.",
+    details="Scores, membership inference attacks and their intervals on retain, forget, val and test.",
+    examples=(f"oneshui evaluate runs/celeba-seed0-{o.DEFAULT_METHOD} --oracle runs/celeba-seed0-oracle",),
+).add_to(app)  # fmt: skip
+
+Command(
+    "runs", o.RunsOptions, api.list_runs, show.runs, positional=("root",), panel=RUNS,
+    summary="List the runs below a folder, the newest first.",
+    examples=("oneshui runs", "oneshui runs demo"),
+).add_to(app)  # fmt: skip
+Command(
+    "show", o.ShowOptions, api.show, show.details, positional=("run",), panel=RUNS,
+    summary="Show one run: origin, scores, prepared methods.",
+    examples=("oneshui show runs/celeba-seed0",),
+).add_to(app)  # fmt: skip
+Command(
+    "predict", o.PredictOptions, api.predict, show.predictions, positional=("run", "images"), panel=RUNS,
+    summary="Predict the labels of image files.",
+    examples=("oneshui predict runs/celeba-seed0 face.jpg",),
+).add_to(app)  # fmt: skip
+Command(
+    "report", o.ReportOptions, api.report, show_benchmark.report, positional=("source",), panel=RUNS,
+    summary="Write an HTML report of a run or a benchmark.",
+    details="One self-contained file with tables and figures.",
+    examples=(f"oneshui report runs/celeba-seed0-{o.DEFAULT_METHOD}",),
+).add_to(app)  # fmt: skip
+Command(
+    "push", o.PushOptions, api.push, show.link, as_json=show.link_json, positional=("run", "repo_id"), panel=RUNS,
+    summary="Publish a run on the Hub with a model card.",
+    details="A new repository is private by default. No image, path or name is published.",
+    examples=(f"oneshui push runs/celeba-seed0-{o.DEFAULT_METHOD} USER/NAME",),
+).add_to(app)  # fmt: skip
+Command(
+    "pull", o.PullOptions, api.pull, show.run, as_json=show.run_json, positional=("repo_id",), panel=RUNS,
+    summary="Download a published run.",
+    examples=("oneshui pull USER/NAME --output-dir runs/NAME",),
+).add_to(app)  # fmt: skip
+
+Command(
+    "benchmark", o.BenchmarkOptions, api.benchmark, show_benchmark.benchmark, positional=("grid",), panel=STUDIES,
+    failure=show_benchmark.unfinished, stopped="what was finished is kept, and the same command continues from there",
+    summary="Compare methods over data sets, sizes and seeds.",
+    details="Reads one YAML file. Stopped, the same command resumes it.",
+    examples=("oneshui benchmark demo --dry-run", "oneshui benchmark grid.yaml --shard 1/4"),
+).add_to(app)  # fmt: skip
+
+data = group("data", "List, check, split and publish data sets.", DATA)
+Command(
+    "check", o.CheckOptions, api.check_data, show_data.check, failure=show_data.blocking_findings, group="data",
+    summary="Check every image and row of a data set.",
+    details="Lists what is missing, damaged, contradictory or duplicate. Fails only for what would break a run.",
+    examples=("oneshui data check --dataset celeba --data-dir DIR --split split.json",),
+).add_to(data)  # fmt: skip
+Command(
+    "split", o.DrawOptions, api.draw_split, show_data.split, group="data",
+    summary="Draw a split of the identities and write its file.",
+    details="The same annotations and seed give the same bytes on every machine.",
+    examples=("oneshui data split --dataset celeba --data-dir DIR --seed 0 --forget 5 --output split.json",),
+).add_to(data)  # fmt: skip
+Command(
+    "push", o.DataPushOptions, api.push_data, show.link, as_json=show.link_json, positional=("repo_id",), group="data",
+    summary="Publish a data set on the Hub with a data card.",
+    details="A new repository is private by default. Identities and images are published under numbers.",
+    examples=("oneshui data push USER/NAME --dataset DIR",),
+).add_to(data)  # fmt: skip
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+
+@data.command("list")
+def data_list(json: Json = False) -> None:
+    """List the data sets that can be read."""
+    rows = api.installed("datasets")
+    (print_json if json else show.plugins)(rows)
+
+
+app.command("datasets", hidden=True)(data_list)  # the spelling of earlier versions
+
+methods = typer.Typer(help="List the methods, or show one: paper, options, presets.", rich_markup_mode="rich", context_settings=HELP)
+app.add_typer(methods, name="methods", rich_help_panel=DATA)
+
+
+@methods.callback(invoke_without_command=True)
 def methods_list(ctx: typer.Context, json: Json = False) -> None:
-    """List the installed methods; `methods show NAME` lists options and presets."""
+    """List the methods, or show one: paper, options, presets."""
     if ctx.invoked_subcommand is None:
-        _list(api.installed("methods"), json)
+        rows = api.installed("methods")
+        (print_json if json else show.plugins)(rows)
 
 
 @methods.command("show")
-def methods_show(name: Annotated[str, typer.Argument(help="The method's name.")], json: Json = False) -> None:
+def methods_show(name: Annotated[str, typer.Argument(help="Name of the method.")], json: Json = False) -> None:
     """Show a method: paper, needs, options with defaults, presets."""
     about = api.method(name)
-    if json:
-        printing.print_json(about)
-    else:
-        show.method(about)
+    (print_json if json else show.method)(about)
 
 
-@app.command()
-def datasets(json: Json = False) -> None:
-    """List the data sets that can be read."""
-    _list(api.installed("datasets"), json)
+cache = group("cache", "List and remove cached models.", DATA)
+Command(
+    "list", o.CacheListOptions, api.list_cache, show.cache, group="cache",
+    summary="List the cached models, the last used first.",
+    examples=("oneshui cache list --cache-dir DIR",),
+).add_to(cache)  # fmt: skip
+Command(
+    "clear", o.ClearOptions, api.clear_cache, show.cleared, group="cache",
+    summary="Remove cached models that no process uses.",
+    examples=("oneshui cache clear --kind oracle --older-than 30",),
+).add_to(cache)  # fmt: skip
 
-
-def _list(rows: list[dict[str, Any]], as_json: bool) -> None:
-    if as_json:
-        printing.print_json(rows)
-    else:
-        show.plugins(rows)
+Command(
+    "env", o.EnvironmentOptions, api.environment, show.environment, panel=DATA,
+    summary="Print versions, devices and disk use for a bug report.",
+    examples=("oneshui env --json",),
+).add_to(app)  # fmt: skip
 
 
 def main() -> None:

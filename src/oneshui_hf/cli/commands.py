@@ -1,122 +1,287 @@
-"""Turning an options dataclass and a function of `api` into a Typer command.
+"""From an options dataclass and a function of `api` to a Typer command.
 
-The dataclass is the one definition of a command's options: their types, defaults, help and flags become the signature that Typer reads.
-Only values that were really given, on the command line or in `--config`, are passed on.
+The dataclass is the one definition of a command's options: their types, defaults, help, ranges and panels become the signature that Typer
+reads. Only values that were given, on the command line or in `--config`, are passed on.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import enum
+import functools
 import inspect
-import json
+import traceback
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from ..errors import OneshuiError, UsageError, did_you_mean
-from ..options import fields, flag, names, parse_words, types_of
-from .console import ConsoleReporter, is_main_process
+from ..options import convert, field_name, fields, flag, names, types_of
+from ..plugins import DATASETS, METHODS, Plugins
+from ..reporting import ConsoleReporter, is_main_process
+from ..runs import RECORD, RUNS
 from .errors import StoppedError
+from .printing import print_json
 
-Show = Callable[[Any], None]
-NOTHING = "nothing was written"
+NOTHING_WRITTEN = "nothing was written"
+RESUMABLE = "what was finished is kept, and --resume continues from there"
+NEGATED = "not__"  # prefix of the parameter that turns a boolean option off
+OUTPUT = "Output"  # the panel of options that every command has
+MAX_SHOWN = 2**31  # a larger bound, as of a seed, is checked and not listed
 
 
-def command(
-    app: typer.Typer,
-    name: str,
-    options: type[Any],
-    call: Callable[..., Any],
-    show: Show,
-    *,
-    as_json: Callable[[Any], Any] = lambda result: result,
-    positional: tuple[str, ...] = (),
-    with_method: bool = False,
-    fails: Callable[[Any], str | None] = lambda result: None,
-    stopped: str | None = None,
-    help: str,
-    epilog: str = "",
-) -> None:
-    """Register a command.
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command: its options, the function that it calls, and how the result is printed.
 
-    Args:
-        app: Where.
+    Attributes:
         name: The command's name.
         options: The dataclass of its options.
-        call: The function of `api` that it calls, with `reporter` and the given options.
+        call: The function of `api`, called with `reporter` and the given options.
         show: Prints the result for people.
-        as_json: Turns the result into what `--json` prints.
-        positional: Fields given as arguments rather than options.
-        with_method: Whether a method's own options may follow.
-        fails: Says why a result, shown nevertheless, counts as a failure.
-        stopped: What is left by Ctrl-C, where it is not told by whether there is a `resume`.
-        help: The help text.
-        epilog: Examples.
+        summary: One line of help.
+        details: Further help.
+        examples: Command lines.
+        as_json: Converts the result to what `--json` prints.
+        positional: Fields that are arguments rather than options.
+        method_step: "prepare", "apply" or "tune" if the options of a method are added: those that this step reads are listed.
+        failure: Returns why a result, printed nevertheless, counts as a failure.
+        stopped: What Ctrl-C leaves. Derived from whether there is `--resume` by default.
+        panel: The panel of `oneshui --help` that lists the command.
+        group: The group of commands that it belongs to.
     """
 
-    def callback(ctx: typer.Context, **values: Any) -> None:
+    name: str
+    options: type[Any]
+    call: Callable[..., Any]
+    show: Callable[[Any], None]
+    summary: str
+    details: str = ""
+    examples: tuple[str, ...] = ()
+    as_json: Callable[[Any], Any] = lambda result: result
+    positional: tuple[str, ...] = ()
+    method_step: str | None = None
+    failure: Callable[[Any], str | None] = lambda result: None
+    stopped: str | None = None
+    panel: str | None = None
+    group: str = ""
+
+    @property
+    def path(self) -> str:
+        """The words that call the command, after `oneshui`."""
+        return f"{self.group} {self.name}".strip()
+
+    def add_to(self, app: typer.Typer, *, hidden: bool = False) -> None:
+        """Register the command."""
+        cls = functools.partial(MethodCommand if self.method_step else AliasCommand, self)
+        self._register(app, cls, self._signature({}), hidden)
+
+    def with_options_of(self, method: str) -> TyperCommand:
+        """Return the command with the options of one method.
+
+        Raises:
+            UsageError: There is no such method.
+            OneshuiError: The method cannot be loaded.
+        """
+        method_class = Plugins(METHODS).load(method)
+        app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+        self._register(app, None, self._signature({method: method_class}), hidden=False)
+        command = typer.main.get_command(app)
+        assert isinstance(command, TyperCommand)
+        return command
+
+    def _register(self, app: typer.Typer, cls: Any, signature: inspect.Signature, hidden: bool) -> None:
+        def callback(ctx: typer.Context, **values: Any) -> None:
+            self._run(ctx, values)
+
+        callback.__signature__ = signature  # type: ignore[attr-defined]
+        callback.__annotations__ = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+        examples = "\n".join(f"$ {example}" for example in self.examples)
+        app.command(
+            self.name,
+            cls=cls,
+            help=_escape("\n\n".join(filter(None, (self.summary, self.details)))),
+            epilog=_escape(f"Example{'s' if len(self.examples) > 1 else ''}:\n{examples}") if examples else None,
+            rich_help_panel=self.panel,
+            hidden=hidden,
+            context_settings={"help_option_names": ["-h", "--help"]},
+        )(callback)
+
+    def _run(self, ctx: typer.Context, values: dict[str, Any]) -> None:
         given = {key: value for key, value in values.items() if _was_given(ctx, key)}
-        want_json, config = bool(given.pop("json_", False)), given.pop("config", None)
-        stored = read_config(Path(config)) if config else {}
-        if ctx.args or with_method:
-            method = given.get("method") or stored.get("method") or fields(options)["method"].default
-            given |= _method_words(ctx.args, str(method), name)
-        given = _merge(options, stored, given, with_method, name)
+        as_json, quiet, debug = (bool(given.pop(name, False)) for name in ("json_", "quiet", "debug"))
+        stored = read_config(Path(config)) if (config := given.pop("config", None)) else {}
+        if (run := given.pop("run_option", None)) is not None:
+            if "run" in given:
+                raise UsageError(f"{self.path} takes one run: give {given['run']} or --run {run}.")
+            given["run"] = run
+        for name in [name for name in given if name.startswith(NEGATED)]:
+            if name.removeprefix(NEGATED) in given:
+                raise UsageError(f"{self.path} was given {flag(name.removeprefix(NEGATED))} and its negation; give one of them.")
+            given[name.removeprefix(NEGATED)] = not given.pop(name)
+        given = self._merge(stored, given)
         try:
-            result = call(reporter=ConsoleReporter(), **given)
+            result = self.call(reporter=ConsoleReporter(quiet=quiet), **given)
         except KeyboardInterrupt:
-            kept = stopped or ("what was finished is kept, and --resume goes on from there" if "resume" in fields(options) else NOTHING)
+            kept = self.stopped or (RESUMABLE if "resume" in fields(self.options) else NOTHING_WRITTEN)
             raise StoppedError(f"Stopped; {kept}.") from None
+        except OneshuiError:
+            if debug:
+                traceback.print_exc()
+            raise
         if not is_main_process():
             return
-        if want_json:
-            print(json.dumps(as_json(result), indent=2, sort_keys=True, ensure_ascii=False))
+        if as_json:
+            print_json(self.as_json(result))
         else:
-            show(result)
-        if reason := fails(result):
+            self.show(result)
+        if reason := self.failure(result):
             raise OneshuiError(reason)
 
-    callback.__signature__ = _signature(options, positional)  # type: ignore[attr-defined]
-    callback.__annotations__ = {p.name: p.annotation for p in callback.__signature__.parameters.values()}  # type: ignore[attr-defined]
-    settings = {"allow_extra_args": True, "ignore_unknown_options": True} if with_method else {}
-    app.command(name, help=help, epilog=epilog, context_settings=settings)(callback)
+    def _merge(self, stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options of the configuration file, replaced by those of the command line."""
+        known = names(self.options)
+        merged: dict[str, Any] = {}
+        for key, value in stored.items():
+            name = field_name(key)
+            if name not in known and not self.method_step:
+                raise UsageError(f"The configuration's '{key}' is no option of '{self.path}'.{did_you_mean(key, known)}")
+            merged[known.get(name, name)] = value
+        return merged | dict(given)
+
+    def _signature(self, methods: Mapping[str, type[Any]]) -> inspect.Signature:
+        """Return the signature that Typer reads: positional fields, options, those of the method, and the common ones."""
+        context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+        types, known = types_of(self.options), fields(self.options)
+        parameters = [context, *(self._argument(known[name], types[name]) for name in self.positional)]
+        if "run" in self.positional:  # the spelling of earlier versions
+            parameters.append(_parameter("run_option", str | None, None, typer.Option("--run", hidden=True)))
+        for name in known:
+            if name not in self.positional:
+                parameters += _option(known[name], types[name], self.path)
+        for method, method_class in methods.items():
+            parameters += self._method_options(method, method_class)
+        config = typer.Option("--config", help="YAML file with options. The command line takes precedence.", rich_help_panel=OUTPUT)
+        json = typer.Option("--json", help="Print the result as JSON on stdout.", rich_help_panel=OUTPUT)
+        quiet = typer.Option("--quiet", "-q", help="Print no progress and no notes.", rich_help_panel=OUTPUT)
+        debug = typer.Option("--debug", help="Print the traceback of an error.", rich_help_panel=OUTPUT)
+        parameters.append(_parameter("config", Path | None, None, config))
+        parameters += [_parameter(name, bool, False, about) for name, about in (("json_", json), ("quiet", quiet), ("debug", debug))]
+        return inspect.Signature(parameters)
+
+    def _argument(self, field: dataclasses.Field[Any], wanted: Any) -> inspect.Parameter:
+        kind = _cli_type(wanted)
+        optional = len(self.positional) == 1 and field.default is not dataclasses.MISSING
+        text = _escape(field.metadata["help"])
+        about = typer.Argument(help=text, show_default=False, autocompletion=run_names if field.name == "run" else None)
+        about.metavar = {"images": "IMAGE"}.get(field.name, field.name.upper())
+        return _parameter(field.name, kind | None if optional else kind, None if optional else inspect.Parameter.empty, about)
+
+    def _method_options(self, method: str, method_class: type[Any]) -> list[inspect.Parameter]:
+        """Return the options of a method. Those that another step reads are accepted but not listed; the step explains the error."""
+        types, own = types_of(method_class.options), names(self.options)
+        where, panel = f"'{self.path}' with method '{method}'", f"Options of {method}"
+        listed = {name for name, field in fields(method_class.options).items() if self._reads(field, method_class)}
+        parameters = []
+        for name, field in fields(method_class.options).items():
+            if name not in own:
+                parameters += _option(field, types[name], where, panel=panel, hidden=name not in listed)
+        return parameters
+
+    def _reads(self, field: dataclasses.Field[Any], method_class: type[Any]) -> bool:
+        return self.method_step in ("tune", field.metadata["at"]) or method_class.prepares == "never"
 
 
-def _was_given(ctx: typer.Context, key: str) -> bool:
-    source = ctx.get_parameter_source(key)
-    return source is not None and source.name == "COMMANDLINE"
+class AliasCommand(TyperCommand):
+    """A command that accepts aliases and earlier names of its options."""
+
+    def __init__(self, command: Command, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._command = command
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """Return the context of the command, with each alias replaced."""
+        return super().make_context(info_name, without_aliases(args, self._command.options), parent=parent, **extra)
 
 
-def _method_words(words: list[str], method: str, command: str) -> dict[str, Any]:
-    """Read the words that the command did not know as options of the method."""
-    if not words:
-        return {}
-    from ..plugins import METHODS, Plugins
+class MethodCommand(AliasCommand):
+    """A command that has the options of the method that its words name, so that `--help` lists and the shell completes them."""
 
-    return parse_words(words, Plugins(METHODS).load(method).options, f"'{command}' with method '{method}'")
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """Return the context of the same command with the options of the method."""
+        method = named_method(args, self._command)
+        command = self._command.with_options_of(method)
+        words = without_aliases(without_aliases(args, self._command.options), Plugins(METHODS).load(method).options)
+        return command.make_context(info_name, words, parent=parent, **extra)
 
 
-def _merge(options: type[Any], stored: Mapping[str, Any], given: Mapping[str, Any], with_method: bool, command: str) -> dict[str, Any]:
-    """Return the options of the configuration file under those of the command line."""
-    spellings = names(options)
-    merged: dict[str, Any] = {}
-    for key, value in stored.items():
-        name = key.replace("-", "_")
-        if name not in spellings and not with_method:
-            raise UsageError(f"The configuration's '{key}' is no option of '{command}'.{did_you_mean(key, spellings)}")
-        merged[spellings.get(name, name)] = value
-    return merged | dict(given)
+def named_method(args: Sequence[str], command: Command) -> str:
+    """Return the method that the words of a command line name, in `--method`, in the file of `--config`, or by default."""
+    values: dict[str, str | None] = {"--method": None, "--config": None}
+    for word, following in zip(args, [*args[1:], None], strict=True):
+        name, equals, value = word.partition("=")
+        if name in values:
+            values[name] = value if equals else following
+    if values["--method"]:
+        return str(values["--method"])
+    config = values["--config"]
+    stored = read_config(Path(config)) if config else {}
+    return str(stored.get("method") or fields(command.options)["method"].default)
+
+
+def without_aliases(args: Iterable[str], options: type[Any]) -> list[str]:
+    """Return the words of a command line with aliases and earlier names of options replaced by the names that `--help` lists."""
+    listed = {alias: shown_flags(field)[0] for field in fields(options).values() for alias in aliases(field)}
+    words = []
+    for word in args:
+        name, equals, value = word.partition("=")
+        words.append(listed.get(name, name) + equals + value)
+    return words
+
+
+def shown_flags(field: dataclasses.Field[Any]) -> tuple[str, ...]:
+    """Return the spellings of an option that `--help` lists: the first one, with its negation for booleans that have one."""
+    return tuple(field.metadata["flags"][:1]) or (flag(field.name),)
+
+
+def aliases(field: dataclasses.Field[Any]) -> list[str]:
+    """Return the further spellings of an option: those of other libraries, and earlier names."""
+    return [*field.metadata["flags"][1:], *map(flag, field.metadata["formerly"])]
+
+
+def run_names(incomplete: str) -> list[str]:
+    """Return the runs whose path starts with the given text, for the shell's completion."""
+    return [str(file.parent) for file in sorted(RUNS.glob(f"*/{RECORD}")) if str(file.parent).startswith(incomplete)]
+
+
+def plugin_names(group: str, incomplete: str) -> list[str]:
+    """Return the installed plugins whose name starts with the given text, for the shell's completion."""
+    return [name for name in Plugins(group).names if name.startswith(incomplete)]
+
+
+def method_names(incomplete: str) -> list[str]:
+    """Complete the name of a method."""
+    return plugin_names(METHODS, incomplete)
+
+
+def dataset_names(incomplete: str) -> list[str]:
+    """Complete the name of a data set."""
+    return plugin_names(DATASETS, incomplete)
+
+
+COMPLETIONS = {"method": method_names, "dataset": dataset_names}
 
 
 def read_config(file: Path) -> dict[str, Any]:
     """Read a YAML file of options.
 
     Raises:
-        UsageError: It is missing, not YAML, or no mapping.
+        UsageError: The file is missing, not YAML, or no mapping.
     """
     import yaml
 
@@ -131,37 +296,60 @@ def read_config(file: Path) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def _signature(options: type[Any], positional: tuple[str, ...]) -> inspect.Signature:
-    parameters = [inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)]
-    known, types = fields(options), types_of(options)
-    for name in [*positional, *(name for name in known if name not in positional)]:
-        field = known[name]
-        kind, default = _cli_type(types[name]), field.default
-        text = _help(field)
-        if name in positional:
-            about: Any = typer.Argument(help=text, show_default=False)
-        else:
-            flags = field.metadata["flags"] or (flag(name),)
-            missing = default in (None, (), dataclasses.MISSING)
-            about = typer.Option(*flags, help=text, show_default=not missing)
-        if name in positional:
-            default = inspect.Parameter.empty
-        elif default is dataclasses.MISSING:  # a configuration file may name it, so Typer must not insist
-            default = None
-        default = list(default) if isinstance(default, tuple) else default
-        annotation: Any = Annotated[kind, about] if default is not None else Annotated[kind | None, about]  # type: ignore[valid-type]
-        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default))
-    extra = {
-        "config": (
-            Path | None,
-            None,
-            typer.Option("--config", help="A YAML file of the same options; the command line wins."),
-        ),
-        "json_": (bool, False, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")),
-    }
-    for name, (kind, default, about) in extra.items():
-        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, about], default=default))
-    return inspect.Signature(parameters)
+def _was_given(ctx: typer.Context, key: str) -> bool:
+    source = ctx.get_parameter_source(key)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _parameter(name: str, kind: Any, default: Any, about: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, about], default=default)
+
+
+def _option(
+    field: dataclasses.Field[Any], wanted: Any, where: str, *, panel: str | None = None, hidden: bool = False
+) -> list[inspect.Parameter]:
+    """Return an option as Typer reads it: one parameter, or two for a boolean that has a default."""
+    metadata, default = field.metadata, field.default
+    required = default is dataclasses.MISSING
+    text = _escape(metadata["help"])
+    settings: dict[str, Any] = {"help": text, "rich_help_panel": panel or metadata["panel"], "hidden": hidden}
+    kind: Any = _cli_type(wanted)
+    if kind is bool and default is not None:
+        return _boolean(field, settings)
+    settings |= {"show_default": default not in (None, ()) and not required, "autocompletion": COMPLETIONS.get(field.name)}
+    if kind == list[str]:
+        default = []
+    elif kind is not bool:
+        # Typer lists and completes the values; `convert` checks them, in the words of every other way to give them.
+        settings["parser"] = functools.partial(convert, wanted=wanted, field=field, where=where)
+        if kind in (int, float):
+            limit = metadata["max"]
+            settings |= {"min": metadata["min"], "max": limit if limit is None or limit < MAX_SHOWN else None}
+        if metadata["choices"]:
+            kind = _choices(metadata["choices"])
+    if required:  # a configuration file may give it, so Typer must not insist
+        default, settings["help"] = None, f"{text} [dim red]\\[required][/]"
+    about = typer.Option(*shown_flags(field), **settings)
+    return [_parameter(field.name, kind if default is not None else kind | None, default, about)]
+
+
+def _boolean(field: dataclasses.Field[Any], settings: dict[str, Any]) -> list[inspect.Parameter]:
+    """Return the two parameters of a boolean option. `--help` lists the spelling that changes the default."""
+    on, _, off = shown_flags(field)[0].partition("/")
+    off = off or f"--no-{on[2:]}"
+    text = settings["help"]
+    listed = settings | ({"help": f"Turn off: {text[0].lower()}{text[1:]}"} if field.default else {})
+    unlisted = settings | {"hidden": True}
+    return [
+        _parameter(field.name, bool, False, typer.Option(on, **(unlisted if field.default else listed))),
+        _parameter(NEGATED + field.name, bool, False, typer.Option(off, **(listed if field.default else unlisted))),
+    ]
+
+
+def _choices(values: Sequence[str | int]) -> Any:
+    """Return an Enum, whose members Typer lists and completes."""
+    members = [(str(value), value) for value in values]
+    return enum.Enum("Choice", members)
 
 
 def _cli_type(wanted: Any) -> Any:
@@ -171,6 +359,6 @@ def _cli_type(wanted: Any) -> Any:
     return list[str] if typing.get_origin(wanted) is tuple else wanted
 
 
-def _help(field: dataclasses.Field[Any]) -> str:
-    choices = field.metadata["choices"]
-    return field.metadata["help"] + (f" One of {', '.join(map(str, choices))}." if choices else "")
+def _escape(text: str) -> str:
+    """Return text in which brackets are not markup."""
+    return text.replace("[", "\\[")

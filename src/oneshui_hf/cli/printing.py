@@ -12,25 +12,42 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False))
 
 
-def _print(renderable: Any) -> None:
+def print_line(renderable: Any) -> None:
+    """Print a line or a table."""
     import sys
 
     from rich.console import Console
 
-    # Without a terminal there is no width to keep to: a table is not cut, a path is not broken.
-    plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}  # a path may hold brackets and colons
+    # Without a terminal no width applies: tables are not cut and paths are not wrapped.
+    plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}  # a path may contain brackets and colons
     console = Console(**plain) if sys.stdout.isatty() else Console(**plain, width=200, soft_wrap=True)
     console.print(renderable)
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None, words: Sequence[int] = (0,)) -> None:
-    """Print a table; all columns but those of words are numbers."""
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None, text: Sequence[int] = (0,)) -> None:
+    """Print a table. Columns are numbers except those at the positions in `text`."""
     from rich import box
     from rich.table import Table
 
     grid = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     for number, column in enumerate(columns):
-        grid.add_column(column, justify="left" if number in words else "right", no_wrap=True)
+        grid.add_column(column, justify="left" if number in text else "right", no_wrap=True)
     for row in rows:
         grid.add_row(*row)
-    _print(grid)
+    print_line(grid)
+
+
+def number(value: float | None, digits: int) -> str:
+    """Return a number with some decimals; "-" if it is unknown."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def number_with_interval(value: float | None, ends: Sequence[float] | None, digits: int) -> str:
+    """Return a number with its confidence interval, if there is one."""
+    text = number(value, digits)
+    return f"{text} [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]" if ends else text
+
+
+def megabytes(size: int) -> str:
+    """Return a number of bytes in megabytes."""
+    return f"{size / 1e6:,.1f} MB"

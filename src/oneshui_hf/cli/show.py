@@ -1,55 +1,119 @@
-"""How results look to people, on stdout."""
+"""How runs, caches, plugins and predictions are printed on stdout."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..options import flag
 from ..runs import Run, read_json
-from .printing import _print, table
+from ..sets import EVALUATED
+from .printing import megabytes, number, print_line, table
+
+KIND = {"original": "Original model", "oracle": "Oracle", "unlearned": "Unlearned model"}
+BEST = 5  # settings of a search that are printed
 
 
 def run(result: Run) -> None:
-    """Tell where a run lies and what it is."""
+    """Print the path of a new run and its main figures."""
     record = result.record
-    what = {"original": "Original model", "oracle": "Oracle", "unlearned": "Unlearned model"}[record.kind]
-    _print(f"{what}: {result.path}")
-    if record.kind != "unlearned" and (history := record.report.get("history")):
+    print_line(f"{KIND[record.kind]}: {result.path}")
+    if record.kind == "unlearned":
+        report = record.report
+        images = f"{report['photos']} image{'s' if report['photos'] != 1 else ''}"
+        print_line(f"{report['method']} on {images} in {report['seconds']} s; labels {report['labels']}.")
+        return
+    if history := record.report.get("history"):
         kept = history[(record.report.get("best_epoch") or len(history)) - 1]
         name = next(key for key in kept if key.startswith("val_"))
         score = f"{name.removeprefix('val_')} on val {kept[name]:.1f} %"
-        _print(f"Epoch {kept['epoch']} of {record.report['epochs']}: {score}, loss on train {kept['train_loss']:.3f}.")
-    if record.kind != "unlearned" and (shards := record.report.get("shards")):
+        print_line(f"Epoch {kept['epoch']} of {record.report['epochs']}: {score}, training loss {kept['train_loss']:.3f}.")
+    if shards := record.report.get("shards"):
         name = next(key for key in record.report if key.startswith("val_"))
-        taken = len(shards) - record.report["shards_trained"]
-        own = f", {taken} of them taken over from the original" if taken else ""
-        _print(f"{len(shards)} shards{own}: {name.removeprefix('val_')} on val {record.report[name]:.1f} %.")
-    if record.kind == "unlearned":
-        report = record.report
-        photos = f"{report['photos']} photo{'s' if report['photos'] != 1 else ''}"
-        _print(f"{report['method']} on {photos} in {report['seconds']} s; labels {report['labels']}.")
+        reused = len(shards) - record.report["shards_trained"]
+        note = f", {reused} of them from the original" if reused else ""
+        print_line(f"{len(shards)} shards{note}: {name.removeprefix('val_')} on val {record.report[name]:.1f} %.")
 
 
 def run_json(result: Run) -> dict[str, Any]:
     """Return a run as JSON."""
-    import dataclasses
-
     return {"run": str(result.path), **dataclasses.asdict(result.record)}
 
 
+def runs(rows: Sequence[dict[str, Any]]) -> None:
+    """Print one row per run."""
+    if not rows:
+        print_line("There are no runs here; `oneshui train` creates one.")
+        return
+    cells = [
+        [
+            row["run"],
+            row["method"] or row["kind"],
+            str(row["dataset"]),
+            str(row["seed"]),
+            number(row["tow"], 1),
+            row["state"],
+            row["changed"].replace("T", " ")[:16],  # to the minute
+        ]
+        for row in rows
+        if "error" not in row
+    ]
+    table(["run", "model", "data set", "seed", "ToW", "state", "changed (UTC)"], cells, text=(0, 1, 2, 5, 6))
+    for row in rows:
+        if "error" in row:
+            print_line(f"Unreadable: {row['error']}")
+
+
+def details(about: dict[str, Any]) -> None:
+    """Print what a run is, what it was made from, its scores and its prepared methods."""
+    data, epoch = about["dataset"], about["epoch"]
+    lines = {
+        "Kind": KIND[about["kind"]] + ("" if about["state"] == "complete" else ", training has not finished"),
+        "Data": f"{data['name']}: {data['images']:,} images of {data['identities']:,} identities, {len(data['labels'])} labels",
+        "Seed": str(about["seed"]),
+    }
+    if parent := about["parent"]:
+        lines["Made from"] = str(parent.get("run") or f"a model with weights {str(parent.get('weights'))[:12]}")
+    if request := about["request"]:
+        lines["Request"] = f"{request['method']}, {request['photos']} support images, labels {request['labels']}, {request['seconds']} s"
+    elif epoch:
+        lines["Epoch"] = ", ".join(f"{name} {value:.4g}" for name, value in epoch.items())
+    if split := about["split"]:
+        lines["Sets"] = ", ".join(f"{name} {count:,}" for name, count in split["images"].items())
+    if presets := about["tuned"]:
+        lines["Presets"] = ", ".join(presets)
+    missing = [name for name, exists in about["files"].items() if not exists]
+    if missing:
+        lines["Missing"] = ", ".join(missing)
+    print_line(about["run"])
+    for name, line in lines.items():
+        print_line(f"  {name + ':':<11}{line}")
+    if scores := about["scores"]:
+        score = scores["score"]
+        heads = [f"{score} on {name}" for name in EVALUATED]
+        cells = [number((scores[name] or {}).get(score), 1) for name in EVALUATED]
+        table([*heads, "ToW", "gap closure"], [[*cells, number(scores["tow"], 1), number(scores["gap_closure"], 2)]], text=())
+    else:
+        print_line("  Not evaluated; `oneshui evaluate` measures it.")
+    if prepared := about["prepared"]:
+        sizes = [[str(row["method"]), megabytes(row["bytes"]), number(row.get("seconds"), 1)] for row in prepared]
+        table(["prepared method", "size", "seconds"], sizes)
+
+
 def artefact(folder: Path | dict[str, Any]) -> None:
-    """Tell where an artefact lies and what it cost, or what it would."""
+    """Print the folder and cost of an artefact, or the estimated cost."""
     values = artefact_json(folder)
     if isinstance(folder, dict):
-        photos = f"{values['forward']:,} photos forward, {values['backward']:,} differentiated"
-        _print(f"Preparing {values['method']} would take about {values['seconds']} s ({photos}) and {values['bytes'] / 1e6:.1f} MB.")
+        images = f"{values['forward']:,} images forward, {values['backward']:,} forward and backward"
+        print_line(f"Estimated cost of preparing {values['method']}: {values['seconds']} s ({images}), {megabytes(values['bytes'])}.")
         return
-    _print(f"Prepared: {folder} ({values['bytes'] / 1e6:.1f} MB, {values['report']['seconds']} s)")
+    print_line(f"Prepared: {folder} ({megabytes(values['bytes'])}, {values['report']['seconds']} s)")
 
 
 def artefact_json(folder: Path | dict[str, Any]) -> dict[str, Any]:
-    """Return an artefact's header as JSON, or what it would cost."""
+    """Return an artefact's header as JSON, or the estimated cost."""
     if isinstance(folder, dict):
         return folder
     header = read_json(folder / "artefact.json")
@@ -57,25 +121,20 @@ def artefact_json(folder: Path | dict[str, Any]) -> dict[str, Any]:
     return {"artefact": str(folder), "bytes": size, "options": header["options"], "report": header["report"]}
 
 
-BEST = 5  # settings shown of a search
-
-
 def tuned(file: Path) -> None:
-    """Print the best settings of a search, and how to use them."""
-    from ..options import flag
-
+    """Print the best settings of a search and how to use them."""
     found = read_json(file)
-    worked = [trial for trial in found["trials"] if trial["scores"] is not None]
-    taken = next(trial for trial in worked if trial["scores"] == found["scores"])
-    others = sorted((trial for trial in worked if trial is not taken), key=lambda trial: -trial["scores"]["tow"])
+    scored = [trial for trial in found["trials"] if trial["scores"] is not None]
+    best = next(trial for trial in scored if trial["scores"] == found["scores"])
+    others = sorted((trial for trial in scored if trial is not best), key=lambda trial: -trial["scores"]["tow"])
     rows = [("do nothing", found["nothing"])]
-    for trial in [taken, *others[: BEST - 1]]:
-        rows.append((" ".join(f"{flag(name)} {value}" for name, value in trial["values"].items()) or "the defaults", trial["scores"]))
-    cells = [[words, *(f"{scores[name]:.1f}" for name in ("retain", "forget", "val", "tow"))] for words, scores in rows]
-    table(["setting, the one taken first", "retain", "forget", "val", "ToW"], cells, "On simulated requests")
-    if failed := len(found["trials"]) - len(worked):
-        _print(f"{failed} of {len(found['trials'])} settings failed.")
-    _print(f"Preset: {file} (use it with --preset {file})")
+    for trial in [best, *others[: BEST - 1]]:
+        rows.append((" ".join(f"{flag(name)} {value}" for name, value in trial["values"].items()) or "defaults", trial["scores"]))
+    cells = [[setting, *(f"{scores[name]:.1f}" for name in ("retain", "forget", "val", "tow"))] for setting, scores in rows]
+    table(["setting, the best first", "retain", "forget", "val", "ToW"], cells, "On simulated requests")
+    if failed := len(found["trials"]) - len(scored):
+        print_line(f"{failed} of {len(found['trials'])} settings failed.")
+    print_line(f"Preset: {file} (use it with --preset {file})")
 
 
 def tuned_json(file: Path) -> dict[str, Any]:
@@ -83,33 +142,50 @@ def tuned_json(file: Path) -> dict[str, Any]:
     return {"file": str(file), **read_json(file)}
 
 
+def predictions(found: Sequence[dict[str, Any]]) -> None:
+    """Print the most probable labels of each image."""
+    for row in found:
+        labels = ", ".join(f"{prediction['label']} {prediction['probability']:.1%}" for prediction in row["predictions"])
+        print_line(f"{row['image']}: {labels}")
+
+
 def cache(result: dict[str, Any]) -> None:
-    """Print what is kept in a cache."""
+    """Print the entries of a cache."""
     entries = result["entries"]
     if not entries:
-        _print(f"Nothing is kept in {result['cache']}.")
+        print_line(f"The cache {result['cache']} is empty.")
         return
     rows = []
     for entry in entries:
         about = {key: str(entry["about"].get(key, "")) for key in ("dataset", "method", "seed")}
         used = "now" if entry["locked"] else entry["last_used"].replace("T", " ")[:16]  # to the minute
         rows.append([entry["kind"], about["dataset"], about["method"], about["seed"], f"{entry['bytes'] / 1e6:,.1f}", used])
-    table(["what", "data set", "method", "seed", "MB", "last used (UTC)"], rows, words=(0, 1, 2))
-    _print(f"{len(entries)} in {result['cache']}, {sum(entry['bytes'] for entry in entries) / 1e6:,.1f} MB.")
+    table(["entry", "data set", "method", "seed", "MB", "last used (UTC)"], rows, text=(0, 1, 2))
+    print_line(f"{len(entries)} entries in {result['cache']}, {megabytes(sum(entry['bytes'] for entry in entries))}.")
 
 
 def cleared(result: dict[str, Any]) -> None:
-    """Tell what was removed from a cache."""
+    """Print what was removed from a cache."""
     done = "Would remove" if result["dry_run"] else "Removed"
     count = result["entries"]
-    _print(f"{done} {count} entr{'y' if count == 1 else 'ies'} of {result['cache']}, {result['bytes'] / 1e6:,.1f} MB.")
+    print_line(f"{done} {count} entr{'y' if count == 1 else 'ies'} of {result['cache']}, {megabytes(result['bytes'])}.")
     if result["in_use"]:
-        _print(f"{result['in_use']} in use by another process, so left alone.")
+        print_line(f"{result['in_use']} in use by another process, not removed.")
+
+
+def environment(about: dict[str, Any]) -> None:
+    """Print versions, devices and disk use."""
+    print_line(f"Python {about['python']}, {about['system']}")
+    print_line("Devices: " + "; ".join(about["devices"]))
+    table(["package", "version"], [[name, version or "not installed"] for name, version in about["versions"].items()], text=(0, 1))
+    table(["data", "files", "size"], [[row["folder"], f"{row['files']:,}", megabytes(row["bytes"])] for row in about["data"]])
+    print_line("Plugins: " + (", ".join(about["plugins"]) or "none"))
+    print_line("Environment variables that are set: " + (", ".join(about["variables"]) or "none"))
 
 
 def link(url: str) -> None:
-    """Tell where a run was published."""
-    _print(f"Published: {url}")
+    """Print the address of a published run."""
+    print_line(f"Published: {url}")
 
 
 def link_json(url: str) -> dict[str, str]:
@@ -118,7 +194,7 @@ def link_json(url: str) -> dict[str, str]:
 
 
 def plugins(rows: Sequence[dict[str, Any]]) -> None:
-    """List plugins."""
+    """Print one entry per plugin."""
     for row in rows:
         if "error" in row:
             print(f"{row['name']}  [{row['from']}]\n    broken: {row['error']}")
@@ -127,11 +203,11 @@ def plugins(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def method(about: dict[str, Any]) -> None:
-    """Show a method and its options."""
+    """Print a method and its options."""
     print(f"{about['name']}  [{about['from']}]\n{about['summary']}\npaper: {about['paper']}\nneeds: {about['needs']}")
-    stages = {"prepare": "Options of `oneshui prepare`", "apply": "Options of `oneshui unlearn`"}
-    for stage, title in stages.items():
-        options = [option for option in about["options"] if option["at"] == stage]
+    steps = {"prepare": "Options of `oneshui prepare`", "apply": "Options of `oneshui unlearn`"}
+    for step, title in steps.items():
+        options = [option for option in about["options"] if option["at"] == step]
         if options:
             print(f"\n{title}:")
         for option in options:

@@ -4,36 +4,36 @@ from __future__ import annotations
 
 from typing import Any
 
-from .printing import _print, table
+from .printing import print_line, table
 
 FINDINGS = {
-    "rows_without_image": "annotated photos that are not there",
-    "images_without_row": "photos without an annotation row",
-    "images_without_identity": "photos without an identity",
-    "near_duplicates_removed": "near-duplicates left out",
-    "unreadable": "photos that cannot be read",
-    "tiny": "photos smaller than 32 pixels a side",
-    "not_rgb": "photos not in RGB (converted)",
-    "single_image_identities": "people with one photo (never asked to forget)",
-    "contradictory_labels": "people with a label both ways",
-    "constant_labels": "labels that never vary",
-    "exact_duplicates": "groups of equal files",
+    "rows_without_image": "annotated images that are missing",
+    "images_without_row": "images without an annotation row",
+    "images_without_identity": "images without an identity",
+    "near_duplicates_removed": "near-duplicates excluded",
+    "unreadable": "unreadable images",
+    "tiny": "images smaller than 32 pixels on a side",
+    "not_rgb": "images not in RGB (converted)",
+    "single_image_identities": "identities with one image (never in a forget set)",
+    "contradictory_labels": "identities with contradictory labels",
+    "constant_labels": "constant labels",
+    "exact_duplicates": "groups of identical files",
     "near_duplicates": "groups of near-duplicates",
-    "duplicates_across_sets": "groups of duplicates across the split's sets",
+    "duplicates_across_sets": "groups of duplicates across sets of the split",
 }
 
 
-EXAMPLES, NAMED = 2, 5  # in the table, and of photos that cannot be read
+EXAMPLES, NAMED = 2, 5  # examples per finding, unreadable images listed
 
 
 WIDTH = 72  # of the examples
 
 
 def check(result: dict[str, Any]) -> None:
-    """Print what was found in a data set."""
+    """Print the findings of a data check."""
     spread = result["images_per_identity"]
-    _print(
-        f"{result['data']}: {result['images']:,} photos of {result['identities']:,} people, "
+    print_line(
+        f"{result['data']}: {result['images']:,} images of {result['identities']:,} identities, "
         f"{spread['min']:g} to {spread['max']:g} each (median {spread['median']:g})."
     )
     rows = []
@@ -43,19 +43,21 @@ def check(result: dict[str, Any]) -> None:
             continue
         across = [item for item in found if isinstance(item, dict) and len(item.get("identities", [])) > 1]
         if across:
-            words += f", {len(across)} of them across people"
+            words += f", {len(across)} of them across identities"
         more = ["..."] if len(found) > EXAMPLES else []
         rows.append([words, f"{len(found):,}", _cut("; ".join([*map(_example, (across or found)[:EXAMPLES]), *more]))])
-    table(["finding", "how many", "for example"], rows, words=(0, 2))
+    table(["finding", "count", "examples"], rows, text=(0, 2))
     shares = sorted(result["class_balance"].items(), key=lambda item: item[1])
     named = shares if len(shares) <= 2 * EXAMPLES + 4 else [*shares[: EXAMPLES + 1], ("...", None), *shares[-EXAMPLES - 1 :]]
-    _print("Share of photos: " + ", ".join(name if share is None else f"{name} {share:.1%}" for name, share in named) + ".")
+    print_line(
+        "Share of images with each label: " + ", ".join(name if share is None else f"{name} {share:.1%}" for name, share in named) + "."
+    )
     for item in result["unreadable"][:NAMED]:
-        _print(f"{item['photo']} {item['reason']}")
+        print_line(f"{item['photo']} {item['reason']}")
     for note in [*result["notes"], *result.get("split_notes", [])]:
-        _print(note)
+        print_line(note)
     if not result["breaks"]:
-        _print("Nothing found would break a run; --json lists everything by name.")
+        print_line("No finding would break a run. --json lists all findings by name.")
 
 
 def _cut(text: str) -> str:
@@ -72,14 +74,16 @@ def _example(item: Any) -> str:
     return str(item["photo"])
 
 
-def breaks(result: dict[str, Any]) -> str | None:
-    """Return what would break a run."""
+def blocking_findings(result: dict[str, Any]) -> str | None:
+    """Return the findings that would break a run."""
     return " ".join(result["breaks"]) or None
 
 
 def split(result: dict[str, Any]) -> None:
-    """Print where a split lies and what is in it."""
-    sets = ", ".join(f"{name} {result['images'][name]:,} photos of {count:,}" for name, count in result["people"].items())
-    _print(f"Split: {result['split']} ({sets} people; {result['forget']} ask, {result['reserved']:,} photos reserved).")
-    known = "; the published split" if result["published"] else ""
-    _print(f"SHA-256 {result['sha256']}{known}")
+    """Print the file of a split and the size of its sets."""
+    sets = ", ".join(f"{name} {result['images'][name]:,} images of {count:,}" for name, count in result["people"].items())
+    print_line(
+        f"Split: {result['split']} ({sets} identities; forget set: {result['forget']} identities; {result['reserved']:,} reserved images)."
+    )
+    known = " (the published split)" if result["published"] else ""
+    print_line(f"SHA-256: {result['sha256']}{known}")

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .printing import _print, table
+from ..sets import COMPARED, EVALUATED
+from .printing import number, number_with_interval, print_line, table
 
-SETS = ("retain", "forget", "val", "test")
+FPRS = (0.1, 0.01)  # false positive rates whose true positive rate is printed
 
 
 def metrics(result: dict[str, Any]) -> None:
-    """Print the metrics of one model, each with the way to read it."""
+    """Print the metrics of one model, each with its ideal value."""
     score = result["score"]
     title = {"map": "mAP %", "accuracy": "accuracy %"}[score]
     rows = [
@@ -19,112 +20,96 @@ def metrics(result: dict[str, Any]) -> None:
             name,
             str(result[name]["images"]),
             str(result[name]["people"]),
-            _with_ends(result[name][score], result["intervals"][name][score], 1),
-            _number(result[name]["balanced_accuracy"], 1),
-            _with_ends(result[name]["loss"], result["intervals"][name]["loss"], 3),
+            number_with_interval(result[name][score], result["intervals"][name][score], 1),
+            number(result[name]["balanced_accuracy"], 1),
+            number_with_interval(result[name]["loss"], result["intervals"][name]["loss"], 3),
         ]
-        for name in SETS
+        for name in EVALUATED
     ]
-    table(["set", "images", "people", f"{title} [95 %]", "balanced acc. %", "loss [95 %]"], rows)
-    left_out = {name: result[name].get("labels_left_out", 0) for name in SETS}
+    table(["set", "images", "identities", f"{title} [95 %]", "balanced acc. %", "loss [95 %]"], rows)
+    left_out = {name: result[name].get("labels_left_out", 0) for name in EVALUATED}
     if any(left_out.values()):
-        words = ", ".join(f"{count} in {name}" for name, count in left_out.items() if count)
-        _print(f"Labels without a positive, left out of the mean: {words}.")
+        counts = ", ".join(f"{count} in {name}" for name, count in left_out.items() if count)
+        print_line(f"Labels without a positive, excluded from the mean: {counts}.")
     _print_comparison(result)
     _print_attacks(result["attacks"])
     if probe := result["probe"]:
-        _print(
-            f"Identity probe: who of {probe['people']} forgotten people is on a photo is read off the features in "
-            f"{probe['balanced_accuracy']:.1f} % of cases (chance {100 / probe['people']:.1f}; compare with the oracle's)."
+        print_line(
+            f"Identity probe: a linear probe on the features finds which of {probe['people']} forget identities is on an image in "
+            f"{probe['balanced_accuracy']:.1f} % of cases (chance: {100 / probe['people']:.1f}; compare with the oracle)."
         )
-    if back := result["relearning"]:
-        steps = f"{back['steps']} steps" if back["steps"] is not None else f"more than {back['at_most']} steps"
-        _print(f"Relearning: {steps} until the forget loss is back (compare with the oracle's; fewer means that knowledge is left).")
-    _print("What these numbers cannot tell:")
+    if relearning := result["relearning"]:
+        steps = f"{relearning['steps']} steps" if relearning["steps"] is not None else f"more than {relearning['at_most']} steps"
+        print_line(f"Relearning: {steps} until the forget loss is restored (compare with the oracle; fewer steps indicate memory).")
+    print_line("Limits of these measurements:")
     for sentence in result["cannot_tell"]:
-        _print(f"- {sentence}")
+        print_line(f"- {sentence}")
 
 
 def _print_comparison(result: dict[str, Any]) -> None:
-    """Tell how near a model comes to the oracle."""
+    """Print how close a model is to the oracle."""
     if result["tow"] is None:
-        _print("ToW and gap closure need an oracle: make one with `oneshui retrain`, name it with --oracle.")
+        print_line("ToW and gap closure need an oracle: train one with `oneshui retrain`, or name one with --oracle.")
         return
-    ends, gap = result["intervals"], result["gap_closure"]
+    intervals, gap = result["intervals"], result["gap_closure"]
     if gap is None:
-        closure = "unknown (original and oracle do not differ by more than noise)"
+        closure = "unknown (original and oracle differ by no more than noise)"
     else:
-        closure = f"{_with_ends(gap, ends['gap_closure'], 2)} (0 is doing nothing, 1 is the oracle)"
-    tow = _with_ends(result["tow"], ends["tow"], 1)
-    _print(f"ToW {tow} (100 is the oracle; doing nothing can score high too). Gap closure {closure}.")
-    near = result["to_oracle"]["forget"]
-    _print(
-        f"On forget, from the oracle: loss {_number(near['loss_gap'], 3)} apart (0 is ideal, below 0 is forgotten too little), "
-        f"{_number(near['largest_loss_gap'], 3)} for the person furthest off; predictions {_number(near['jensen_shannon'], 4)} apart "
-        "(Jensen-Shannon, 0 is ideal)."
+        closure = f"{number_with_interval(gap, intervals['gap_closure'], 2)} (do nothing: 0, oracle: 1)"
+    tow = number_with_interval(result["tow"], intervals["tow"], 1)
+    print_line(f"ToW {tow} (oracle: 100; doing nothing can also score high). Gap closure {closure}.")
+    forget = result["to_oracle"]["forget"]
+    print_line(
+        f"Distance to the oracle on the forget set: loss {number(forget['loss_gap'], 3)} (0 is ideal; below 0, too little is forgotten), "
+        f"{number(forget['largest_loss_gap'], 3)} for the identity with the largest gap; predictions {number(forget['jensen_shannon'], 4)} "
+        "(Jensen-Shannon divergence, 0 is ideal)."
     )
     if floor := result["noise_floor"]:
-        _print(
-            f"Noise floor, what another seed of the oracle changes: retain {_number(floor['retain'], 1)}, "
-            f"forget {_number(floor['forget'], 1)}, test {_number(floor['test'], 1)} points, gap closure "
-            f"{_number(floor.get('gap_closure'), 2)}; its ToW is {_number(floor['tow'], 1)}, the strongest attack on the oracle "
-            f"itself {_number(floor['auc_either_way'], 3)}. Smaller differences say nothing."
+        print_line(
+            f"Noise floor, the difference between oracles of two seeds: retain {number(floor['retain'], 1)}, "
+            f"forget {number(floor['forget'], 1)}, test {number(floor['test'], 1)} points, gap closure "
+            f"{number(floor.get('gap_closure'), 2)}, ToW {number(floor['tow'], 1)}. Strongest attack on the oracle "
+            f"itself: {number(floor['auc_either_way'], 3)}. Smaller differences are not significant."
         )
 
 
 def _print_attacks(attacks: dict[str, Any]) -> None:
-    """Print what each attacker achieves."""
-    fprs = (0.1, 0.01)
+    """Print the success of each membership inference attack."""
     rows = []
     for name, attack in attacks.items():
         if name == "strongest":
             continue
-        caught = [_number(attack["tpr"].get(str(fpr)), 2) for fpr in fprs]
+        rates = [number(attack["tpr"].get(str(fpr)), 2) for fpr in FPRS]
         mark = " *" if name == attacks["strongest"] else ""
         rows.append(
             [
                 name.replace("_", "-") + mark,
-                _with_ends(attack["auc"], attack["interval"], 3),
-                _number(attack["auc_either_way"], 3),
-                _number(attack["balanced_accuracy"], 3),
-                *caught,
+                number_with_interval(attack["auc"], attack["interval"], 3),
+                number(attack["auc_either_way"], 3),
+                number(attack["balanced_accuracy"], 3),
+                *rates,
             ]
         )
-    columns = ["attack", "AUC [95 %]", "either way", "bal. acc.", *(f"TPR at {fpr:.0%}" for fpr in fprs)]
-    table(columns, rows, "Can the forget photos be told from strangers'? AUC 0.5 is ideal, above and below betray")
-    _print("* the strongest, by its AUC either way: of an attacker who may guess in both directions, for whom below 0.5 is chance.")
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-def _with_ends(value: float | None, ends: Sequence[float] | None, digits: int) -> str:
-    """Return a number with its interval, where it has one."""
-    told = _number(value, digits)
-    return f"{told} [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]" if ends else told
+    columns = ["attack", "AUC [95 %]", "best direction", "bal. acc.", *(f"TPR at {fpr:.0%}" for fpr in FPRS)]
+    table(columns, rows, "Membership inference: forget set against unseen identities (test). AUC 0.5 is ideal")
+    print_line("* strongest attack, by its AUC in the better of both directions. In the best direction, values below 0.5 are chance.")
 
 
 def comparison(rows: Sequence[dict[str, Any]], title: str) -> None:
-    """Print one row a model: scores and losses of retain, forget and test, ToW, gap closure."""
+    """Print one row per model: scores and losses of retain, forget and test, ToW, gap closure."""
     score = "map" if "map" in rows[0]["metrics"]["retain"] else "accuracy"
     name = {"map": "mAP", "accuracy": "acc."}[score]
-    columns = [
-        "model",
-        *(f"{s} {what}" for s in ("retain", "forget", "test") for what in (name, "loss")),
-        "ToW",
-        "gap closure",
-    ]
+    columns = ["model", *(f"{s} {what}" for s in COMPARED for what in (name, "loss")), "ToW", "gap closure"]
     cells = []
     for row in rows:
         measured = row["metrics"]
-        numbers = [_number(measured[s][key], digits) for s in ("retain", "forget", "test") for key, digits in ((score, 1), ("loss", 3))]
-        cells.append([row["model"], *numbers, _number(measured["tow"], 1), _number(measured["gap_closure"], 2)])
+        numbers = [number(measured[s][key], digits) for s in COMPARED for key, digits in ((score, 1), ("loss", 3))]
+        cells.append([row["model"], *numbers, number(measured["tow"], 1), number(measured["gap_closure"], 2)])
     table(columns, cells, title)
 
 
 def demo(result: dict[str, Any]) -> None:
-    """Print the demo's comparison, and what to do next."""
-    comparison(result["rows"], "Forgetting generated people, one photo each")
-    _print("ToW: 100 is the oracle. Gap closure: 0 is doing nothing, 1 is the oracle, on the forget set.")
-    _print(f"The runs are in {result['folder']}/. Next: {result['next']}")
+    """Print the demo's comparison and the next command."""
+    comparison(result["rows"], "Forgetting generated identities, one support image each")
+    print_line("ToW: the oracle has 100. Gap closure on the forget set: do nothing has 0, the oracle 1.")
+    print_line(f"The runs are in {result['folder']}/. Next: {result['next']}")

@@ -1,6 +1,6 @@
-"""Any table of photos that `datasets.load_dataset` reads: a Hub id, a folder, a Parquet file.
+"""Reads any table of photos that `datasets.load_dataset` supports: a Hub id, a folder, a Parquet file.
 
-All its parts are pooled: people, not rows, are split here. Which column is what is told by usual names, and said.
+The splits of the table are concatenated, since oneshui splits by identity. Columns are inferred from common names, with a note to the user.
 """
 
 from __future__ import annotations
@@ -14,49 +14,52 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import OneshuiError, UsageError
-from ..hub import hub
-from .column_inference import IMAGES, KEY, PEOPLE, Table, one_column, read_labels
-from .schema import Faces, LeftOut, number_people
+from ..errors import OneshuiError, UsageError, first_line
+from ..hub import hub_errors
+from .column_inference import IDENTITY_COLUMNS, IMAGE_COLUMNS, KEY_COLUMN, Table, read_labels, resolve_column
+from .quiet import quiet
+from .schema import Exclusions, Faces, encode_identities
 
 if TYPE_CHECKING:
     import datasets
     import pandas as pd
 
 
-def read_any(place: str, subset: str | None, image_column: str | None, identity_column: str | None, label_columns: Sequence[str]) -> Faces:
+def read_any_dataset(
+    place: str, subset: str | None, image_column: str | None, identity_column: str | None, label_columns: Sequence[str]
+) -> Faces:
     """Read a table of photos.
 
     Args:
         place: A path or a Hub id.
-        subset: Its configuration, where it has several.
-        image_column: Which column is the photo; the one of images where None.
-        identity_column: Which column is the person; told by its name where None.
-        label_columns: Which columns are labels; guessed where empty.
+        subset: Its configuration, if it has several.
+        image_column: The column of photos. None: the only column of images, otherwise inferred from its name.
+        identity_column: The column of identities. None: inferred from its name.
+        label_columns: The columns of labels; inferred if empty.
 
     Raises:
-        UsageError: A column that was asked for does not exist.
-        OneshuiError: There is no such table, or it has no photos, no people or no labels.
+        UsageError: A requested column does not exist.
+        OneshuiError: The table does not exist, or it has no photos, no people or no labels.
     """
     import torch
 
-    parts = _load(place, subset)
-    dataset = _pooled(parts, place)
+    splits = _load_splits(place, subset)
+    dataset = _concatenate(splits, place)
     image = _image_column(dataset, image_column, place)
-    cells = _cells(dataset, image)
+    cells = _text_columns(dataset, image)
     table = Table(place, cells, lambda row: f"Row {row} (from 0) of {place}")
-    person = one_column(list(cells), identity_column, PEOPLE, "--identity-column", "people", place)
-    labels = read_labels(table, [name for name in cells if name not in (person, KEY)], label_columns)
-    rows = _photo_column(dataset, image)
-    there, files = _present(rows), _files(rows, place)
-    named = (cells[person].str.strip() != "").to_numpy()
-    keys = _keys(cells, rows, there, parts)
-    kept = np.flatnonzero(there & named)
+    identity = resolve_column(list(cells), identity_column, IDENTITY_COLUMNS, "--identity-column", "people", place)
+    labels = read_labels(table, [name for name in cells if name not in (identity, KEY_COLUMN)], label_columns)
+    rows = _select_images(dataset, image)
+    has_image, files = _has_image(rows), _hash_external_files(rows, place)
+    has_identity = (cells[identity].str.strip() != "").to_numpy()
+    keys = _photo_keys(cells, rows, has_image, splits)
+    kept = np.flatnonzero(has_image & has_identity)
     if not kept.size:
         raise OneshuiError(f"No row of {place} has both a photo and a person.")
-    people, identities = number_people(cells[person].str.strip().iloc[kept].tolist())
-    guessed = [f"Photos are column '{image}'" * (image_column is None), f"people are column '{person}'" * (identity_column is None)]
-    notes = [f"{', '.join(filter(None, guessed))}.".capitalize()] if any(guessed) else []
+    people, identities = encode_identities(cells[identity].str.strip().iloc[kept].tolist())
+    inferred = [f"Photos are column '{image}'" * (image_column is None), f"people are column '{identity}'" * (identity_column is None)]
+    notes = [f"{', '.join(filter(None, inferred))}.".capitalize()] if any(inferred) else []
     values = labels.values[kept]
     fingerprint = hashlib.sha256(f"{dataset._fingerprint}\0{image}\0{files}".encode()).hexdigest()[:16]
     cache = Path(dataset.cache_files[0]["filename"]).parent / f"oneshui-{fingerprint}"
@@ -68,75 +71,69 @@ def read_any(place: str, subset: str | None, image_column: str | None, identity_
         identities=identities,
         people=people,
         labels=torch.from_numpy(values.astype(np.float32) if values.ndim > 1 else values),
-        rows=rows,
-        stored=kept,
+        arrow_dataset=rows,
+        arrow_rows=kept,
         cache=cache,
-        left_out=LeftOut(
-            without_image=[keys[row] for row in np.flatnonzero(~there)],
-            without_identity=[keys[row] for row in np.flatnonzero(there & ~named)],
+        exclusions=Exclusions(
+            without_image=[keys[row] for row in np.flatnonzero(~has_image)],
+            without_identity=[keys[row] for row in np.flatnonzero(has_image & ~has_identity)],
             notes=[*notes, *labels.notes],
         ),
     )
 
 
-def _load(place: str, subset: str | None) -> dict[str, datasets.Dataset]:
+def _load_splits(place: str, subset: str | None) -> dict[str, datasets.Dataset]:
     import datasets
     from datasets.exceptions import DatasetsError
 
-    path, bars, verbosity = Path(place), datasets.utils.logging.is_progress_bar_enabled(), datasets.utils.logging.get_verbosity()
-    datasets.disable_progress_bars()
-    datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)  # what fails is told below, in one sentence
+    path, library_logging = Path(place), datasets.utils.logging
     try:
-        with hub(place, None):
+        with quiet(library_logging, library_logging.CRITICAL), hub_errors(place, None):  # failures are reported below, in one sentence
             if path.is_file():
                 return dict(datasets.load_dataset(str(path.parent), data_files=path.name))
             return dict(datasets.load_dataset(place, subset))
     except OneshuiError as error:
-        raise type(error)(f"There is no folder {place}, and as a data set of the Hub: {error}") from None
+        raise type(error)(f"Folder {place} does not exist, and as a data set of the Hub: {error}") from None
     except (DatasetsError, FileNotFoundError, ValueError) as error:
-        reason = str(error.__cause__ or error).strip().partition("\n")[0].rstrip(".")
+        reason = first_line(error.__cause__ or error).rstrip(".")
         if path.is_dir():
-            raise OneshuiError(f"{place} holds no metadata.csv, nor a table that can be read ({reason}).") from None
-        what = f"{path.name} cannot be read as a table" if path.exists() else f"There is no folder and no data set '{place}'"
+            raise OneshuiError(f"{place} contains neither metadata.csv nor a readable table ({reason}).") from None
+        what = f"{path.name} cannot be read as a table" if path.exists() else f"'{place}' is neither a folder nor a data set"
         raise OneshuiError(f"{what} ({reason}).") from None
-    finally:
-        datasets.utils.logging.set_verbosity(verbosity)
-        if bars:
-            datasets.enable_progress_bars()
 
 
-def _pooled(parts: dict[str, datasets.Dataset], place: str) -> datasets.Dataset:
+def _concatenate(splits: dict[str, datasets.Dataset], place: str) -> datasets.Dataset:
     import datasets
 
-    columns = {name: set(part.column_names) for name, part in parts.items()}
+    columns = {name: set(split.column_names) for name, split in splits.items()}
     if len(set(map(frozenset, columns.values()))) > 1:
-        raise OneshuiError(f"The parts of {place} ({', '.join(columns)}) have different columns, so they cannot be pooled.")
-    return datasets.concatenate_datasets(list(parts.values()))
+        raise OneshuiError(f"The splits of {place} ({', '.join(columns)}) have different columns, so they cannot be concatenated.")
+    return datasets.concatenate_datasets(list(splits.values()))
 
 
-def _image_column(dataset: datasets.Dataset, wanted: str | None, place: str) -> str:
+def _image_column(dataset: datasets.Dataset, requested: str | None, place: str) -> str:
     import datasets
 
     images = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
-    if wanted is None and len(images) == 1:
+    if requested is None and len(images) == 1:
         return images[0]
-    return one_column(dataset.column_names, wanted, IMAGES, "--image-column", "photos", place)
+    return resolve_column(dataset.column_names, requested, IMAGE_COLUMNS, "--image-column", "photos", place)
 
 
-def _photo_column(dataset: datasets.Dataset, image: str) -> datasets.Dataset:
-    """Return the photos alone, as paths or encoded bytes, in a column `image`."""
+def _select_images(dataset: datasets.Dataset, image: str) -> datasets.Dataset:
+    """Return a data set with the photos only, as paths or encoded bytes, in a column `image`."""
     import datasets
     import pyarrow as pa
 
     try:
         photos = dataset.select_columns([image]).cast_column(image, datasets.Image(decode=False))
     except (pa.ArrowException, TypeError, ValueError):
-        raise UsageError(f"Column '{image}' holds no photos; name the column that does with --image-column.") from None
+        raise UsageError(f"Column '{image}' does not contain photos; name the column of photos with --image-column.") from None
     return photos if image == "image" else photos.rename_column(image, "image")
 
 
-def _present(rows: datasets.Dataset) -> np.ndarray:
-    """Whether each row has a photo: its bytes, or a path."""
+def _has_image(rows: datasets.Dataset) -> np.ndarray:
+    """Return whether each row has a photo: encoded bytes, or a path."""
     import pyarrow.compute as pc
 
     found = [
@@ -147,12 +144,12 @@ def _present(rows: datasets.Dataset) -> np.ndarray:
     return np.concatenate(found)
 
 
-def _files(rows: datasets.Dataset, place: str) -> str:
-    """Return a hash of the sizes and times of change of the files that rows name in place of a photo's bytes.
+def _hash_external_files(rows: datasets.Dataset, place: str) -> str:
+    """Return a hash of the sizes and modification times of the files that rows name instead of a photo's bytes.
 
     Raises:
-        OneshuiError: A row names a file outside of the table's own folder (or, for a data set of the Hub, of the cache): a stranger's
-            table could name any file of this machine.
+        OneshuiError: A row names a file outside of the table's folder (or, for a data set of the Hub, of the cache): a table from an
+            untrusted source could name any file of this machine.
     """
     import pyarrow.compute as pc
     from datasets import config
@@ -169,16 +166,16 @@ def _files(rows: datasets.Dataset, place: str) -> str:
             file = chunk.field("path")[row].as_py()
             if not os.path.normpath(file).startswith(inside):
                 where = f"Row {first + row} (from 0) of {place}"
-                raise OneshuiError(f"{where} names the photo {file}, which lies outside of it; only files below it are read.")
-            with contextlib.suppress(OSError):  # counts as unreadable later
+                raise OneshuiError(f"{where} names the photo {file}, which is outside of its folder; only files inside are read.")
+            with contextlib.suppress(OSError):  # reported as unreadable later
                 status = Path(file).stat()
                 digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
         first += len(chunk)
     return digest.hexdigest()
 
 
-def _cells(dataset: datasets.Dataset, image: str) -> pd.DataFrame:
-    """Return all columns that hold one plain value a row, as text; the fields of a struct are columns of their own."""
+def _text_columns(dataset: datasets.Dataset, image: str) -> pd.DataFrame:
+    """Return all columns with one plain value per row, as text. The fields of a struct are separate columns."""
     import datasets
     import pandas as pd
     import pyarrow as pa
@@ -190,7 +187,7 @@ def _cells(dataset: datasets.Dataset, image: str) -> pd.DataFrame:
         column = flat.data.column(name)
         if isinstance(feature, datasets.ClassLabel):
             names = pa.array(feature.names, pa.string())
-            column = pc.take(names, pc.if_else(pc.greater_equal(column, 0), column, None))  # -1 stands for no label
+            column = pc.take(names, pc.if_else(pc.greater_equal(column, 0), column, None))  # -1 means no label
         elif not isinstance(feature, datasets.Value) or feature.dtype in ("binary", "large_binary"):
             continue
         text = pc.fill_null(column.cast(pa.string()), "")
@@ -199,13 +196,13 @@ def _cells(dataset: datasets.Dataset, image: str) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def _keys(cells: pd.DataFrame, rows: datasets.Dataset, there: np.ndarray, parts: dict[str, datasets.Dataset]) -> list[str]:
-    """Return a name for every row: the table's own, its file's, or its part and place."""
-    if KEY in cells and cells[KEY].is_unique:
-        return cells[KEY].tolist()
-    numbered = [f"{part}/{row:06d}" for part, dataset in parts.items() for row in range(len(dataset))]
+def _photo_keys(cells: pd.DataFrame, rows: datasets.Dataset, has_image: np.ndarray, splits: dict[str, datasets.Dataset]) -> list[str]:
+    """Return a unique name for every row: its key column, its file name, or its split and row number."""
+    if KEY_COLUMN in cells and cells[KEY_COLUMN].is_unique:
+        return cells[KEY_COLUMN].tolist()
+    numbered = [f"{split}/{row:06d}" for split, dataset in splits.items() for row in range(len(dataset))]
     paths = [path for chunk in rows.data.column("image").chunks for path in chunk.field("path").to_pylist()]
-    if not all(path for path, photo in zip(paths, there.tolist(), strict=True) if photo):
+    if not all(path for path, photo in zip(paths, has_image.tolist(), strict=True) if photo):
         return numbered
     names = [Path(path).name if path else number for path, number in zip(paths, numbered, strict=True)]
     return names if len(set(names)) == len(names) else numbered

@@ -1,4 +1,4 @@
-"""Augmentation on tensors, with generators passed in."""
+"""Augmentation of image tensors, with explicit random generators."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import math
 import torch
 import torch.nn.functional as F
 
-SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # area share and aspect of a random resized crop (Szegedy et al. 2015)
+SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # relative area and aspect ratio of a random resized crop (Szegedy et al. 2015)
 
-# The versions of a photo that an attacker asks about, as (mirrored, steps down, steps to the right): the photo itself comes first.
+# The views of a photo that an attack queries, as (mirrored, steps down, steps to the right). View 0 is the photo itself.
 VIEWS = ((0, 0, 0), (1, 0, 0), (0, 0, 1), (0, 0, -1), (0, 1, 0), (0, -1, 0), (1, 0, 1), (1, 0, -1))
-STEP = 16  # a step is the side of the photo divided by this
+SHIFT_DIVISOR = 16  # one step is the side of the photo divided by this
 
 
-def view(pixels: torch.Tensor, number: int) -> torch.Tensor:
-    """Return a version of each photo (n, 3, S, S), of any type: itself, mirrored, shifted; what a shift uncovers repeats the border."""
-    mirrored, down, right = VIEWS[number]
+def apply_view(pixels: torch.Tensor, view: int) -> torch.Tensor:
+    """Return one view of each photo (n, 3, S, S), of any dtype: unchanged, mirrored or shifted. A shift repeats the border pixels."""
+    mirrored, down, right = VIEWS[view]
     if mirrored:
         pixels = pixels.flip(-1)
     side = pixels.shape[-1]
-    places = torch.arange(side, device=pixels.device)
+    indices = torch.arange(side, device=pixels.device)
     for dimension, steps in ((-2, down), (-1, right)):
         if steps:
-            pixels = pixels.index_select(dimension, (places - steps * max(1, side // STEP)).clamp(0, side - 1))
+            pixels = pixels.index_select(dimension, (indices - steps * max(1, side // SHIFT_DIVISOR)).clamp(0, side - 1))
     return pixels
 
 
@@ -44,7 +44,7 @@ def augment(pixels: torch.Tensor, kind: str, generator: torch.Generator) -> torc
 
 def _random_resized_crop(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     side = pixels.shape[-1]
-    # On a CPU torch resizes bytes as they are, several times faster; a GPU takes floats alone.
+    # On a CPU, torch resizes bytes directly, which is several times faster; on a GPU it resizes floats only.
     pixels = pixels if pixels.device.type == "cpu" else pixels.float()
     draws = torch.rand(len(pixels), 4, generator=generator).tolist()
     crops = []

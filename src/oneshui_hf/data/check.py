@@ -1,4 +1,4 @@
-"""Is a data set fit: what is missing, broken, contradictory or there twice, and what of it would break a run."""
+"""Checks a data set for missing, unreadable, contradictory and duplicate photos, and for problems that prevent a run."""
 
 from __future__ import annotations
 
@@ -9,81 +9,85 @@ import numpy as np
 
 from ..errors import OneshuiError
 from ..reporting import SILENT, Reporter
-from .image_hashes import LOOK, NEAR, look, near_pairs
+from ..sets import SPLIT_SETS
+from .image_hashes import IMAGE_RECORD, NEAR_DUPLICATE_BITS, find_near_duplicates, hash_image
 from .images import ImageError, decode
-from .memmap_cache import load_records
+from .memmap_cache import load_memmap_cache
 from .schema import Faces
 from .split import Split, make_split
 
-TINY = 32  # pixels a side; a model sees 56 and more
-FIXED = ("male", "female", "gender", "sex")  # labels that are the same on all photos of a person
-SETS = ("retain", "forget", "support", "reserved", "val", "test")
-
-Finding = list[Any]
+MIN_SIDE = 32  # pixels; the input of a model has 56 and more
+FIXED_LABELS = ("male", "female", "gender", "sex")  # labels that are constant for a person
 
 
-def check(faces: Faces, split: Split | None = None, fixed: Sequence[str] = (), reporter: Reporter = SILENT) -> dict[str, Any]:
-    """Look at every photo and every row of a data set.
+def check_dataset(
+    faces: Faces, split: Split | None = None, fixed_labels: Sequence[str] = (), reporter: Reporter = SILENT
+) -> dict[str, Any]:
+    """Check every photo and every row of a data set.
 
     Args:
         faces: The data set.
-        split: Look for photos that stand in two of its sets, too.
-        fixed: Labels that a person cannot have both ways; those called Male or alike where empty.
+        split: Also report duplicates in different sets of this split.
+        fixed_labels: Labels that are constant for a person; `FIXED_LABELS` if empty.
         reporter: For progress.
 
     Returns:
-        Counts (`images`, `identities`, `images_per_identity`, `class_balance`), a list per finding, and in `breaks` sentences that say
-        what would break a run.
+        Counts (`images`, `identities`, `images_per_identity`, `class_balance`), a list per finding, and in `breaks` sentences about
+        problems that prevent a run.
     """
     file = faces.cache / "looks.npy"
-    records = load_records(file, LOOK, len(faces.rows), lambda row: look(faces.image(row)), "Looking at photos", reporter)
-    looks = records.take(np.arange(len(records)), list(LOOK.names or ()))
-    bad = faces.stored[~looks["readable"][faces.stored]]
-    name = dict(zip(faces.stored.tolist(), faces.keys, strict=True))
-    usable = faces.without(bad)
-    seen = looks[usable.stored]
-    exact, near = _repeats(usable, seen, reporter)
+    records = load_memmap_cache(
+        file, IMAGE_RECORD, len(faces.arrow_dataset), lambda row: hash_image(faces.encoded_image(row)), "Hashing photos", reporter
+    )
+    properties = records.take(np.arange(len(records)), list(IMAGE_RECORD.names or ()))
+    bad = faces.arrow_rows[~properties["readable"][faces.arrow_rows]]
+    name = dict(zip(faces.arrow_rows.tolist(), faces.keys, strict=True))
+    usable = faces.drop_rows(bad)
+    properties = properties[usable.arrow_rows]
+    exact, near = _find_duplicates(usable, properties, reporter)
     report = {
         "images": len(usable),
         "identities": len(usable.people),
-        "images_per_identity": spread(usable),
-        "class_balance": balance(usable),
-        "rows_without_image": faces.left_out.without_image,
-        "images_without_row": faces.left_out.without_row,
-        "images_without_identity": faces.left_out.without_identity,
-        "near_duplicates_removed": faces.left_out.near_duplicates,
-        "unreadable": [{"photo": name[row], "reason": _reason(faces, row)} for row in bad.tolist()],
+        "images_per_identity": images_per_identity(usable),
+        "class_balance": class_balance(usable),
+        "rows_without_image": faces.exclusions.without_image,
+        "images_without_row": faces.exclusions.without_row,
+        "images_without_identity": faces.exclusions.without_identity,
+        "near_duplicates_removed": faces.exclusions.near_duplicates,
+        "unreadable": [{"photo": name[row], "reason": _decode_error(faces, row)} for row in bad.tolist()],
         "tiny": [
-            {"photo": usable.keys[i], "width": int(seen["width"][i]), "height": int(seen["height"][i])}
-            for i in np.flatnonzero(np.minimum(seen["width"], seen["height"]) < TINY)
+            {"photo": usable.keys[i], "width": int(properties["width"][i]), "height": int(properties["height"][i])}
+            for i in np.flatnonzero(np.minimum(properties["width"], properties["height"]) < MIN_SIDE)
         ],
-        "not_rgb": [{"photo": usable.keys[i], "mode": seen["mode"][i].decode()} for i in np.flatnonzero(seen["mode"] != b"RGB")],
-        "single_image_identities": [person for person, photos in usable.photos().items() if len(photos) == 1],
-        "contradictory_labels": _contradictions(usable, fixed),
-        "constant_labels": _constant(usable),
-        "exact_duplicates": [_group(usable, rows) for rows in exact],
-        "near_duplicates": [_group(usable, rows) for rows in near],
-        "notes": faces.left_out.notes,
+        "not_rgb": [
+            {"photo": usable.keys[i], "mode": properties["mode"][i].decode()} for i in np.flatnonzero(properties["mode"] != b"RGB")
+        ],
+        "single_image_identities": [person for person, photos in usable.photos_by_identity().items() if len(photos) == 1],
+        "contradictory_labels": _contradictory_labels(usable, fixed_labels),
+        "constant_labels": _constant_labels(usable),
+        "exact_duplicates": [_describe_group(usable, rows) for rows in exact],
+        "near_duplicates": [_describe_group(usable, rows) for rows in near],
+        "notes": faces.exclusions.notes,
     }
-    breaks = _breaks(faces, usable)
+    breaks = _blocking_problems(faces, usable)
     if split is not None:
         report |= {"duplicates_across_sets": [], "split_notes": []}
-        alike = {row for rows in near for row in rows}
-        groups = [*near, *(rows for rows in exact if rows[0] not in alike)]
+        in_near = {row for rows in near for row in rows}
+        groups = [*near, *(rows for rows in exact if rows[0] not in in_near)]
         try:
-            fitted, notes = split.fitted(usable)
-            report |= {"duplicates_across_sets": _leaks(usable, fitted, groups), "split_notes": list(notes)}
+            restricted, notes = split.restricted_to(usable)
+            report |= {"duplicates_across_sets": _duplicates_across_sets(usable, restricted, groups), "split_notes": list(notes)}
         except OneshuiError as error:
             breaks.append(str(error))
     return report | {"breaks": breaks}
 
 
-def _breaks(faces: Faces, usable: Faces) -> list[str]:
+def _blocking_problems(faces: Faces, usable: Faces) -> list[str]:
     if not len(usable):
         return [f"None of the {len(faces)} photos can be read."]
-    photos = usable.photos()
-    if all(len(mine) < 2 for mine in photos.values()):
-        return ["Nobody has two photos, so nobody could hand in one and be forgotten on another."]
+    photos = usable.photos_by_identity()
+    if all(len(keys) < 2 for keys in photos.values()):
+        return ["No person has two photos, so no person has both a support photo and a photo to forget."]
     try:
         make_split(photos, seed=0, forget=1)
     except OneshuiError as error:
@@ -91,16 +95,16 @@ def _breaks(faces: Faces, usable: Faces) -> list[str]:
     return []
 
 
-def _reason(faces: Faces, row: int) -> str:
+def _decode_error(faces: Faces, row: int) -> str:
     try:
-        decode(faces.image(row), "its place")
+        decode(faces.encoded_image(row), "its file")
     except ImageError as error:
-        return str(error).removeprefix("its place ")
-    return f"could not be read at first; remove {faces.cache} to try again."
+        return str(error).removeprefix("its file ")
+    return f"could not be read when it was first checked; remove {faces.cache} to try again."
 
 
-def spread(faces: Faces) -> dict[str, float]:
-    """Return the fewest, median, mean and most photos of a person."""
+def images_per_identity(faces: Faces) -> dict[str, float]:
+    """Return the minimum, median, mean and maximum number of photos of a person."""
     counts = np.bincount(faces.identities, minlength=1)
     if not len(faces):
         return {"min": 0, "median": 0, "mean": 0, "max": 0}
@@ -108,12 +112,12 @@ def spread(faces: Faces) -> dict[str, float]:
     return {key: float(value) for key, value in numbers.items()}
 
 
-def balance(faces: Faces) -> dict[str, float]:
+def class_balance(faces: Faces) -> dict[str, float]:
     """Return the share of photos with each label, or of each class, rounded."""
-    return {name: round(share, 4) for name, share in _shares(faces).items()}
+    return {name: round(share, 4) for name, share in _label_shares(faces).items()}
 
 
-def _shares(faces: Faces) -> dict[str, float]:
+def _label_shares(faces: Faces) -> dict[str, float]:
     names = faces.task.label_names
     if not len(faces):
         return dict.fromkeys(names, 0.0)
@@ -124,74 +128,75 @@ def _shares(faces: Faces) -> dict[str, float]:
     return dict(zip(names, shares, strict=True))
 
 
-def _constant(faces: Faces) -> list[str]:
-    """Return the labels that tell nothing: the same on every photo; a class that no photo has."""
+def _constant_labels(faces: Faces) -> list[str]:
+    """Return labels with the same value on all photos, and classes without a photo."""
     multi = faces.task.kind == "multi_label"
     if not len(faces):
         return []
-    return [name for name, share in _shares(faces).items() if share == 0 or (multi and share == 1)]
+    return [name for name, share in _label_shares(faces).items() if share == 0 or (multi and share == 1)]
 
 
-def _contradictions(faces: Faces, fixed: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the people who have a label both ways that a person has one way."""
+def _contradictory_labels(faces: Faces, fixed_labels: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the people with both values of a label that is constant for a person."""
     if faces.task.kind != "multi_label":
         return []
     labels = faces.labels.numpy()
     found = []
     for column, label in enumerate(faces.task.label_names):
-        if label not in fixed and (fixed or label.lower() not in FIXED):
+        if label not in fixed_labels and (fixed_labels or label.lower() not in FIXED_LABELS):
             continue
         yes = np.bincount(faces.identities, weights=labels[:, column], minlength=len(faces.people)).astype(int)
-        all_ = np.bincount(faces.identities, minlength=len(faces.people))
-        for person in np.flatnonzero((yes > 0) & (yes < all_)).tolist():
-            values = {"0": int(all_[person] - yes[person]), "1": int(yes[person])}
+        total = np.bincount(faces.identities, minlength=len(faces.people))
+        for person in np.flatnonzero((yes > 0) & (yes < total)).tolist():
+            values = {"0": int(total[person] - yes[person]), "1": int(yes[person])}
             found.append({"identity": faces.people[person], "label": label, "values": values})
     return found
 
 
-def _repeats(faces: Faces, seen: np.ndarray, reporter: Reporter) -> tuple[list[list[int]], list[list[int]]]:
-    """Return groups of photos that are one file, and groups that look alike without all being one file."""
-    _, first, file = np.unique(seen["file"], return_index=True, return_inverse=True)
-    photos = _grouped(file, range(len(file)))
+def _find_duplicates(faces: Faces, properties: np.ndarray, reporter: Reporter) -> tuple[list[list[int]], list[list[int]]]:
+    """Return groups of exact duplicates, and groups of near-duplicates that are not all the same file."""
+    _, first, file = np.unique(properties["file"], return_index=True, return_inverse=True)
+    photos = _group_by(file, range(len(file)))
     exact = [rows for rows in photos.values() if len(rows) > 1]
-    pairs = near_pairs(seen["hash"][first], NEAR, reporter)  # of files: a placeholder that is there 10,000 times is one
-    near = [sorted(row for number in files for row in photos[number]) for files in _components(pairs, len(first))]
+    # Distinct files only: a placeholder may occur 10,000 times.
+    pairs = find_near_duplicates(properties["hash"][first], NEAR_DUPLICATE_BITS, reporter)
+    near = [sorted(row for number in files for row in photos[number]) for files in _connected_components(pairs, len(first))]
     return sorted(exact), sorted(near)
 
 
-def _components(pairs: np.ndarray, count: int) -> list[list[int]]:
-    """Return the groups that pairs connect."""
+def _connected_components(pairs: np.ndarray, count: int) -> list[list[int]]:
+    """Return the connected components of the graph with these edges."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
     graph = coo_array((np.ones(len(pairs)), pairs.T), shape=(count, count))
     group = connected_components(graph, directed=False)[1]
-    return list(_grouped(group[np.unique(pairs)], np.unique(pairs).tolist()).values())
+    return list(_group_by(group[np.unique(pairs)], np.unique(pairs).tolist()).values())
 
 
-def _grouped(numbers: np.ndarray, members: Iterable[int]) -> dict[int, list[int]]:
+def _group_by(numbers: np.ndarray, members: Iterable[int]) -> dict[int, list[int]]:
     """Return the members of each group, in order."""
-    found: dict[int, list[int]] = {}
+    groups: dict[int, list[int]] = {}
     for number, member in zip(numbers.tolist(), members, strict=True):
-        found.setdefault(number, []).append(member)
-    return found
+        groups.setdefault(number, []).append(member)
+    return groups
 
 
-def _group(faces: Faces, rows: Iterable[int]) -> dict[str, Any]:
+def _describe_group(faces: Faces, rows: Iterable[int]) -> dict[str, Any]:
     rows = list(rows)
     people = sorted({faces.people[faces.identities[row]] for row in rows})
     return {"photos": [faces.keys[row] for row in rows], "identities": people}
 
 
-def _leaks(faces: Faces, split: Split, groups: Iterable[list[int]]) -> list[dict[str, Any]]:
-    """Return the groups whose photos stand in more than one set."""
-    place = np.full(len(faces), "", dtype=object)
+def _duplicates_across_sets(faces: Faces, split: Split, groups: Iterable[list[int]]) -> list[dict[str, Any]]:
+    """Return the groups with photos in more than one set."""
+    set_of = np.full(len(faces), "", dtype=object)
     sets = split.sets(faces)
-    for name in SETS:
-        place[sets[name]] = name
+    for name in SPLIT_SETS:
+        set_of[sets[name]] = name
     found = []
     for rows in groups:
-        names = sorted({place[row] for row in rows} - {""}, key=SETS.index)
+        names = sorted({set_of[row] for row in rows} - {""}, key=SPLIT_SETS.index)
         if len(names) > 1:
-            found.append(_group(faces, rows) | {"sets": names})
+            found.append(_describe_group(faces, rows) | {"sets": names})
     return found

@@ -1,9 +1,9 @@
-"""What can be told of photos without a model: whether they can be read, their size and mode, and which repeat each other.
+"""Properties of photos without a model: readability, size, mode, file hash and perceptual hash; and search for duplicates.
 
-Two photos repeat each other exactly where their files are equal, and nearly where their perceptual hashes (the signs of low
-frequencies, 256 bits) differ in few bits. On 6,113 photos of CelebA, hashes of different people's photos differ in 50 bits and more, but
-for those that are one photo under two names (up to 36), and hashes of a photo saved again (smaller, brighter, at a lower quality) in 16
-and less. Another crop of a photo may differ in 46: what is found near is a repeat, but not every repeat is found.
+Photos are exact duplicates if their files are equal, and near-duplicates if their perceptual hashes (signs of low frequencies, 256 bits)
+differ in few bits. On 6,113 photos of CelebA, hashes of photos of different people differ in at least 50 bits, except for one photo under
+two names (up to 36 bits). Hashes of a photo that is saved again (smaller, brighter, at a lower quality) differ in at most 16 bits. Another
+crop of a photo may differ in 46 bits: pairs that are found are duplicates, but not all duplicates are found.
 """
 
 from __future__ import annotations
@@ -19,60 +19,60 @@ from ..reporting import SILENT, Reporter
 from .images import ImageError, decode, open_image
 from .memmap_cache import WORKERS
 
-MAX_BYTES = 1_000_000_000  # of a photo's file; it is read whole
-SIDE = 16  # of the perceptual hash, in bits
-NEAR = 32  # of its 256 bits may differ between two versions of a photo
-LOOK = np.dtype(
+MAX_FILE_BYTES = 1_000_000_000  # of a photo's file; the whole file is read
+HASH_SIDE = 16  # of the square perceptual hash, in bits
+NEAR_DUPLICATE_BITS = 32  # maximum distance of two near-duplicates, of 256 bits
+IMAGE_RECORD = np.dtype(
     [
         ("readable", "?"),
         ("width", "<u4"),
         ("height", "<u4"),
         ("mode", "S8"),
         ("file", "S32"),  # SHA-256 of the file
-        ("hash", "<u8", (SIDE * SIDE // 64,)),
+        ("hash", "<u8", (HASH_SIDE * HASH_SIDE // 64,)),
     ]
 )
-TILE = (64, 4096)  # of the table of distances: what fits the cache of a core
+TILE = (64, 4096)  # block of the distance matrix that fits the cache of a core
 
 
-def look(image: str | bytes) -> np.ndarray:
-    """Look at one photo: a record of `LOOK`. One that cannot be decoded is not `readable`."""
+def hash_image(image: str | bytes) -> np.ndarray:
+    """Return the record of one photo, of dtype `IMAGE_RECORD`. `readable` is False if it cannot be decoded."""
     import imagehash
 
-    found = np.zeros((), dtype=LOOK)
+    record = np.zeros((), dtype=IMAGE_RECORD)
     try:
-        if not isinstance(image, bytes) and Path(image).stat().st_size > MAX_BYTES:
-            return found
+        if not isinstance(image, bytes) and Path(image).stat().st_size > MAX_FILE_BYTES:
+            return record
         data = image if isinstance(image, bytes) else Path(image).read_bytes()
-        found["file"] = hashlib.sha256(data).digest()
+        record["file"] = hashlib.sha256(data).digest()
         photo = decode(data, "the photo")
     except (ImageError, OSError):
-        return found
-    found["readable"], found["width"], found["height"] = True, photo.width, photo.height
-    found["mode"] = open_image(data).mode.encode()
-    found["hash"] = np.packbits(imagehash.phash(photo, hash_size=SIDE).hash).view("<u8")
-    return found
+        return record
+    record["readable"], record["width"], record["height"] = True, photo.width, photo.height
+    record["mode"] = open_image(data).mode.encode()
+    record["hash"] = np.packbits(imagehash.phash(photo, hash_size=HASH_SIDE).hash).view("<u8")
+    return record
 
 
-def look_at(images: Sequence[str | bytes], reporter: Reporter = SILENT) -> np.ndarray:
-    """Look at all photos, several at a time: records of `LOOK` (N,)."""
-    found = np.zeros(len(images), dtype=LOOK)
+def hash_images(images: Sequence[str | bytes], reporter: Reporter = SILENT) -> np.ndarray:
+    """Return the records of all photos, of dtype `IMAGE_RECORD`, (N,). Runs in several threads."""
+    records = np.zeros(len(images), dtype=IMAGE_RECORD)
     with ThreadPoolExecutor(WORKERS) as pool:
-        for row, record in enumerate(reporter.track(pool.map(look, images), "Looking at photos", total=len(images))):
-            found[row] = record
-    return found
+        for row, record in enumerate(reporter.track(pool.map(hash_image, images), "Hashing photos", total=len(images))):
+            records[row] = record
+    return records
 
 
-def near_pairs(hashes: np.ndarray, bits: int, reporter: Reporter = SILENT) -> np.ndarray:
-    """Return all pairs of hashes that differ in at most so many bits.
+def find_near_duplicates(hashes: np.ndarray, bits: int, reporter: Reporter = SILENT) -> np.ndarray:
+    """Return all pairs of hashes that differ in at most `bits` bits.
 
     Args:
         hashes: uint64 (N, W).
-        bits: The largest distance.
+        bits: Maximum Hamming distance.
         reporter: For progress.
 
     Returns:
-        int64 (P, 2), the smaller row first, in order.
+        Pairs of rows, int64 (P, 2), the smaller row first, sorted.
     """
     words = np.ascontiguousarray(hashes.T)  # (W, N)
 
@@ -80,7 +80,7 @@ def near_pairs(hashes: np.ndarray, bits: int, reporter: Reporter = SILENT) -> np
         found = [np.zeros((0, 2), dtype=np.int64)]
         for column in range(start, len(hashes), TILE[1]):
             rows, columns = words[:, start : start + TILE[0], None], words[:, None, column : column + TILE[1]]
-            # Half of the words are enough to rule nearly all pairs out.
+            # Half of the words rule out nearly all pairs.
             distance = sum(np.bitwise_count(rows[word] ^ columns[word]) for word in range(len(words) // 2))
             first, second = np.nonzero(distance <= bits)
             first, second = first + start, second + column

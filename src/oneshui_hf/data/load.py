@@ -1,4 +1,4 @@
-"""From `--dataset NAME_OR_PATH` to an indexed data set."""
+"""Loads the data set of `--dataset NAME_OR_PATH`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ..reporting import SILENT, Reporter
 from ..runs import write_json
 from .column_inference import METADATA
 from .images import SUFFIXES
-from .schema import Faces, LeftOut, index
+from .quiet import quiet
+from .schema import Exclusions, Faces, index_dataset
 
 if TYPE_CHECKING:
     from .builders.base import FaceBuilder
 
 FOLDER = "folder"  # the builder that reads a path
-
-REMOVED = "near-duplicates.json"
+NEAR_DUPLICATES_FILE = "near-duplicates.json"
 
 
 def load_faces(
@@ -34,19 +34,19 @@ def load_faces(
     identity_column: str | None = None,
     reporter: Reporter = SILENT,
 ) -> Faces:
-    """Read a data set, from its Arrow cache where its files have not changed.
+    """Read a data set, from its Arrow cache if its files have not changed.
 
     Args:
         dataset: A builder's name, the path of a folder with `metadata.csv`, or any path or Hub id that `datasets.load_dataset` reads.
-        data_dir: Where a named data set lies on disk, or a folder that has moved.
-        label_columns: Which columns are labels; guessed where empty.
+        data_dir: The folder of a named data set on disk, or the new path of a folder that was moved.
+        label_columns: The columns of labels; inferred if empty.
         subset: The data set's configuration.
-        image_column: Which column is the photo; guessed where None.
-        identity_column: Which column is the person; guessed where None.
+        image_column: The column of photos; inferred if None.
+        identity_column: The column of identities; inferred if None.
         reporter: For progress.
 
     Raises:
-        UsageError: The name is unknown, or an option does not fit it.
+        UsageError: The name is unknown, or an option does not apply to the data set.
         OneshuiError: The files are missing or damaged.
     """
     columns = {"image_column": image_column, "identity_column": identity_column, "label_columns": tuple(label_columns)}
@@ -54,93 +54,92 @@ def load_faces(
     if builder is None:
         return _read_any(title, subset, columns)
     builder.reporter = reporter
-    with _quiet():
-        builder.download_and_prepare()
+    _build_arrow_cache(builder)
     cache = Path(builder.cache_dir)
-    with _sound(cache):
-        left_out, dataset = LeftOut(**json.loads(builder.info.description)), builder.as_dataset(split="train")
-    if left_out.near_duplicates:
-        write_json(cache / REMOVED, left_out.near_duplicates)
-        left_out.notes.append(f"Near-duplicates are left out; {cache / REMOVED} lists them and what each repeats.")
-    return index(dataset, title, cache, left_out)
+    with _report_damaged_cache(cache):
+        exclusions, dataset = Exclusions(**json.loads(builder.info.description)), builder.as_dataset(split="train")
+    if exclusions.near_duplicates:
+        write_json(cache / NEAR_DUPLICATES_FILE, exclusions.near_duplicates)
+        exclusions.notes.append(f"Near-duplicates are excluded; {cache / NEAR_DUPLICATES_FILE} lists each with the photo it duplicates.")
+    return index_dataset(dataset, title, cache, exclusions)
 
 
 def _read_any(place: str, subset: str | None, columns: dict[str, Any]) -> Faces:
-    from .any_dataset import read_any
+    from .any_dataset import read_any_dataset
     from .builders.folder import LAYOUT
 
     try:
-        return read_any(place, subset, **columns)
+        return read_any_dataset(place, subset, **columns)
     except UsageError:
         raise
     except OneshuiError as error:
-        hint = LAYOUT.elsewhere(Path(place)) if Path(place).is_dir() else None
+        hint = LAYOUT.suggest_folder(Path(place)) if Path(place).is_dir() else None
         raise OneshuiError(f"{error} {hint}" if hint else str(error)) from None
 
 
-def load_photos(
+def load_photo_keys(
     dataset: str, data_dir: str | Path | None = None, *, subset: str | None = None, reporter: Reporter = SILENT, **columns: Any
 ) -> dict[str, list[str]]:
-    """Return the photos of each person as the annotations have them, whether or not the images are there.
+    """Return the photo keys of each person according to the annotations, including missing images.
 
-    The arguments are those of `load_faces`, and so is what is raised.
+    Arguments and errors are those of `load_faces`.
     """
     builder, _ = open_builder(dataset, data_dir, subset, columns)
-    if builder is None:  # all rows of a table have their photo
-        return load_faces(dataset, data_dir, subset=subset, **columns).photos()
+    if builder is None:  # a table contains its photos
+        return load_faces(dataset, data_dir, subset=subset, **columns).photos_by_identity()
     builder.reporter = reporter
-    found = builder.annotations()
-    if found.by_looks and (absent := list(found.images).count(None)):
+    annotations = builder.annotations()
+    if annotations.depends_on_images and (missing := list(annotations.images).count(None)):
         raise UsageError(
-            f"{absent:,} photos are not there, and what belongs to subset '{subset}' depends on all of them; "
-            "get them, or split what is there with --rows present."
+            f"{missing:,} photos are missing, and subset '{subset}' depends on all of them; "
+            "add them, or split the existing photos with --rows present."
         )
-    return found.photos()
+    return annotations.photos_by_identity()
 
 
 def open_builder(dataset: str, data_dir: str | Path | None, subset: str | None, columns: dict[str, Any]) -> tuple[FaceBuilder | None, str]:
-    """Return the builder that reads a data set, None where `datasets` itself does, and what to call the data set.
+    """Return the builder of a data set, or None if `datasets` reads it, and the name of the data set.
 
     Raises:
-        UsageError: The name is unknown, or an option does not fit it.
+        UsageError: The name is unknown, or an option does not apply to the data set.
         OneshuiError: The files are missing.
     """
     plugins = Plugins(DATASETS)
-    place = Path(data_dir).expanduser().resolve() if data_dir else None
+    folder = Path(data_dir).expanduser().resolve() if data_dir else None
     if dataset not in plugins.names or dataset == FOLDER:
-        source = _place(dataset, place, plugins.names)
+        source = _resolve_source(dataset, folder, plugins.names)
         if isinstance(source, str) or not (source / METADATA).is_file():
             return None, str(source)
-        name, place, config = FOLDER, source, {key: value for key, value in columns.items() if value}
-        _refuse_subset(dataset, subset)
+        name, folder, config = FOLDER, source, {key: value for key, value in columns.items() if value}
+        _reject_subset(dataset, subset)
     else:
         name, config = dataset, {}
         if given := [key for key, value in columns.items() if value]:
-            raise UsageError(f"--{given[0].replace('_', '-')} goes with a folder or table of your own, not with '{dataset}'.")
+            raise UsageError(f"--{given[0].replace('_', '-')} applies to your own folder or table, not to '{dataset}'.")
     builder_class = plugins.load(name)
-    if place and not builder_class.reads_folder:
-        raise UsageError(f"--data-dir goes with a data set that is read from disk, not with '{dataset}'.")
+    if folder and not builder_class.reads_folder:
+        raise UsageError(f"--data-dir applies to data sets that are read from disk, not to '{dataset}'.")
     if subset is not None and name != FOLDER:
         known = sorted(builder_class.builder_configs)
         if not known:
-            _refuse_subset(dataset, subset)
+            _reject_subset(dataset, subset)
         if subset not in known:
             raise UsageError(f"'{dataset}' has no subset '{subset}'; it has {' and '.join(known)}.")
         config["config_name"] = subset
-    fingerprint = builder_class.fingerprint(place)
-    with _sound():
-        builder = builder_class(data_dir=str(place) if place else None, hash=fingerprint, **config)
-    return builder, place.name if name == FOLDER and place else name
+    fingerprint = builder_class.fingerprint(folder)
+    with _report_damaged_cache():
+        builder = builder_class(data_dir=str(folder) if folder else None, hash=fingerprint, **config)
+    return builder, folder.name if name == FOLDER and folder else name
 
 
-def _refuse_subset(dataset: str, subset: str | None) -> None:
+def _reject_subset(dataset: str, subset: str | None) -> None:
     if subset is not None:
-        raise UsageError(f"'{dataset}' has no subsets; leave --subset out.")
+        raise UsageError(f"'{dataset}' has no subsets; omit --subset.")
 
 
 @contextlib.contextmanager
-def _sound(cache: Path | None = None) -> Iterator[None]:
-    """Tell a damaged Arrow cache in one sentence."""
+def _report_damaged_cache(cache: Path | None = None) -> Iterator[None]:
+    """Report a damaged Arrow cache in one sentence."""
     import datasets
     import pyarrow as pa
 
@@ -153,26 +152,21 @@ def _sound(cache: Path | None = None) -> Iterator[None]:
         raise OneshuiError(f"The Arrow data in {where} is damaged ({error}); remove that folder and run again.") from None
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the bars of `datasets` away, and let our own sentences through its wrapping."""
+def _build_arrow_cache(builder: FaceBuilder) -> None:
+    """Write the Arrow cache of a data set if it does not exist. Errors of the builder are raised unwrapped."""
     import datasets
 
-    bars = datasets.utils.logging.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
     try:
-        yield
+        with quiet(datasets.utils.logging):
+            builder.download_and_prepare()
     except datasets.exceptions.DatasetGenerationError as error:
-        raise error.__cause__ or error from None  # our own sentence lies beneath
-    finally:
-        if bars:
-            datasets.enable_progress_bars()
+        raise error.__cause__ or error from None
 
 
-def _place(dataset: str, data_dir: Path | None, names: Sequence[str]) -> Path | str:
+def _resolve_source(dataset: str, data_dir: Path | None, names: Sequence[str]) -> Path | str:
     """Return the folder or file to read, or the Hub id.
 
-    `data_dir` comes first where it is given, since the folder that a run was trained on may have moved.
+    `data_dir` has priority, since the folder that a run was trained on may have moved.
     """
     if dataset == FOLDER and data_dir is None:
         raise UsageError("Name the folder to read: --dataset PATH.")
@@ -184,24 +178,24 @@ def _place(dataset: str, data_dir: Path | None, names: Sequence[str]) -> Path | 
         if path.suffix.lower() in SUFFIXES and path.is_file():
             raise UsageError(f"{dataset} is a photo, not a data set; name a folder or a table of photos.")
         if path.exists():
-            _refuse_layout(path.resolve())
+            _reject_builtin_layout(path.resolve())
             return path.resolve()
         if dataset.count("/") == 1 and not dataset.startswith((".", "~", "/")):
             return dataset
-    # A single word with a folder that is not one of ours is more likely a data set's name with a typing error.
+    # A single word that is no folder is more likely the misspelled name of a data set.
     raise UsageError(f"'{dataset}' is neither a data set nor a folder.{did_you_mean(dataset, names)}")
 
 
-def _refuse_layout(path: Path) -> None:
-    """Refuse the folder of a data set that is known by name.
+def _reject_builtin_layout(path: Path) -> None:
+    """Reject the folder of a data set that has its own builder.
 
     Raises:
-        UsageError: It is one; the message says how to name it.
+        UsageError: It is such a folder; the message states how to name the data set.
     """
     from .builders import celeba, celebahq, mufac
 
     if (path / METADATA).is_file():
         return
     for layout in (celeba.LAYOUT, celebahq.LAYOUT, mufac.LAYOUT):
-        if layout.whole(path):
-            raise UsageError(f"{path} is laid out as {layout.name}; name it with --dataset {layout.name} --data-dir {path}.")
+        if layout.is_complete(path):
+            raise UsageError(f"{path} has the layout of {layout.name}; name it with --dataset {layout.name} --data-dir {path}.")

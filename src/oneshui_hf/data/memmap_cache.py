@@ -1,8 +1,8 @@
-"""One record a photo, made once, in a memory-mapped file beside the Arrow data.
+"""A cache of one record per photo, in a memory-mapped file next to the Arrow data.
 
-The file is a NumPy array of records, each behind a checksum of its own and its row's number. It appears by renaming, whole or not at
-all: a process that is killed while it makes one leaves a scratch file that the next one overwrites. Of two processes that want the same
-file, one makes it and the other waits.
+The file is a NumPy array of records, each with a checksum of the record and its row number. It is written to a scratch file and then
+renamed, so it is complete or missing: a process that is killed while writing leaves a scratch file, which the next process overwrites. If
+two processes need the same file, one writes it and the other waits.
 """
 
 from __future__ import annotations
@@ -22,84 +22,84 @@ from ..errors import OneshuiError
 from ..reporting import SILENT, Reporter
 
 WORKERS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-BLOCK = 256  # records made between two looks at the progress bar
+BLOCK = 256  # records between two updates of the progress bar
 
 
-class Records:
-    """The records of a file; a row is checked when it is first read."""
+class MemmapCache:
+    """The records of a file. The checksum of a row is verified when the row is first read."""
 
-    def __init__(self, file: Path, stored: np.ndarray) -> None:
-        self.file, self.stored = file, stored
-        self._trusted = np.zeros(len(stored), dtype=bool)
+    def __init__(self, file: Path, array: np.ndarray) -> None:
+        self.file, self.array = file, array
+        self._verified = np.zeros(len(array), dtype=bool)
 
     def __len__(self) -> int:
-        return len(self.stored)
+        return len(self.array)
 
     def take(self, rows: np.ndarray, field: str | list[str]) -> np.ndarray:
-        """Return a copy of a field of these rows, or of several.
+        """Return a copy of one or several fields of these rows.
 
         Raises:
-            OneshuiError: A record is not as it was written.
+            OneshuiError: The checksum of a record is wrong.
         """
-        for row in rows[~self._trusted[rows]].tolist():
-            if _checksum(self.stored["record"][row], row) != self.stored["checksum"][row]:
+        for row in rows[~self._verified[rows]].tolist():
+            if _checksum(self.array["record"][row], row) != self.array["checksum"][row]:
                 raise OneshuiError(f"{self.file} is damaged at row {row}; remove it and run again.")
-            self._trusted[row] = True
-        return self.stored["record"][field][rows]
+            self._verified[row] = True
+        return self.array["record"][field][rows]
 
 
-def load_records(
+def load_memmap_cache(
     file: Path,
     dtype: np.dtype,
     count: int,
     make: Callable[[int], np.ndarray],
     label: str,
     reporter: Reporter = SILENT,
-) -> Records:
-    """Open the file, or make it first.
+) -> MemmapCache:
+    """Open the cache file; write it first if it does not exist.
 
     Args:
-        file: Where it is or is to be.
-        dtype: Of one record.
-        count: How many there are.
+        file: Path of the cache file.
+        dtype: Dtype of one record.
+        count: Number of records.
         make: Returns the record of a row. Called from several threads.
-        label: What the progress bar says.
+        label: Label of the progress bar.
         reporter: For progress.
 
     Raises:
-        OneshuiError: The file is of another shape, or no such file.
-        OSError: There is no space left.
+        OneshuiError: The file is not a cache file, or has another dtype or number of records.
+        OSError: There is no disk space left.
     """
     layout = np.dtype([("checksum", "<u4"), ("record", dtype)])
     if not file.exists():
         with FileLock(f"{file}.lock"):
-            if not file.exists():  # another process may have made it meanwhile
-                _build(file, layout, count, make, label, reporter)
-    stored = _open(file)
-    if stored is None or stored.dtype != layout or stored.shape != (count,):
+            if not file.exists():  # another process may have written it in the meantime
+                _write(file, layout, count, make, label, reporter)
+    array = _open(file)
+    if array is None or array.dtype != layout or array.shape != (count,):
         raise OneshuiError(f"{file} does not fit its data set; remove it and run again.")
-    return Records(file, stored)
+    return MemmapCache(file, array)
 
 
 def _open(file: Path) -> np.ndarray | None:
     try:
         return np.lib.format.open_memmap(file, mode="r")
-    except (ValueError, SyntaxError, tokenize.TokenError):  # no array, one that was cut off, or one with a damaged header
+    except (ValueError, SyntaxError, tokenize.TokenError):  # not an array, truncated, or a damaged header
         return None
 
 
-def _build(file: Path, layout: np.dtype, count: int, make: Callable[[int], np.ndarray], label: str, reporter: Reporter) -> None:
+def _write(file: Path, layout: np.dtype, count: int, make: Callable[[int], np.ndarray], label: str, reporter: Reporter) -> None:
     scratch = file.with_name(f".{file.name}.part")
     try:
-        stored = np.lib.format.open_memmap(scratch, mode="w+", dtype=layout, shape=(count,))
+        array = np.lib.format.open_memmap(scratch, mode="w+", dtype=layout, shape=(count,))
         _reserve(scratch)
         with ThreadPoolExecutor(WORKERS) as pool:
-            for start in reporter.track(range(0, count, BLOCK), label):  # in blocks, so that finished records do not pile up in memory
+            for start in reporter.track(range(0, count, BLOCK), label):  # blocks limit the number of records in memory
                 rows = range(start, min(start + BLOCK, count))
                 for row, record in zip(rows, pool.map(make, rows), strict=True):
-                    stored[row] = (_checksum(record, row), record)
-        stored.flush()  # to the disk, before the name: a power cut must not leave a named file of zeros
-        del stored
+                    array[row] = (_checksum(record, row), record)
+        array.flush()  # before renaming: after a power failure the named file must not contain zeros
+        del array
         scratch.replace(file)
     finally:
         scratch.unlink(missing_ok=True)
@@ -110,12 +110,12 @@ def _checksum(record: np.ndarray, row: int) -> int:
 
 
 def _reserve(file: Path) -> None:
-    """Take the space of a file that is still empty: a disk that fills while mapped memory is written kills the process (SIGBUS)."""
+    """Allocate the disk space of an empty file: if the disk fills while mapped memory is written, the process is killed (SIGBUS)."""
     if not hasattr(os, "posix_fallocate"):
         return
     with file.open("r+b") as opened:
         try:
             os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
         except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # these: the file system cannot reserve
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # these mean that the file system cannot allocate
                 raise OSError(error.errno, error.strerror, str(file.parent)) from None

@@ -1,86 +1,82 @@
-"""Pixels: decoded and resized once into one memory-mapped file beside the Arrow data, then gathered in batches."""
+"""Decodes and resizes all photos once, into one memory-mapped file next to the Arrow data."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import OneshuiError
 from ..reporting import SILENT, Reporter
 from .images import ImageError, decode, to_pixels
-from .memmap_cache import Records, load_records
+from .memmap_cache import MemmapCache, load_memmap_cache
 from .schema import Faces
 
-if TYPE_CHECKING:
-    pass
-
-NAMED = 5  # photos that are named one by one where many cannot be decoded
+MAX_NAMED = 5  # unreadable photos named in a warning
 
 
 @dataclass(frozen=True)
-class Pixels:
+class PixelCache:
     """All photos of a data set at one size, uint8 (N, 3, S, S), in a memory-mapped file."""
 
-    records: Records
+    cache: MemmapCache
 
     def __getitem__(self, rows: np.ndarray, /) -> np.ndarray:
         """Return a copy of the pixels of these rows of the Arrow data, uint8 (m, 3, S, S).
 
         Raises:
-            OneshuiError: A row is not as it was written.
+            OneshuiError: The checksum of a row is wrong.
         """
-        return self.records.take(rows, "pixels")
+        return self.cache.take(rows, "pixels")
 
-    def unreadable(self) -> np.ndarray:
-        """Return the rows whose photo could not be decoded."""
-        return np.flatnonzero(~self.records.stored["record"]["readable"])
+    def unreadable_rows(self) -> np.ndarray:
+        """Return the rows of photos that could not be decoded."""
+        return np.flatnonzero(~self.cache.array["record"]["readable"])
 
 
-def load_pixels(faces: Faces, size: int, reporter: Reporter = SILENT) -> tuple[Faces, Pixels]:
-    """Return all photos at one size, made on the first call, and the data set without those that cannot be decoded.
+def load_pixels(faces: Faces, size: int, reporter: Reporter = SILENT) -> tuple[Faces, PixelCache]:
+    """Return the data set without photos that cannot be decoded, and all photos at one size.
 
-    A photo that cannot be decoded ends nothing: it is left out, counted and named.
+    The first call writes the pixel file. Photos that cannot be decoded are excluded, with a warning that counts and names them.
 
     Raises:
-        OneshuiError: No photo can be decoded, or the file beside the Arrow data is damaged.
-        OSError: There is no space left.
+        OneshuiError: No photo can be decoded, or the pixel file is damaged.
+        OSError: There is no disk space left.
     """
     layout = np.dtype([("readable", "?"), ("pixels", "u1", (3, size, size))])
 
     def make(row: int) -> np.ndarray:
         record = np.zeros((), dtype=layout)
         try:
-            record["pixels"] = to_pixels(decode(faces.image(row), "it"), size)
+            record["pixels"] = to_pixels(decode(faces.encoded_image(row), "it"), size)
             record["readable"] = True
         except ImageError:
-            pass  # stays unreadable, all zeros; told below, on every load
+            pass  # stays unreadable, all zeros; every load warns about it below
         return record
 
     file = faces.cache / f"pixels-{size}.npy"
-    pixels = Pixels(load_records(file, layout, len(faces.rows), make, "Reading photos", reporter))
-    if (bad := np.intersect1d(pixels.unreadable(), faces.stored)).size:
-        _tell(faces, pixels, bad, reporter)
-        faces = faces.without(bad)
+    pixels = PixelCache(load_memmap_cache(file, layout, len(faces.arrow_dataset), make, "Reading photos", reporter))
+    if (bad := np.intersect1d(pixels.unreadable_rows(), faces.arrow_rows)).size:
+        _warn_unreadable(faces, pixels, bad, reporter)
+        faces = faces.drop_rows(bad)
     return faces, pixels
 
 
-def _tell(faces: Faces, pixels: Pixels, bad: np.ndarray, reporter: Reporter) -> None:
-    """Say which photos are left out.
+def _warn_unreadable(faces: Faces, pixels: PixelCache, bad: np.ndarray, reporter: Reporter) -> None:
+    """Warn about photos that cannot be decoded.
 
     Raises:
-        OneshuiError: No other is left.
+        OneshuiError: No photo can be decoded.
     """
-    name = dict(zip(faces.stored.tolist(), faces.keys, strict=True))
+    name = dict(zip(faces.arrow_rows.tolist(), faces.keys, strict=True))
     reasons = []
-    for row in bad[:NAMED].tolist():
+    for row in bad[:MAX_NAMED].tolist():
         try:
-            decode(faces.image(row), f"photo {name[row]}")
-            reasons.append(f"photo {name[row]} could not be read at first; remove {pixels.records.file} to try again.")
+            decode(faces.encoded_image(row), f"photo {name[row]}")
+            reasons.append(f"photo {name[row]} could not be read when the pixel file was written; remove {pixels.cache.file} to try again.")
         except ImageError as error:
             reasons.append(str(error))
     if len(bad) == len(faces):
         raise OneshuiError(f"None of the {len(bad)} photos of '{faces.name}' can be read: {reasons[0]}")
-    more = f" And {len(bad) - NAMED} more; `oneshui data check` lists them." if len(bad) > NAMED else ""
-    reporter.warn(f"{len(bad)} of {len(faces)} photos of '{faces.name}' cannot be read and are left out: {' '.join(reasons)}{more}")
+    more = f" And {len(bad) - MAX_NAMED} more; `oneshui data check` lists them." if len(bad) > MAX_NAMED else ""
+    reporter.warn(f"{len(bad)} of {len(faces)} photos of '{faces.name}' cannot be read and are excluded: {' '.join(reasons)}{more}")

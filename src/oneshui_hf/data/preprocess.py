@@ -1,4 +1,4 @@
-"""From uint8 pixels to what a model takes, and the image processor that tells other tools to do the same."""
+"""Preprocessing: maps uint8 pixels to the input of a model, and saves an image processor with the same result."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from ..runs import read_json
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-BICUBIC = 3  # Pillow's number, as image processors store it
+BICUBIC = 3  # Pillow's constant, as stored by image processors
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Square images of one size, scaled to 0..1 and normalised per channel."""
+    """Scales square images of one size to 0..1 and normalises each channel."""
 
     size: int
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -28,7 +28,7 @@ class Preprocess:
         return pixels.float().sub_(mean).div_(std)
 
     def save(self, folder: Path) -> None:
-        """Write `preprocessor_config.json`, for `pipeline()` and every other user of the checkpoint."""
+        """Write `preprocessor_config.json`, for `pipeline()` and other tools that load the checkpoint."""
         from transformers import ViTImageProcessorPil
 
         square = {"height": self.size, "width": self.size}
@@ -39,6 +39,6 @@ class Preprocess:
 
     @classmethod
     def load(cls, folder: Path) -> Preprocess:
-        """Read back what `save` wrote."""
+        """Read the file that `save` writes."""
         config = read_json(folder / "preprocessor_config.json")
         return cls(config["size"]["height"], tuple(config["image_mean"]), tuple(config["image_std"]))

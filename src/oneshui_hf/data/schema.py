@@ -1,7 +1,7 @@
-"""The one schema of all data sets, and the index of a data set that the rest of the code works with.
+"""The schema of all data sets, and their in-memory index.
 
-Rows are {key, image, identity, labels}: `key` names the photo within its data set (its file name), `identity` the person, `labels` is a
-struct of 0/1 per attribute (multi-label) or one class (single-label).
+Rows are {key, image, identity, labels}: `key` is the name of the photo within its data set (its file name), `identity` the person, `labels`
+a struct of 0/1 per attribute (multi-label) or one class (single-label).
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ TaskKind = Literal["multi_label", "single_label"]
 
 @dataclass(frozen=True)
 class Task:
-    """What the model predicts."""
+    """The prediction task."""
 
     kind: TaskKind
     label_names: tuple[str, ...]
 
     @property
     def score_name(self) -> str:
-        """The metric of this task: "map" or "accuracy"."""
+        """The main metric of this task: "map" or "accuracy"."""
         return "map" if self.kind == "multi_label" else "accuracy"
 
     @property
     def problem_type(self) -> str:
-        """The task as transformers names it in a model's config."""
+        """The name of the task in the config of a transformers model."""
         return f"{self.kind}_classification"
 
 
 @dataclass(frozen=True)
-class LeftOut:
-    """What reading a data set left out, by photo name.
+class Exclusions:
+    """The photos that were excluded when a data set was read, by name.
 
     Attributes:
-        without_image: Annotated photos that are not there.
-        without_row: Photos that no row describes.
-        without_identity: Photos whose person is not known.
-        near_duplicates: Photos that nearly repeat another one, where the data set was asked for without them.
-        notes: What else was chosen, in sentences.
+        without_image: Annotated photos whose image is missing.
+        without_row: Photos without an annotation row.
+        without_identity: Photos without an identity.
+        near_duplicates: Near-duplicates of other photos, if the subset excludes them.
+        notes: Sentences that state what was inferred.
     """
 
     without_image: list[str] = field(default_factory=list)
@@ -56,33 +56,33 @@ class LeftOut:
     near_duplicates: list[dict[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def sentences(self) -> tuple[str, ...]:
-        """Tell it to the user."""
-        words = {
-            "without_image": "annotated photos that are not there",
+    def messages(self) -> tuple[str, ...]:
+        """Return sentences for the user."""
+        descriptions = {
+            "without_image": "annotated photos without an image",
             "without_row": "photos without an annotation row",
             "without_identity": "photos without an identity",
             "near_duplicates": "near-duplicates",
         }
-        counts = [f"{what} ({len(getattr(self, name)):,})" for name, what in words.items() if getattr(self, name)]
-        return (*self.notes, f"Left out: {', '.join(counts)}.") if counts else tuple(self.notes)
+        counts = [f"{what} ({len(getattr(self, name)):,})" for name, what in descriptions.items() if getattr(self, name)]
+        return (*self.notes, f"Excluded: {', '.join(counts)}.") if counts else tuple(self.notes)
 
 
 @dataclass(frozen=True)
 class Faces:
-    """A data set in memory, but for its pixels.
+    """The in-memory index of a data set, without pixels.
 
     Attributes:
         name: The builder's name, or the folder's.
-        task: What is predicted.
+        task: The prediction task.
         keys: Photo names, N.
         identities: Index into `people`, int64 (N,).
         people: Identity keys, sorted.
         labels: float32 (N, K) of 0/1, or int64 (N,).
-        rows: The Arrow data set; its image column is not decoded.
-        stored: Which of its rows each photo is, int64 (N,): all of them, but for photos that cannot be decoded.
-        cache: The folder beside the Arrow data, for what is derived from it.
-        left_out: What reading it left out.
+        arrow_dataset: The Arrow data set; its image column is not decoded.
+        arrow_rows: Its row of each photo, int64 (N,). Rows whose photo cannot be decoded are absent.
+        cache: The folder next to the Arrow data, for files derived from it.
+        exclusions: The photos that were excluded when it was read.
     """
 
     name: str
@@ -91,31 +91,31 @@ class Faces:
     identities: np.ndarray
     people: list[str]
     labels: torch.Tensor
-    rows: datasets.Dataset
-    stored: np.ndarray
+    arrow_dataset: datasets.Dataset
+    arrow_rows: np.ndarray
     cache: Path
-    left_out: LeftOut = field(default_factory=LeftOut)
+    exclusions: Exclusions = field(default_factory=Exclusions)
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def image(self, row: int) -> str | bytes:
-        """Return the photo in a row of the Arrow data: its path, or its encoded bytes; none where the row has no photo."""
-        image = self.rows.data.column("image")[row].as_py() or {}
+    def encoded_image(self, row: int) -> str | bytes:
+        """Return the photo in a row of the Arrow data: its path or its encoded bytes; empty bytes if the row has no photo."""
+        image = self.arrow_dataset.data.column("image")[row].as_py() or {}
         return image.get("bytes") or image.get("path") or b""
 
-    def photos(self) -> dict[str, list[str]]:
-        """Return the photos of each person."""
-        found: dict[str, list[str]] = {person: [] for person in self.people}
+    def photos_by_identity(self) -> dict[str, list[str]]:
+        """Return the photo keys of each person."""
+        photos: dict[str, list[str]] = {person: [] for person in self.people}
         for key, identity in zip(self.keys, self.identities.tolist(), strict=True):
-            found[self.people[identity]].append(key)
-        return found
+            photos[self.people[identity]].append(key)
+        return photos
 
-    def without(self, rows: np.ndarray) -> Faces:
-        """Return the data set without the photos in these rows of the Arrow data, and without people who have no other."""
+    def drop_rows(self, rows: np.ndarray) -> Faces:
+        """Return the data set without the photos in these rows of the Arrow data, and without people who have no other photo."""
         import numpy as np
 
-        kept = np.flatnonzero(~np.isin(self.stored, rows))
+        kept = np.flatnonzero(~np.isin(self.arrow_rows, rows))
         numbers, identities = np.unique(self.identities[kept], return_inverse=True)
         return replace(
             self,
@@ -123,14 +123,14 @@ class Faces:
             identities=identities.astype(np.int64),
             people=[self.people[i] for i in numbers],
             labels=self.labels[kept],
-            stored=self.stored[kept],
+            arrow_rows=self.arrow_rows[kept],
         )
 
     @property
     def fingerprint(self) -> str:
-        """A hash of photo names, people and labels, the same on every machine and for every order of rows."""
-        stored = "int8" if self.task.kind == "multi_label" else "<i8"  # 0 and 1, or the numbers of classes, which may be many
-        labels = self.labels.reshape(len(self), -1).numpy().astype(stored)
+        """A hash of photo names, people and labels, independent of the machine and of the order of rows."""
+        dtype = "int8" if self.task.kind == "multi_label" else "<i8"  # attributes are 0 and 1; there may be many classes
+        labels = self.labels.reshape(len(self), -1).numpy().astype(dtype)
         digest = hashlib.sha256("\n".join(self.task.label_names).encode())
         for row in sorted(range(len(self)), key=self.keys.__getitem__):
             digest.update(f"{self.keys[row]}\0{self.people[self.identities[row]]}\0".encode())
@@ -138,7 +138,7 @@ class Faces:
         return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        """What a run's record says of its data."""
+        """Return the description of the data in the record of a run."""
         return {
             "name": self.name,
             "fingerprint": self.fingerprint,
@@ -149,19 +149,19 @@ class Faces:
         }
 
 
-def features(task: Task, extras: Mapping[str, int] | None = None) -> datasets.Features:
-    """Return the Arrow schema for a task; `extras` are further columns of whole numbers, each with its width."""
+def dataset_features(task: Task, extras: Mapping[str, int] | None = None) -> datasets.Features:
+    """Return the schema of a task. `extras` are additional columns of integers, each with its width."""
     from datasets import ClassLabel, Features, Image, List, Value
 
     labels: Any = ClassLabel(names=list(task.label_names))
     if task.kind == "multi_label":
         labels = {name: Value("int8") for name in task.label_names}
-    more = {name: Value("int32") if width == 1 else List(Value("int32"), length=width) for name, width in (extras or {}).items()}
-    return Features({"key": Value("string"), "image": Image(), "identity": Value("string"), "labels": labels, **more})
+    additional = {name: Value("int32") if width == 1 else List(Value("int32"), length=width) for name, width in (extras or {}).items()}
+    return Features({"key": Value("string"), "image": Image(), "identity": Value("string"), "labels": labels, **additional})
 
 
-def index(dataset: datasets.Dataset, name: str, cache: Path, left_out: LeftOut) -> Faces:
-    """Read identities and labels of a data set in the schema into memory."""
+def index_dataset(dataset: datasets.Dataset, name: str, cache: Path, exclusions: Exclusions) -> Faces:
+    """Return the in-memory index of a data set in the schema."""
     import datasets
     import numpy as np
     import torch
@@ -176,7 +176,7 @@ def index(dataset: datasets.Dataset, name: str, cache: Path, left_out: LeftOut) 
         flat = table.select(["labels"]).flatten()
         columns = [flat.column(f"labels.{label}").to_numpy() for label in task.label_names]
         labels = torch.from_numpy(np.stack(columns, axis=1).astype(np.float32))
-    people, identities = number_people(table.column("identity").to_pylist())
+    people, identities = encode_identities(table.column("identity").to_pylist())
     return Faces(
         name=name,
         task=task,
@@ -184,17 +184,17 @@ def index(dataset: datasets.Dataset, name: str, cache: Path, left_out: LeftOut) 
         identities=identities,
         people=people,
         labels=labels,
-        rows=dataset.cast_column("image", datasets.Image(decode=False)),
-        stored=np.arange(len(dataset)),
+        arrow_dataset=dataset.cast_column("image", datasets.Image(decode=False)),
+        arrow_rows=np.arange(len(dataset)),
         cache=cache,
-        left_out=left_out,
+        exclusions=exclusions,
     )
 
 
-def number_people(names: list[str]) -> tuple[list[str], np.ndarray]:
-    """Return the people, sorted, and the number of each photo's, int64 (N,)."""
+def encode_identities(names: list[str]) -> tuple[list[str], np.ndarray]:
+    """Return the sorted people, and the index of the person on each photo, int64 (N,)."""
     import numpy as np
 
     people = sorted(set(names))
-    number = {name: place for place, name in enumerate(people)}
-    return people, np.fromiter((number[name] for name in names), dtype=np.int64, count=len(names))
+    index = {name: i for i, name in enumerate(people)}
+    return people, np.fromiter((index[name] for name in names), dtype=np.int64, count=len(names))

@@ -1,7 +1,7 @@
-"""Who is train, val, test and forget, and which photo is support: one JSON file.
+"""Splits by identity: the people of train, val, test and forget, and the support photos, in one JSON file.
 
-Every choice is the order of SHA-256 hashes of (seed, purpose, key), so a split depends on the seed and on the names alone: the same
-bytes on every machine, for every order of rows, in every version of any library.
+Every choice is the order of SHA-256 hashes of (seed, purpose, key). A split therefore depends only on the seed and the names: the file is
+the same on every machine, for every order of rows and every version of a library.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from ..errors import OneshuiError, UsageError
 from ..runs import dump_json, read_json, write_bytes
 from .schema import Faces
 
-SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}  # of the images; whole people
+SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}  # of the images; all images of a person are in one set
 FORMAT = 2
-RESERVED_SHARE = 4  # by default one training person in so many has a photo reserved
+RESERVED_ONE_IN = 4  # by default, one of this many training people has a reserved photo
 META_IDENTITIES = ("all", "disjoint")
 
 
@@ -32,12 +32,12 @@ class Split:
 
     Attributes:
         people: Set name (train, val, test) to identity keys.
-        forget: Those of train who ask to be forgotten.
-        support: Per person to forget, the photo handed in. In no set, and never trained on.
-        reserved: Per person of some in train, a photo that is never trained on, so that simulated requests can hand in a photo that the
-            model has not seen, as real ones do.
-        meta_identities: Whom preparation may simulate: "all" of train, those who ask later among them, as in practice, where nobody
-            knows who will ask; or "disjoint", only those who do not.
+        forget: The forget identities, a subset of train.
+        support: The support photo of each forget identity. It is in no set and never used in training.
+        reserved: One photo of some people of train that is never used in training, so that the support photos of simulated requests are
+            unseen by the model, like those of real requests.
+        meta_identities: Identities used in simulated requests: "all" training identities, including the forget identities, as in practice,
+            where future requests are unknown; or "disjoint", only those outside the forget set.
     """
 
     seed: int
@@ -53,136 +53,143 @@ class Split:
         write_bytes(file, self.dumps())
 
     def dumps(self) -> bytes:
-        """Return the file's bytes."""
+        """Return the content of the file."""
         return dump_json(asdict(self))
 
-    def fitted(self, faces: Faces) -> tuple[Split, tuple[str, ...]]:
-        """Return the split without what the data does not have, and sentences that tell of it.
+    def restricted_to(self, faces: Faces) -> tuple[Split, tuple[str, ...]]:
+        """Return the split restricted to the people and photos of the data, and sentences that state what is missing.
 
-        A split is made for all of a data set; a copy may lack some photos. Who should ask and has lost the photo to hand in leaves
-        the training set, too: elsewhere the same split has them forgotten, so nobody may count them among those who stay.
+        A split is made for a complete data set; a copy may lack photos. A forget identity whose support photo is missing is also removed
+        from the training set: runs on the complete data forget this person, so the person must not be in the retain set here.
 
         Raises:
-            OneshuiError: The data lacks most of the people, or all of a set's: it is not what the split was made for.
+            OneshuiError: The data lacks more than half of the people, or all people of a set: the split was made for another data set.
         """
-        there, keys = set(faces.people), set(faces.keys)
-        support = {person: key for person, key in self.support.items() if person in there and key in keys}
-        silent = set(self.forget) - set(support)
-        people = {name: [p for p in members if p in there and p not in silent] for name, members in self.people.items()}
-        lost, whole = sum(map(len, self.people.values())) - sum(map(len, people.values())), sum(map(len, self.people.values()))
+        known, keys = set(faces.people), set(faces.keys)
+        support = {person: key for person, key in self.support.items() if person in known and key in keys}
+        without_support = set(self.forget) - set(support)
+        people = {name: [p for p in members if p in known and p not in without_support] for name, members in self.people.items()}
+        total = sum(map(len, self.people.values()))
+        missing = total - sum(map(len, people.values()))
         empty = [name for name in people if not people[name]] + ([] if support or not self.forget else ["forget"])
-        if lost > whole / 2 or empty:
-            what = f"it lacks {lost} of its {whole} people" + (f" and all of {' and '.join(empty)}" if empty else "")
+        if missing > total / 2 or empty:
+            what = f"it lacks {missing} of its {total} people" + (f" and all of {' and '.join(empty)}" if empty else "")
             raise OneshuiError(f"The split does not fit this data: {what}; use the data set that the split was made for.")
-        reserved = {person: key for person, key in self.reserved.items() if person in there - silent and key in keys}
+        reserved = {person: key for person, key in self.reserved.items() if person in known - without_support and key in keys}
         notes = []
-        if lost - len(silent):
-            notes.append(f"{lost - len(silent):,} of the split's {whole:,} people have no photo in this data.")
-        if silent:
-            notes.append(f"{len(silent):,} of {len(self.forget):,} people who ask have lost the photo to hand in and are left out.")
-        if gone := len(set(self.reserved) - silent) - len(reserved):
-            notes.append(f"{gone:,} of {len(self.reserved):,} reserved photos are not in this data.")
-        fitted = replace(self, people=people, forget=[p for p in self.forget if p in support], support=support, reserved=reserved)
-        return fitted, tuple(notes)
+        if missing - len(without_support):
+            notes.append(f"{missing - len(without_support):,} of the split's {total:,} people have no photo in this data.")
+        if without_support:
+            notes.append(f"{len(without_support):,} of {len(self.forget):,} forget identities lack the support photo and are excluded.")
+        if missing_reserved := len(set(self.reserved) - without_support) - len(reserved):
+            notes.append(f"{missing_reserved:,} of {len(self.reserved):,} reserved photos are not in this data.")
+        restricted = replace(self, people=people, forget=[p for p in self.forget if p in support], support=support, reserved=reserved)
+        return restricted, tuple(notes)
 
     def sets(self, faces: Faces) -> dict[str, np.ndarray]:
         """Return the positions of each set's photos: train, retain, forget, val, test, support, reserved.
 
         Raises:
-            OneshuiError: The split names a person or photo that the data set does not have, or lets one set leak into another.
+            OneshuiError: The split names a person or photo that the data set does not have, or its sets overlap.
         """
-        code = {person: i for i, person in enumerate(faces.people)}
+        index = {person: i for i, person in enumerate(faces.people)}
         owner = {key: faces.people[i] for key, i in zip(faces.keys, faces.identities.tolist(), strict=True)}
         held = [*self.support.items(), *self.reserved.items()]
-        strangers = sum(person not in code for people in self.people.values() for person in people)
-        if strangers or any(key not in owner for _, key in held):
+        unknown = sum(person not in index for people in self.people.values() for person in people)
+        if unknown or any(key not in owner for _, key in held):
             raise OneshuiError(
-                f"The split does not fit this data: {strangers} of its people and {sum(key not in owner for _, key in held)} of its "
+                f"The split does not fit this data: {unknown} of its people and {sum(key not in owner for _, key in held)} of its "
                 "photos are not in it; use the data set that the split was made for."
             )
-        self._check()
+        self._validate()
         for person, key in held:
             if owner[key] != person:
-                raise OneshuiError(f"The split names {key} as a photo of {person}, but it shows {owner[key]}; name a photo of {person}.")
-        out = np.isin(np.array(faces.keys), [key for _, key in held])
+                raise OneshuiError(
+                    f"The split names {key} as a photo of {person}, but it is a photo of {owner[key]}; name a photo of {person}."
+                )
+        excluded = np.isin(np.array(faces.keys), [key for _, key in held])
 
         def rows(people: Iterable[str], photos: np.ndarray) -> np.ndarray:
-            member = np.isin(faces.identities, [code[p] for p in people])
+            member = np.isin(faces.identities, [index[p] for p in people])
             return np.flatnonzero(member & photos)
 
-        asks = set(self.forget)
+        forget = set(self.forget)
         return {
-            "train": rows(self.people["train"], ~out),
-            "retain": rows([p for p in self.people["train"] if p not in asks], ~out),
-            "forget": rows(self.forget, ~out),
-            "val": rows(self.people["val"], ~out),
-            "test": rows(self.people["test"], ~out),
-            "support": _photos(faces, self.support),
-            "reserved": _photos(faces, self.reserved),
+            "train": rows(self.people["train"], ~excluded),
+            "retain": rows([p for p in self.people["train"] if p not in forget], ~excluded),
+            "forget": rows(self.forget, ~excluded),
+            "val": rows(self.people["val"], ~excluded),
+            "test": rows(self.people["test"], ~excluded),
+            "support": _positions(faces, self.support),
+            "reserved": _positions(faces, self.reserved),
         }
 
-    def _check(self) -> None:
-        """Refuse a split, made by hand, in which what must stay apart does not."""
-        place: dict[str, str] = {}
+    def _validate(self) -> None:
+        """Check a split that may be hand-written.
+
+        Raises:
+            OneshuiError: Its sets overlap, or its people, support photos and reserved photos are inconsistent.
+        """
+        set_of: dict[str, str] = {}
         for name, people in self.people.items():
             for person in people:
-                if person in place:
-                    raise OneshuiError(f"The split names '{person}' in {place[person]} and again in {name}; keep each person in one set.")
-                place[person] = name
+                if person in set_of:
+                    raise OneshuiError(f"The split names '{person}' in {set_of[person]} and again in {name}; keep each person in one set.")
+                set_of[person] = name
         for person in self.forget:
-            if place.get(person) != "train":
-                raise OneshuiError(f"The split lets '{person}' ask to be forgotten, who is not in train; only those trained on can ask.")
+            if set_of.get(person) != "train":
+                raise OneshuiError(f"The split has '{person}' in forget but not in train; forget identities must be training identities.")
         if sorted(self.support) != sorted(self.forget):
-            raise OneshuiError("The split's support photos are not one for each person of forget; name one for each, and no other.")
+            raise OneshuiError("The split must have exactly one support photo for each person of forget, and no other.")
         if self.meta_identities not in META_IDENTITIES:
             raise OneshuiError(f"The split's meta_identities are '{self.meta_identities}', neither {' nor '.join(META_IDENTITIES)}.")
         for person, key in self.reserved.items():
-            if place.get(person) != "train" or (person in self.support and self.meta_identities == "disjoint"):
+            if set_of.get(person) != "train" or (person in self.support and self.meta_identities == "disjoint"):
                 raise OneshuiError(
-                    f"The split reserves a photo of '{person}', who is not among those of train who may be simulated; remove it."
+                    f"The split reserves a photo of '{person}', who is not a training identity used in simulated requests; remove it."
                 )
             if key == self.support.get(person):
-                raise OneshuiError(f"The split reserves the photo that '{person}' hands in; reserve another, or none.")
+                raise OneshuiError(f"The split reserves the support photo of '{person}'; reserve another photo, or none.")
 
 
-def _photos(faces: Faces, photos: Mapping[str, str]) -> np.ndarray:
-    row = {key: i for i, key in enumerate(faces.keys)}
-    return np.array(sorted(row[key] for key in photos.values()), dtype=np.int64)
+def _positions(faces: Faces, photos: Mapping[str, str]) -> np.ndarray:
+    position = {key: i for i, key in enumerate(faces.keys)}
+    return np.array(sorted(position[key] for key in photos.values()), dtype=np.int64)
 
 
-def published(dataset: str, seed: int, forget: int) -> str | None:
-    """Return the SHA-256 of the published split of a data set, or None where none is published.
+def published_checksum(dataset: str, seed: int, forget: int) -> str | None:
+    """Return the SHA-256 of the published split of a data set, or None if none is published.
 
-    What is published is the recipe and its checksum: `oneshui data split --dataset D --seed S --forget N`, on the data set's own
-    annotation files, writes this file on every machine.
+    The checksums are published, not the files: `oneshui data split --dataset D --seed S --forget N`, on the data set's own annotation
+    files, writes the same file on every machine.
     """
-    recipes = json.loads(resources.files(__package__).joinpath("splits.json").read_text(encoding="utf-8"))
-    return recipes.get(dataset, {}).get(f"forget {forget}", {}).get(f"seed {seed}")
+    checksums = json.loads(resources.files(__package__).joinpath("splits.json").read_text(encoding="utf-8"))
+    return checksums.get(dataset, {}).get(f"forget {forget}", {}).get(f"seed {seed}")
 
 
 def load_split(file: Path) -> Split:
     """Read a split file.
 
     Raises:
-        UsageError: It is missing.
-        OneshuiError: It is not a split, or of another format.
+        UsageError: The file is missing.
+        OneshuiError: It is not a split file, or has another format.
     """
     if not file.is_file():
-        raise UsageError(f"There is no split file {file}; `oneshui data split` writes one, and every run has its split.json.")
+        raise UsageError(f"Split file {file} does not exist; `oneshui data split` writes one, and every run has its split.json.")
     value = read_json(file)
     known = isinstance(value, dict) and isinstance(value.get("format"), int)
     if known and value["format"] != FORMAT:
-        remedy = "upgrade oneshui-hf" if value["format"] > FORMAT else "draw it anew with `oneshui data split`"
+        remedy = "upgrade oneshui-hf" if value["format"] > FORMAT else "draw it again with `oneshui data split`"
         raise OneshuiError(f"{file} has format {value['format']}, this version reads {FORMAT}: {remedy}.")
     if not known or set(value) != set(Split.__dataclass_fields__):
         raise OneshuiError(f"{file} is not a split file; `oneshui data split` writes one, and every run has its split.json.")
     if not isinstance(value["people"], dict) or set(value["people"]) != set(SHARES):
-        raise OneshuiError(f"{file} does not list the people of train, val and test, and of no other set; repair it.")
+        raise OneshuiError(f"{file} must list the people of exactly train, val and test; repair it.")
     lists, maps = [*value["people"].values(), value["forget"]], [value["support"], value["reserved"]]
-    sound = all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists)
-    sound &= all(isinstance(photos, dict) and all(isinstance(key, str) for key in photos.values()) for photos in maps)
-    if not sound or not isinstance(value["seed"], int):
-        raise OneshuiError(f"{file} is damaged: people are lists of names, photos are names by person; draw it anew.")
+    is_valid = all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists)
+    is_valid &= all(isinstance(photos, dict) and all(isinstance(key, str) for key in photos.values()) for photos in maps)
+    if not is_valid or not isinstance(value["seed"], int):
+        raise OneshuiError(f"{file} is damaged: people must be lists of names, and photos names by person; draw it again.")
     return Split(**value)
 
 
@@ -196,56 +203,56 @@ def make_split(
     """Split by identity: about 60/20/20 of the images in train/val/test.
 
     Args:
-        photos: The photos of each person.
-        seed: Another seed, another split.
-        forget: How many of train ask to be forgotten; each has at least two photos, one of which becomes the support image.
-        reserve_supports: How many of those of train whom preparation may simulate keep a photo out of training, and two in it; one in
-            four where None.
-        meta_identities: Whom preparation may simulate; see `Split`.
+        photos: The photo keys of each person.
+        seed: Different seeds give different splits.
+        forget: Number of forget identities. Each has at least two photos, one of which becomes the support photo.
+        reserve_supports: Number of identities, of those used in simulated requests, with a reserved photo; at least two other photos of
+            each remain in training. None: one in four.
+        meta_identities: Identities used in simulated requests; see `Split`.
 
     Raises:
         UsageError: There are not enough people.
     """
-    people = _deal(photos, seed)
+    people = _assign_people(photos, seed)
     for name, members in people.items():
         if not members:
-            raise UsageError(f"{len(photos)} people are too few to split by identity: nobody is left for {name}.")
-    able = _shuffled([p for p in people["train"] if len(photos[p]) >= 2], seed, "forget")
-    if forget > len(able):
-        raise UsageError(f"--forget {forget} is more than the {len(able)} training people with two photos or more.")
-    asks = set(able[:forget])
-    # Two photos stay to be trained on, besides the reserved one and the one handed in.
-    others = [p for p in able if len(photos[p]) >= 3 + (p in asks) and not (meta_identities == "disjoint" and p in asks)]
-    reserve = len(others) // RESERVED_SHARE if reserve_supports is None else reserve_supports
-    if reserve > len(others):
-        raise UsageError(f"--reserve-supports {reserve} is more than the {len(others)} training people who have photos enough.")
+            raise UsageError(f"{len(photos)} people are too few to split by identity: no person remains for {name}.")
+    eligible = _hash_order([p for p in people["train"] if len(photos[p]) >= 2], seed, "forget")
+    if forget > len(eligible):
+        raise UsageError(f"--forget {forget} is more than the {len(eligible)} training people with two photos or more.")
+    chosen = set(eligible[:forget])
+    # Two photos remain in training, in addition to the reserved photo and the support photo.
+    simulated = [p for p in eligible if len(photos[p]) >= 3 + (p in chosen) and not (meta_identities == "disjoint" and p in chosen)]
+    reserve = len(simulated) // RESERVED_ONE_IN if reserve_supports is None else reserve_supports
+    if reserve > len(simulated):
+        raise UsageError(f"--reserve-supports {reserve} is more than the {len(simulated)} training people with enough photos.")
 
-    def pick(person: str, place: int) -> str:
-        return _shuffled(photos[person], seed, "support")[place]
+    def pick(person: str, number: int) -> str:
+        return _hash_order(photos[person], seed, "support")[number]
 
-    support = {p: pick(p, 0) for p in sorted(asks)}
-    reserved = {p: pick(p, int(p in asks)) for p in sorted(_shuffled(others, seed, "reserve")[:reserve])}
-    return Split(seed, people, sorted(asks), support, reserved, meta_identities)
+    support = {p: pick(p, 0) for p in sorted(chosen)}
+    reserved = {p: pick(p, int(p in chosen)) for p in sorted(_hash_order(simulated, seed, "reserve")[:reserve])}
+    return Split(seed, people, sorted(chosen), support, reserved, meta_identities)
 
 
-def _deal(photos: Mapping[str, list[str]], seed: int) -> dict[str, list[str]]:
-    """Deal shuffled people, each to the set that is furthest below its share of the images."""
+def _assign_people(photos: Mapping[str, list[str]], seed: int) -> dict[str, list[str]]:
+    """Assign people in hash order, each to the set with the smallest fraction of its share of the images."""
     sets: dict[str, list[str]] = {name: [] for name in SHARES}
     images = dict.fromkeys(SHARES, 0)
-    for person in _shuffled(photos, seed, "deal"):
+    for person in _hash_order(photos, seed, "deal"):
         name = min(SHARES, key=lambda s: images[s] / SHARES[s])
         sets[name].append(person)
         images[name] += len(photos[person])
     return {name: sorted(members) for name, members in sets.items()}
 
 
-def _shuffled(names: Iterable[str], seed: int, purpose: str) -> list[str]:
-    def place(name: str) -> bytes:
+def _hash_order(names: Iterable[str], seed: int, purpose: str) -> list[str]:
+    def digest(name: str) -> bytes:
         return hashlib.sha256(f"{seed}\0{purpose}\0{name}".encode()).digest()
 
-    return sorted(names, key=place)
+    return sorted(names, key=digest)
 
 
-def summary(split: Split, sets: Mapping[str, Sized]) -> dict[str, Any]:
-    """Return the counts that may be told of a split: images per set, people asked for."""
+def split_summary(split: Split, sets: Mapping[str, Sized]) -> dict[str, Any]:
+    """Return the public counts of a split: images per set, and forget identities."""
     return {"images": {name: len(rows) for name, rows in sets.items()}, "forget_identities": len(split.forget)}

@@ -1,6 +1,6 @@
-"""The public API of plugins. A method's module imports from here, from torch, and nothing else of the core.
+"""The public API for plugins. A method imports what it needs of the core from here.
 
-Names that need torch are loaded when first used, so that listing methods stays fast.
+Names that need torch are loaded on first use, so that `oneshui methods` stays fast.
 """
 
 from __future__ import annotations
@@ -12,33 +12,33 @@ from ..errors import OneshuiError, UsageError
 from ..options import option
 from ..seeding import derive, generator, seeded
 from .base import Context, Cost, DataAccess, Method, Needs, StepOptions
-from .resume import Unfinished
+from .resume import ResumeState
 
 if TYPE_CHECKING:
     from ..data.face_set import FaceSet
     from ..data.schema import Task, TaskKind
     from ..metrics.functional import score
-    from ..models.outputs import find_head, guess, head_inputs, logits_and_features, losses, predict, probabilities, targets
-    from ..models.sharded import ShardedClassifier, shard_of, without
+    from ..models.outputs import feature_dim, find_head, logits_and_features, losses, predict, predicted_labels, probabilities, targets
+    from ..models.sharded import ShardedClassifier, drop_shards, shard_of
     from .artefact import Artefact
     from .requests import Request
-    from .simulation import Simulated, sample, simulate
+    from .simulation import SimulatedRequest, sample, simulate
     from .step_length import choose_length, length_cost
-    from .weight_space import inner, moved, norm, parameters, unit
+    from .weight_space import Weights, displaced, inner, norm, parameters, unit
 
 _LAZY = {
     "Artefact": ".artefact",
     "FaceSet": "..data.face_set",
     **dict.fromkeys(("Task", "TaskKind"), "..data.schema"),
     "Request": ".requests",
-    **dict.fromkeys(("Simulated", "sample", "simulate"), ".simulation"),
+    **dict.fromkeys(("SimulatedRequest", "sample", "simulate"), ".simulation"),
     **dict.fromkeys(("choose_length", "length_cost"), ".step_length"),
-    **dict.fromkeys(("inner", "moved", "norm", "parameters", "unit"), ".weight_space"),
+    **dict.fromkeys(("Weights", "displaced", "inner", "norm", "parameters", "unit"), ".weight_space"),
     **dict.fromkeys(
-        ("find_head", "guess", "head_inputs", "logits_and_features", "losses", "predict", "probabilities", "targets"),
+        ("feature_dim", "find_head", "logits_and_features", "losses", "predict", "predicted_labels", "probabilities", "targets"),
         "..models.outputs",
     ),
-    **dict.fromkeys(("ShardedClassifier", "shard_of", "without"), "..models.sharded"),
+    **dict.fromkeys(("ShardedClassifier", "drop_shards", "shard_of"), "..models.sharded"),
     "score": "..metrics.functional",
 }
 
@@ -52,28 +52,30 @@ __all__ = [
     "Needs",
     "OneshuiError",
     "Request",
+    "ResumeState",
     "ShardedClassifier",
-    "Simulated",
+    "SimulatedRequest",
     "StepOptions",
     "Task",
     "TaskKind",
-    "Unfinished",
     "UsageError",
+    "Weights",
     "choose_length",
     "derive",
+    "displaced",
+    "drop_shards",
+    "feature_dim",
     "find_head",
     "generator",
-    "guess",
-    "head_inputs",
     "inner",
     "length_cost",
     "logits_and_features",
     "losses",
-    "moved",
     "norm",
     "option",
     "parameters",
     "predict",
+    "predicted_labels",
     "probabilities",
     "sample",
     "score",
@@ -82,7 +84,6 @@ __all__ = [
     "simulate",
     "targets",
     "unit",
-    "without",
 ]
 
 

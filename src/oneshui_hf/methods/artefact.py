@@ -1,8 +1,8 @@
-"""What a method prepares, on disk: tensors in safetensors, the rest in JSON, bound to the model that it was made for.
+"""The artefact of a preparation: tensors in safetensors, the rest in JSON, bound to one model by the hash of its weights.
 
-methods/<name>/artefact.json           options, report, binding
+methods/<name>/artefact.json           options, report, hash of the model's weights
 methods/<name>/artefact.safetensors
-methods/<name>/people.json             what concerns single people, encrypted; see `people`
+methods/<name>/people.json             per-identity data, encrypted; see `identity_store`
 methods/<name>/people.safetensors
 """
 
@@ -16,27 +16,27 @@ from typing import TYPE_CHECKING, Any
 from ..errors import OneshuiError, UsageError
 from ..runs import dump_json, new_folder, read_object, versions, write_bytes
 from ..vault import Secrets, vault_root
-from .identity_store import BLOBS, INDEX, People, save_people, secrets_of
+from .identity_store import BLOBS, INDEX, IdentityStore, find_secrets, save_identities
 
 if TYPE_CHECKING:
     import torch
 
 PUBLIC = "artefact"
 FORMAT = 1
-PARTS = {"weights": str, "values": dict, "options": dict, "report": dict}  # of the header, beside format and method
+FIELD_TYPES = {"weights": str, "values": dict, "options": dict, "report": dict}  # of artefact.json, besides format and method
 
 
 @dataclass
 class Artefact:
-    """A method's preparation.
+    """What a method prepared.
 
     Attributes:
-        tensors: What `apply` reads.
-        values: What `apply` reads, as JSON.
-        people: What concerns one person each: identity key to tensors by name. Encrypted on disk, not published unless asked for twice,
-            and read person by person. A loaded one has those alone whose secret is still there.
-        options: The options that it was prepared with.
-        report: What is known of the preparation.
+        tensors: Tensors that `apply` reads.
+        values: JSON values that `apply` reads.
+        people: Per-identity data: identity key to tensors by name. Encrypted on disk, decrypted one identity at a time, and published only
+            on explicit confirmation. A loaded artefact contains only identities whose secret still exists.
+        options: The options of the preparation.
+        report: Entries about the preparation, for reports.
     """
 
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -46,63 +46,63 @@ class Artefact:
     report: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path, method: str, weights: str, *, replace: bool, vault: Path | None = None) -> None:
-        """Write the folder, bound to the model with these weights, and the secrets of its people into the vault.
+        """Write the folder, bound to the model with these weights, and the secrets of its identities to the vault.
 
-        The secrets of an artefact that is replaced are destroyed once the new one is in its place; a copy of its folder elsewhere is
-        worthless from then on, as far as it concerns people.
+        The secrets of a replaced artefact are destroyed once the new one is written. Per-identity data in copies of the replaced folder
+        cannot be decrypted from then on.
 
         Args:
-            folder: Where it goes.
-            method: Who made it.
-            weights: The hash of the model that it was made for.
-            replace: Whether it may take the place of another one.
-            vault: Where secrets are kept; the user's own vault by default.
+            folder: The artefact's folder.
+            method: Name of the method.
+            weights: Hash of the weights of the model that the artefact was prepared for.
+            replace: Whether an existing folder may be replaced.
+            vault: Folder of the secrets; the user's own vault by default.
 
         Raises:
-            OneshuiError: It is written, but secrets of the one that it replaces could not be destroyed.
+            OneshuiError: The artefact is written, but secrets of the replaced one could not be destroyed.
         """
         from safetensors.torch import save
 
         vault = vault or vault_root()
         header = {"format": FORMAT, "method": method, "weights": weights, "versions": versions()}
         public = header | {"options": self.options, "values": self.values, "report": self.report}
-        replaced, drawn = secrets_of(folder, vault), None
+        replaced, created = find_secrets(folder, vault), None
         try:
             with new_folder(folder, replace=replace) as scratch:
                 write_bytes(scratch / f"{PUBLIC}.json", dump_json(public))
-                write_bytes(scratch / f"{PUBLIC}.safetensors", save(_plain(self.tensors)))
-                drawn = save_people(scratch, self.people, vault) if self.people else None
+                write_bytes(scratch / f"{PUBLIC}.safetensors", save(_contiguous(self.tensors)))
+                created = save_identities(scratch, self.people, vault) if self.people else None
         except BaseException:
-            _destroy(drawn)
+            _destroy(created)
             raise
         _destroy(replaced)
 
     def destroy(self, identity: str) -> bool:
-        """Destroy what was prepared for a person; return whether there was anything.
+        """Destroy the data of an identity. Return whether there was any.
 
         Raises:
-            OneshuiError: It could not be destroyed.
+            OneshuiError: The data could not be destroyed.
         """
-        if isinstance(self.people, People):
+        if isinstance(self.people, IdentityStore):
             return self.people.destroy(identity)
-        kept = {person: tensors for person, tensors in self.people.items() if person != identity}
-        found, self.people = len(kept) < len(self.people), kept
+        others = {person: tensors for person, tensors in self.people.items() if person != identity}
+        found, self.people = len(others) < len(self.people), others
         return found
 
     @classmethod
     def load(cls, folder: Path, method: str, weights: str, *, force: bool = False, vault: Path | None = None) -> Artefact:
-        """Read a folder.
+        """Read an artefact's folder.
 
         Args:
-            folder: Where it lies.
-            method: The method that asks for it.
-            weights: The hash of the model that it will be applied to.
-            force: Accept another model's artefact.
-            vault: Where secrets are kept; the user's own vault by default.
+            folder: The artefact's folder.
+            method: Name of the method.
+            weights: Hash of the weights of the model that the artefact will be applied to.
+            force: Accept an artefact that was prepared for another model.
+            vault: Folder of the secrets; the user's own vault by default.
 
         Raises:
-            UsageError: There is none.
-            OneshuiError: It is damaged, of another method, or was made for another model.
+            UsageError: The folder does not exist.
+            OneshuiError: The artefact is damaged, belongs to another method, or was prepared for another model.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -112,9 +112,9 @@ class Artefact:
         header = read_object(folder / f"{PUBLIC}.json")
         if header.get("method") != method or header.get("format") != FORMAT:
             raise OneshuiError(f"{folder} is not an artefact of method '{method}' that this version reads.")
-        for part, kind in PARTS.items():
-            if not isinstance(header.get(part), kind):
-                raise OneshuiError(f"{folder} is damaged ({PUBLIC}.json has no {part}); prepare again.")
+        for name, kind in FIELD_TYPES.items():
+            if not isinstance(header.get(name), kind):
+                raise OneshuiError(f"{folder} is damaged ({PUBLIC}.json has no {name}); prepare again.")
         if header["weights"] != weights and not force:
             raise OneshuiError(
                 f"{folder} was prepared for a model with other weights ({header['weights'][:12]}, not {weights[:12]}); "
@@ -122,7 +122,7 @@ class Artefact:
             )
         if any(folder.glob("private.*")):
             raise OneshuiError(
-                f"{folder} is of an earlier version, which did not encrypt what concerns people; prepare again with --overwrite."
+                f"{folder} was written by an earlier version, which did not encrypt per-identity data; prepare again with --overwrite."
             )
         try:
             tensors = load_file(folder / f"{PUBLIC}.safetensors")
@@ -132,7 +132,7 @@ class Artefact:
         return cls(
             tensors=tensors,
             values=header["values"],
-            people=People(folder, vault or vault_root()) if has_people else {},
+            people=IdentityStore(folder, vault or vault_root()) if has_people else {},
             options=header["options"],
             report=header["report"],
         )
@@ -143,5 +143,6 @@ def _destroy(secrets: Secrets | None) -> None:
         secrets.destroy_all()
 
 
-def _plain(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors detached, contiguous and on the CPU, as safetensors requires."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

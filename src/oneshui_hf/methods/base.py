@@ -1,4 +1,4 @@
-"""What an unlearning method is: a class with a name, what it needs, its options, and the two functions `prepare` and `apply`."""
+"""The contract of an unlearning method: a class with a summary, the data it reads, its options, and `prepare` and `apply`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 from ..errors import OneshuiError, UsageError, did_you_mean
-from ..options import fields, flag, option, resolve
+from ..options import field_name, fields, flag, names, option, resolve
 from ..reporting import SILENT, Reporter
-from .resume import Unfinished
+from .resume import ResumeState
 
 if TYPE_CHECKING:
     import torch
@@ -22,31 +22,36 @@ if TYPE_CHECKING:
     from ..data.schema import Task
     from .artefact import Artefact
 
-VOCABULARY = frozenset({"support", "forget", "retain", "val", "train"})
+READABLE_SETS = frozenset({"support", "forget", "retain", "val", "train"})
 OptionsT = TypeVar("OptionsT")
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Needs:
-    """The data that a method reads, out of support, forget, retain, val, train. The core hands over these and nothing more."""
+    """The data that a method reads: any of support, forget, retain, val, train. The core passes these sets and no others.
+
+    Attributes:
+        prepare: Sets that `Method.prepare` reads.
+        apply: Sets that `Method.apply` reads.
+    """
 
     prepare: frozenset[str] = frozenset()
     apply: frozenset[str] = frozenset({"support"})
 
     def __post_init__(self) -> None:
-        if unknown := (self.prepare | self.apply) - VOCABULARY:
-            raise OneshuiError(f"A method cannot need {sorted(unknown)}; the data are {sorted(VOCABULARY)}.")
+        if unknown := (self.prepare | self.apply) - READABLE_SETS:
+            raise OneshuiError(f"A method cannot need {sorted(unknown)}; the sets are {sorted(READABLE_SETS)}.")
 
     def __str__(self) -> str:
-        def words(names: frozenset[str]) -> str:
-            return ", ".join(sorted(names)) or "nothing"
+        def words(sets: frozenset[str]) -> str:
+            return ", ".join(sorted(sets)) or "nothing"
 
         return f"prepare: {words(self.prepare)}; apply: {words(self.apply)}"
 
     @property
     def one_shot(self) -> bool:
-        """Whether a request needs the handed-in photos alone."""
+        """Whether `apply` reads no data other than the support images."""
         return self.apply <= {"support"}
 
 
@@ -56,24 +61,29 @@ class StepOptions:
 
     length: float | None = option(
         None,
-        "Length of the step as a share of the model's norm; the prepared one by default.",
+        "Step length as a share of the norm of the model's parameters; the prepared one by default.",
         minimum=0,
         at="apply",
         search=(2e-5, 0.05),
     )
     unseen_support: bool = option(True, "Simulate requests with photos that the model was not trained on.")
-    calibration: int = option(3, "Simulated requests on which the length is chosen; 0 leaves it as it is.", minimum=0)
-    max_damage: float = option(5.0, "Most points of score that the step may cost the others on simulated requests.", minimum=0)
+    calibration: int = option(3, "Simulated requests on which the length is chosen; 0 skips this choice.", minimum=0)
+    max_retain_drop: float = option(
+        5.0,
+        "Largest loss of score on the retain set, in points, that the step may cause on simulated requests.",
+        minimum=0,
+        formerly=("max_damage",),
+    )
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a preparation will take, told before it is begun.
+    """The estimated cost of a preparation.
 
     Attributes:
-        forward: Photos that pass through the model without being differentiated.
-        backward: Photos that are differentiated.
-        bytes: Size of what is kept.
+        forward: Photos that pass through the model without gradients.
+        backward: Photos that pass through the model with gradients.
+        bytes: Size of the artefact.
     """
 
     forward: int = 0
@@ -83,16 +93,16 @@ class Cost:
 
 @dataclass
 class Context:
-    """What a method is given beside model and data.
+    """What a method receives in addition to model and data.
 
     Attributes:
         task: What the model predicts.
-        seed: The seed of this call; draw from `generator(context.seed, "what for")`, never from global state.
-        accelerator: For the device, and for sharing work over processes.
-        reporter: For progress.
-        report: What the method wants to be known of its work; it goes into the artefact or the receipt. No personal data.
-        request_size: How many people the run's own request has; 0 where unknown.
-        unfinished: What a long preparation remembers, so that it can go on where it was interrupted.
+        seed: The seed of this call. Draw random numbers from `generator(context.seed, "purpose")`, never from global state.
+        accelerator: Device and processes.
+        reporter: Progress and warnings.
+        report: Entries that the method adds to the report of the artefact or of the receipt. No personal data.
+        request_size: Number of identities in the run's own request; 0 if unknown.
+        resume_state: Where a long preparation saves its state, so that it can continue after an interruption.
     """
 
     task: Task
@@ -101,27 +111,31 @@ class Context:
     reporter: Reporter = SILENT
     report: dict[str, Any] = field(default_factory=dict)
     request_size: int = 0
-    unfinished: Unfinished = field(default_factory=Unfinished)
+    resume_state: ResumeState = field(default_factory=ResumeState)
 
     @property
     def device(self) -> torch.device:
         """The device of this process."""
         return self.accelerator.device
 
-    def mine(self, work: Sequence[T]) -> Sequence[T]:
-        """Return the pieces of some work that this process does, in order; each piece is one process's."""
-        return work[self.accelerator.process_index :: self.accelerator.num_processes]
+    def local_share(self, items: Sequence[T]) -> Sequence[T]:
+        """Return the items that this process works on, in order. Each item belongs to exactly one process."""
+        return items[self.accelerator.process_index :: self.accelerator.num_processes]
 
 
 class DataAccess:
-    """The data that a method declared, as attributes (`data.train`); anything else raises."""
+    """The sets that a method declared, as attributes (`data.train`).
+
+    Raises:
+        OneshuiError: On access to a set that the method did not declare.
+    """
 
     def __init__(self, granted: Mapping[str, Any], declared: frozenset[str]) -> None:
         self._granted = {name: granted[name] for name in declared}
 
     def __getattr__(self, name: str) -> Any:
-        if name in VOCABULARY and name not in self._granted:
-            raise OneshuiError(f"The method reads '{name}' without declaring that it needs it.")
+        if name in READABLE_SETS and name not in self._granted:
+            raise OneshuiError(f"The method reads '{name}' without declaring it; add it to the method's `needs`.")
         try:
             return self._granted[name]
         except KeyError:
@@ -129,10 +143,26 @@ class DataAccess:
 
 
 class Method(ABC, Generic[OptionsT]):
-    """An unlearning method. Subclasses are registered under the entry-point group `oneshui.methods`.
+    """Base class of an unlearning method. Subclasses are registered under the entry-point group `oneshui.methods`.
 
-    `prepare` runs while the training data is there and returns what to keep. `apply` runs when somebody asks, with the data that
-    `needs.apply` names and nothing else, and returns a new model; the one handed in stays as it is.
+    `prepare` runs while the training data is available. Its artefact is saved next to the model. `apply` runs for a request. It reads the
+    sets in `needs.apply` and nothing else, and returns a new model. Neither changes the model that it receives: weights, mode and
+    `requires_grad` stay the same, and no gradients are left. `pytest --oneshui-method NAME` checks all of this.
+
+    Attributes:
+        summary: What the method does, in one line.
+        paper: The paper that proposes it; "-" if there is none.
+        needs: The sets that `prepare` and `apply` read.
+        options: A frozen dataclass; each field is made by `option(...)` and has a default.
+        prepares: Whether `prepare` has to run before `apply`: "never" (there is no `prepare`), "optional" or "required".
+        presets: Package and file name of a JSON file of presets; see `preset`.
+        stochastic: Whether `apply` uses random numbers, so that another seed gives another model.
+        uses_teacher: Whether `apply` distils from a teacher that keeps the original model's weights.
+        from_scratch: Whether `apply` trains from scratch, so that the result must not depend on the weights of the model it receives.
+        in_demo: Whether `oneshui demo` runs it in addition to the default method.
+        per_identity: Whether it acts only on identities that it was prepared for. A model that was not trained on them must stay unchanged.
+        sharded: Whether it requires a model that was trained in shards (`oneshui train --sharded`).
+        sequential: Whether an artefact also applies to the models that the method has made from the model it was prepared for.
     """
 
     summary: ClassVar[str]
@@ -140,53 +170,84 @@ class Method(ABC, Generic[OptionsT]):
     needs: ClassVar[Needs]
     options: ClassVar[type[Any]]
     prepares: ClassVar[Literal["never", "optional", "required"]] = "never"
-    presets: ClassVar[tuple[str, str] | None] = None  # (package, file) of a JSON file
-    draws: ClassVar[bool] = False  # whether `apply` draws at random, so that another seed gives another model
-    distils: ClassVar[bool] = False  # whether `apply` learns from a teacher with the original's weights
-    retrains: ClassVar[bool] = False  # whether `apply` trains anew, so that its result may keep nothing of the model handed in
-    in_demo: ClassVar[bool] = False  # whether `oneshui demo` shows it beside the default method
-    personal: ClassVar[bool] = False  # whether it acts only on people it was prepared for, so a model that never saw them stays as it is
-    sharded: ClassVar[bool] = False  # whether it takes models alone that were trained in shards (`oneshui train --sharded`)
-    sequential: ClassVar[bool] = False  # whether what was prepared for a model serves models that the method has since unlearned from it
+    presets: ClassVar[tuple[str, str] | None] = None
+    stochastic: ClassVar[bool] = False
+    uses_teacher: ClassVar[bool] = False
+    from_scratch: ClassVar[bool] = False
+    in_demo: ClassVar[bool] = False
+    per_identity: ClassVar[bool] = False
+    sharded: ClassVar[bool] = False
+    sequential: ClassVar[bool] = False
 
     def prepare(self, model: nn.Module, data: DataAccess, options: OptionsT, context: Context) -> Artefact:
-        """Compute what `apply` will need from training data."""
+        """Compute from training data what `apply` will need.
+
+        Args:
+            model: The original model, in evaluation mode. Do not change it.
+            data: The sets in `needs.prepare`, as `FaceSet`s.
+            options: An instance of `options`.
+            context: Task, seed, device and reporter.
+
+        Returns:
+            The artefact. The core fills in its options.
+        """
         raise OneshuiError(f"{type(self).__name__} has nothing to prepare.")
 
     def cost(self, model: nn.Module, data: DataAccess, options: OptionsT, context: Context) -> Cost:
-        """Return what `prepare` will take with these options, for `oneshui prepare --dry-run`. At most, where it depends on the photos."""
-        raise OneshuiError(f"{type(self).__name__} does not say what preparing it takes.")
+        """Return the cost of `prepare` with these options, for `oneshui prepare --dry-run`; an upper bound where it depends on the photos.
+
+        Args:
+            model: As in `prepare`.
+            data: As in `prepare`.
+            options: As in `prepare`.
+            context: As in `prepare`.
+        """
+        raise OneshuiError(f"{type(self).__name__} does not report the cost of its preparation.")
 
     @abstractmethod
     def apply(self, model: nn.Module, data: DataAccess, artefact: Artefact | None, options: OptionsT, context: Context) -> nn.Module:
-        """Return a new model that has forgotten the people of the request."""
+        """Return a new model that has unlearned the identities of the request.
+
+        Args:
+            model: The model to unlearn from, in evaluation mode. Do not change it; the new model must not share memory with it.
+            data: The sets in `needs.apply`. `data.support` is a `Request`; the others are `FaceSet`s.
+            artefact: What `prepare` returned, as loaded from disk; None if the method was not prepared.
+            options: An instance of `options`; fields with `at="prepare"` have the values that the artefact was prepared with.
+            context: Task, seed, device and reporter.
+        """
 
     @classmethod
-    def idle(cls, options: OptionsT) -> frozenset[str]:
-        """Return which options mean nothing beside the values of the others, so that `oneshui tune` leaves them alone."""
+    def inactive_options(cls, options: OptionsT) -> frozenset[str]:
+        """Return the options that have no effect given the values of the others. `oneshui tune` does not search them."""
         return frozenset()
 
     @classmethod
     def preset(cls, name: str, dataset: str, forget: int) -> dict[str, Any]:
-        """Return a preset's values for a data set and a number of people.
+        """Return the option values of a preset for a data set and a number of forget identities.
 
-        A preset is a list of rules; the values of every rule whose conditions hold are taken, later ones winning.
+        A preset is a list of rules, each with `values` and optional conditions `dataset` and `forget`. The values of all matching rules
+        are merged; later rules override earlier ones.
+
+        Args:
+            name: Name of the preset.
+            dataset: Name of the data set.
+            forget: Number of forget identities.
 
         Raises:
-            UsageError: There is no such preset.
+            UsageError: The method has no preset of this name.
         """
-        known = cls.all_presets()
-        if name not in known:
-            raise UsageError(f"The method has no preset '{name}'.{did_you_mean(name, known) or ' It has none at all.'}")
+        presets = cls.all_presets()
+        if name not in presets:
+            raise UsageError(f"The method has no preset '{name}'.{did_you_mean(name, presets) or ' It has no presets.'}")
         values: dict[str, Any] = {}
-        for rule in known[name]:
+        for rule in presets[name]:
             if rule.get("dataset", dataset) == dataset and rule.get("forget", forget) == forget:
                 values |= rule["values"]
         return values
 
     @classmethod
     def all_presets(cls) -> dict[str, list[dict[str, Any]]]:
-        """Return all presets, by name."""
+        """Return the rules of every preset by name."""
         if cls.presets is None:
             return {}
         package, file = cls.presets
@@ -194,19 +255,33 @@ class Method(ABC, Generic[OptionsT]):
 
     @classmethod
     def prepare_options(cls, name: str, preset: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
-        """Return the options of a preparation: given values over the preset's over the defaults."""
+        """Return the options of a preparation. Given values override the preset, which overrides the defaults.
+
+        Args:
+            name: Name of the method, for messages.
+            preset: Option values of a preset.
+            given: Option values given by the user.
+
+        Raises:
+            UsageError: An option is unknown, or its value is invalid.
+        """
         return resolve(cls.options, {**preset, **given}, f"method '{name}'")
 
     @classmethod
     def apply_options(cls, name: str, prepared: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
-        """Return the options of a request: given values over those that were prepared with.
+        """Return the options of a request. Given values override those of the preparation.
+
+        Args:
+            name: Name of the method, for messages.
+            prepared: Options of the artefact; empty without a preparation.
+            given: Option values given by the user.
 
         Raises:
-            UsageError: A given option acts at preparation only.
+            UsageError: An option is unknown, its value is invalid, or it is fixed by the preparation.
         """
-        known = fields(cls.options)
+        known, spellings = fields(cls.options), names(cls.options)
         for key in given:
-            field_name = key.replace("-", "_")
-            if cls.prepares != "never" and prepared and field_name in known and known[field_name].metadata.get("at") == "prepare":
-                raise UsageError(f"{flag(field_name)} of method '{name}' is fixed when preparing; give it to `oneshui prepare`.")
+            name_of_field = spellings.get(field_name(key))
+            if name_of_field and cls.prepares != "never" and prepared and known[name_of_field].metadata.get("at") == "prepare":
+                raise UsageError(f"{flag(name_of_field)} of method '{name}' is fixed when preparing; give it to `oneshui prepare`.")
         return resolve(cls.options, {**prepared, **given}, f"method '{name}'")

@@ -1,4 +1,4 @@
-"""Requests to be forgotten: real ones, and those simulated from training people while their photos are still there."""
+"""A forget request: support images, their identities and their labels."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ import torch
 
 @dataclass(frozen=True)
 class Request:
-    """What is handed in: photos, and what is known of them.
+    """The support images of a forget request, and what is known about them.
 
     Attributes:
-        pixels: Preprocessed photos (n, 3, S, S).
-        people: Per photo the identity key, or None where it is not known.
-        labels: Per photo the labels as the task has them, (n, K) or (n,); the model's own guess where they were not given.
-        labels_given: Whether they were given.
-        strangers: Whether the model is known never to have seen them: an oracle, which is asked so that attackers can compare.
+        pixels: Preprocessed support images (n, 3, S, S).
+        people: Identity key of each image; None where the identity is unknown.
+        labels: Labels of each image in the format of the task, (n, K) or (n,); the model's own predictions where none were given.
+        labels_given: Whether the labels were given.
+        unseen_identities: Whether the model is known never to have seen these identities. True for an oracle, which unlearns the same
+            request so that attacks can compare.
     """
 
     pixels: torch.Tensor
     people: tuple[str | None, ...]
     labels: torch.Tensor
     labels_given: bool
-    strangers: bool = False
+    unseen_identities: bool = False
 
     def __len__(self) -> int:
         return len(self.pixels)

@@ -1,6 +1,7 @@
-"""What a long preparation remembers while it works, so that it can go on where it was interrupted: one file beside the artefact.
+"""The resume state of a long preparation: one file next to the artefact, read to continue after an interruption.
 
-It holds what the artefact will hold, and not encrypted; it lies where the training data still is, and goes when the artefact is written.
+The file contains what the artefact will contain, and is not encrypted. It is stored where the training data is, and deleted once the
+artefact is written.
 """
 
 from __future__ import annotations
@@ -18,73 +19,78 @@ from ..runs import dump_json, write_bytes
 if TYPE_CHECKING:
     import torch
 
-EVERY = 60.0  # seconds between two savings
+SAVE_INTERVAL = 60.0  # seconds between two saves
 FILE = "unfinished.safetensors"
-VALUES, TENSOR = "values", "tensor/"  # in the file: JSON as bytes, and before the name of each tensor
+VALUES, TENSOR = "values", "tensor/"  # in the file: the tensor that holds the JSON as bytes, and the prefix of all other tensors' names
 
 
-class Unfinished:
-    """The state of a preparation.
+class ResumeState:
+    """What a preparation needs to continue where it was interrupted.
 
-    Several processes have one each: the main one alone saves, and all load, which they do before the first thing that they do together.
+    Each of several processes has one. Only the main process saves. All processes load, before their first collective operation.
 
     Args:
-        folder: Where it lies; nothing is remembered where None.
-        about: What the preparation depends on, as JSON; another one's state is not gone on with.
+        folder: Where the file is stored; None disables saving and loading.
+        about: The inputs of the preparation, as JSON. A state with other inputs is not loaded.
         saves: Whether this process saves.
     """
 
     def __init__(self, folder: Path | None = None, about: Mapping[str, Any] | None = None, *, saves: bool = True) -> None:
         self.folder, self.saves = folder, saves
-        self.about = json.loads(dump_json(dict(about or {})))  # as it will be read
-        self._saved = time.monotonic()
+        self.about = json.loads(dump_json(dict(about or {})))  # a round trip, to compare with what a file contains
+        self._last_save = time.monotonic()
 
     @property
-    def is_there(self) -> bool:
-        """Whether anything was remembered."""
+    def exists(self) -> bool:
+        """Whether a state was saved."""
         return self.folder is not None and (self.folder / FILE).is_file()
 
-    def due(self) -> bool:
-        """Whether it is time for this process to save."""
-        return self.folder is not None and self.saves and time.monotonic() - self._saved >= EVERY
+    def should_save(self) -> bool:
+        """Return whether this process saves and its last save is at least `SAVE_INTERVAL` seconds ago."""
+        return self.folder is not None and self.saves and time.monotonic() - self._last_save >= SAVE_INTERVAL
 
     def save(self, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:
-        """Replace what was remembered."""
+        """Replace the saved state. Does nothing in a process that does not save.
+
+        Args:
+            tensors: Tensors by name.
+            values: Everything else, as JSON.
+        """
         import torch
         from safetensors.torch import save
 
         if self.folder is None or not self.saves:
             return
-        told = torch.frombuffer(bytearray(dump_json({"about": self.about, "values": dict(values)})), dtype=torch.uint8)
-        plain = {f"{TENSOR}{name}": tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        header = torch.frombuffer(bytearray(dump_json({"about": self.about, "values": dict(values)})), dtype=torch.uint8)
+        named = {f"{TENSOR}{name}": tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_bytes(self.folder / FILE, save({VALUES: told, **plain}))
-        self._saved = time.monotonic()
+        write_bytes(self.folder / FILE, save({VALUES: header, **named}))
+        self._last_save = time.monotonic()
 
     def load(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-        """Return what was remembered, if anything was.
+        """Return the saved tensors and values; None if no state was saved.
 
         Raises:
-            OneshuiError: It is damaged, or of another preparation.
+            OneshuiError: The file is damaged, or belongs to a preparation with other inputs.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        if self.folder is None or not self.is_there:
+        if self.folder is None or not self.exists:
             return None
         try:
             tensors = load_file(self.folder / FILE)
-            found = json.loads(tensors.pop(VALUES).numpy().tobytes())
-            about, values = found["about"], dict(found["values"])
+            header = json.loads(tensors.pop(VALUES).numpy().tobytes())
+            about, values = header["about"], dict(header["values"])
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise OneshuiError(f"{self.folder} is damaged ({error}); start anew with --overwrite.") from None
+            raise OneshuiError(f"{self.folder} is damaged ({error}); start again with --overwrite.") from None
         if about != self.about:
             raise OneshuiError(
-                f"The preparation in {self.folder} was interrupted with other options, or for another model; start anew with --overwrite."
+                f"The preparation in {self.folder} was interrupted with other options, or for another model; start again with --overwrite."
             )
         return {name.removeprefix(TENSOR): tensor for name, tensor in tensors.items()}, values
 
-    def forget(self) -> None:
-        """Remove what was remembered, and what a killed process left beside it."""
+    def delete(self) -> None:
+        """Delete the folder: the saved state, and temporary files of a killed process. Does nothing in a process that does not save."""
         if self.folder is not None and self.saves and self.folder.is_dir():
             shutil.rmtree(self.folder)

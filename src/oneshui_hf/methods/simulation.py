@@ -1,4 +1,4 @@
-"""Rehearsals: simulated requests on which a model that has forgotten is judged, while the training data is there to judge by."""
+"""Simulated requests from training identities, and scoring of unlearned models on them while training data is available."""
 
 from __future__ import annotations
 
@@ -15,82 +15,15 @@ from ..models.outputs import predict
 from .base import Context
 
 
-class Rehearsal:
-    """One simulated request, and the photos on which forgetting it is judged.
-
-    Attributes:
-        request: The request.
-        sets: What is judged on: its people's training photos (forget), those of others (retain), strangers (val).
-        before: The original model's scores on them.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        train: FaceSet,
-        val: FaceSet,
-        request: Simulated,
-        context: Context,
-        draws: torch.Generator,
-        photos: int,
-        besides: Collection[int] = (),
-    ) -> None:
-        """Draw at most `photos` photos of each kind, of others than `besides`, and measure the original model on them.
-
-        Raises:
-            OneshuiError: The request takes in all training people.
-        """
-        others = train.without({*request.people, *besides})
-        if len(others) == 0:
-            raise OneshuiError(
-                f"A simulated request of {len(request.people)} takes in all training people, so nobody is left to judge the step by; "
-                "train with fewer people to forget, or on more people."
-            )
-        self.request, self.context = request, context
-        self.sets = {
-            "forget": train.subset(sample(request.forget, photos, draws)),
-            "retain": train.subset(sample(others, photos, draws)),
-            "val": val.subset(sample(len(val), photos, draws)),
-        }
-        self.before = self._scores(model)
-
-    def judge(self, candidate: nn.Module) -> dict[str, float]:
-        """Return a model's scores and their ToW.
-
-        The level of strangers (the original's score on val) stands in for the oracle's on the forget images, and the original's own scores
-        for the oracle's on retain and val.
-        """
-        scores = self._scores(candidate)
-        return scores | {"tow": tug_of_war(scores, self.before | {"forget": self.before["val"]})}
-
-    def nothing(self) -> dict[str, float]:
-        """Return the same for the original model."""
-        return self.before | {"tow": tug_of_war(self.before, self.before | {"forget": self.before["val"]})}
-
-    def _scores(self, candidate: nn.Module) -> dict[str, float]:
-        accelerator, task = self.context.accelerator, self.context.task
-        return {name: score(predict(candidate, faces, accelerator), faces.labels, task) for name, faces in self.sets.items()}
-
-
-def mean(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the mean of every number."""
-    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
-
-
-def damage(row: Mapping[str, float], nothing: Mapping[str, float]) -> float:
-    """Return how many points of score the others lost."""
-    return nothing["retain"] - row["retain"]
-
-
 @dataclass(frozen=True)
-class Simulated:
-    """A request as it could come, made from training people.
+class SimulatedRequest:
+    """A forget request for training identities.
 
     Attributes:
         people: Identity numbers.
-        support_set: Where the handed-in photos are from: reserved ones that the model has not seen, or training photos.
-        support: Their positions in `support_set`, one a person.
-        forget: Positions in the training set of these people's other photos.
+        support_set: The set of the support images: reserved photos, which the model has not seen, or the training set.
+        support: Positions of the support images in `support_set`, one per identity.
+        forget: Positions of the other photos of these identities in the training set.
     """
 
     people: tuple[int, ...]
@@ -99,49 +32,135 @@ class Simulated:
     forget: torch.Tensor
 
 
-def simulate(train: FaceSet, sizes: tuple[int, int], generator: torch.Generator, *, unseen: bool) -> Iterator[Simulated]:
-    """Yield one epoch of requests, in which every person who can ask does so once.
+def simulate(train: FaceSet, sizes: tuple[int, int], generator: torch.Generator, *, unseen: bool) -> Iterator[SimulatedRequest]:
+    """Yield one epoch of simulated requests: each eligible identity occurs in one request.
+
+    Identities in `train.excluded_from_simulation` are not eligible.
 
     Args:
         train: The training set.
-        sizes: Fewest and most people of a request; each request draws its size between them.
-        generator: For the draws.
-        unseen: Hand in a reserved photo, as a real request does; only people who have one can ask then. Otherwise the photo handed in
-            is one of the training photos, and people with a single one never ask: a photo is not both support and forget.
-            Those whom the split spares never ask either.
+        sizes: Smallest and largest number of identities of a request; the size of each request is drawn between them.
+        generator: Source of randomness.
+        unseen: Take support images from the reserved photos, as in a real request; only identities with a reserved photo are eligible.
+            Otherwise the support image is a training photo, and identities with a single photo are not eligible: a photo cannot be both
+            support and forget.
 
     Raises:
-        UsageError: Nobody can ask.
+        UsageError: No identity is eligible.
     """
     forgettable = train.positions_of
     if unseen:
         source = train.reserved
         reserved = source.positions_of if source is not None else {}
-        able = sorted(p for p in reserved if p in forgettable and p not in train.spared)
-        missing = "nobody who may ask has a photo reserved in the split; train with a larger --reserve-supports, or use --no-unseen-support"
+        eligible = sorted(p for p in reserved if p in forgettable and p not in train.excluded_from_simulation)
+        reason = (
+            "no identity that may be simulated has a reserved photo in the split; "
+            "train with a larger --reserve-supports, or use --no-unseen-support"
+        )
     else:
         source = train
-        able = sorted(p for p, photos in forgettable.items() if len(photos) >= 2 and p not in train.spared)
-        missing = "no training person has two photos"
-    if not able or source is None:
-        raise UsageError(f"No request can be simulated: {missing}.")
+        eligible = sorted(p for p, photos in forgettable.items() if len(photos) >= 2 and p not in train.excluded_from_simulation)
+        reason = "no training identity has two photos"
+    if not eligible or source is None:
+        raise UsageError(f"No request can be simulated: {reason}.")
 
-    order = [able[i] for i in torch.randperm(len(able), generator=generator).tolist()]
+    order = [eligible[i] for i in torch.randperm(len(eligible), generator=generator).tolist()]
     while order:
         size = int(torch.randint(sizes[0], sizes[1] + 1, (), generator=generator))
         people, order = order[:size], order[size:]
         support, forget = [], []
         for person in people:
-            photos = source.positions_of[person]
-            pick = photos[torch.randint(len(photos), (), generator=generator)]
-            support.append(pick)
-            others = forgettable[person]
-            forget.append(others if unseen else others[others != pick])
-        yield Simulated(tuple(people), source, torch.stack(support), torch.cat(forget))
+            candidates = source.positions_of[person]
+            chosen = candidates[torch.randint(len(candidates), (), generator=generator)]
+            support.append(chosen)
+            photos = forgettable[person]
+            forget.append(photos if unseen else photos[photos != chosen])
+        yield SimulatedRequest(tuple(people), source, torch.stack(support), torch.cat(forget))
 
 
 def sample(positions: int | torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
-    """Return up to `count` of these positions (or of range(positions)), drawn without replacement, in order."""
+    """Return up to `count` of these positions (or of range(positions)), drawn without replacement, in ascending order."""
     if isinstance(positions, int):
         positions = torch.arange(positions)
     return positions[torch.randperm(len(positions), generator=generator)[:count].sort().values]
+
+
+class SimulatedRequestTrial:
+    """One simulated request, and the photos on which a model that has unlearned it is scored.
+
+    Attributes:
+        request: The simulated request.
+        sets: The photos: forget (training photos of the request's identities), retain (of other training identities), val (unseen
+            identities).
+        original_scores: Score of the original model on each set.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: FaceSet,
+        val: FaceSet,
+        request: SimulatedRequest,
+        context: Context,
+        generator: torch.Generator,
+        max_photos: int,
+        exclude: Collection[int] = (),
+    ) -> None:
+        """Draw at most `max_photos` photos per set, and score the original model on them.
+
+        Args:
+            model: The original model.
+            train: The training set.
+            val: Photos of unseen identities.
+            request: The simulated request.
+            context: Of the preparation.
+            generator: Source of randomness.
+            max_photos: Most photos per set.
+            exclude: Identities that retain excludes, in addition to those of the request.
+
+        Raises:
+            OneshuiError: No training identity is left for retain.
+        """
+        retain = train.positions_without({*request.people, *exclude})
+        if len(retain) == 0:
+            raise OneshuiError(
+                f"A simulated request of {len(request.people)} takes in all training people, so no retain set is left; "
+                "train with fewer people to forget, or on more people."
+            )
+        self.request, self.context = request, context
+        self.sets = {
+            "forget": train.subset(sample(request.forget, max_photos, generator)),
+            "retain": train.subset(sample(retain, max_photos, generator)),
+            "val": val.subset(sample(len(val), max_photos, generator)),
+        }
+        self.original_scores = self._scores(model)
+
+    def score(self, candidate: nn.Module) -> dict[str, float]:
+        """Return the scores of a model on each set, and their tug of war (ToW).
+
+        No oracle exists for a simulated request. The original model's score on val replaces the oracle's on forget, and the original
+        model's own scores replace the oracle's on retain and val.
+        """
+        return self._with_tow(self._scores(candidate))
+
+    def baseline(self) -> dict[str, float]:
+        """Return the same for the original model, which has unlearned nothing."""
+        return self._with_tow(self.original_scores)
+
+    def _with_tow(self, scores: dict[str, float]) -> dict[str, float]:
+        original = self.original_scores
+        return scores | {"tow": tug_of_war(scores, original | {"forget": original["val"]})}
+
+    def _scores(self, candidate: nn.Module) -> dict[str, float]:
+        accelerator, task = self.context.accelerator, self.context.task
+        return {name: score(predict(candidate, faces, accelerator), faces.labels, task) for name, faces in self.sets.items()}
+
+
+def mean_scores(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean of each score over the rows."""
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+
+def retain_drop(scores: Mapping[str, float], baseline: Mapping[str, float]) -> float:
+    """Return how many points of score the retain set lost."""
+    return baseline["retain"] - scores["retain"]

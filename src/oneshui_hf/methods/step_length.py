@@ -1,7 +1,7 @@
-"""Steps of a given length in weight space, and choosing that length on simulated requests.
+"""The step length of one-step methods, chosen on simulated requests.
 
-A raw gradient step has no natural scale: 0.1 times the gradient of a freshly made network's output can destroy a model. A step of given
-length along a unit direction cannot surprise; its length is a share of the model's own norm and is tried out while data is there.
+The scale of a raw gradient is arbitrary: 0.1 times the gradient of a newly initialised network's output can destroy a model. A step along
+a unit direction has a known length, given as a share of the norm of the model's parameters and tested while training data is available.
 """
 
 from __future__ import annotations
@@ -14,90 +14,93 @@ from torch import nn
 
 from ..seeding import generator
 from .base import Context, Cost, DataAccess, StepOptions
-from .simulation import Rehearsal, Simulated, damage, mean, simulate
-from .weight_space import Weights, moved, norm, parameters
+from .simulation import SimulatedRequest, SimulatedRequestTrial, mean_scores, retain_drop, simulate
+from .weight_space import Weights, displaced, norm, parameters
 
-SHORTEST = 2e-5  # share of the model's norm
-DOUBLINGS = 12  # lengths tried, up to 0.04 of the norm; where all are within the bound, the refinements go on to 0.07
-REFINEMENTS = 2  # lengths tried between the last that was within the bound and the first that was not
-PHOTOS = 256  # most of each kind on which a step is judged
+SHORTEST = 2e-5  # share of the parameters' norm
+DOUBLINGS = 12  # lengths tried, up to 0.04 of the norm; up to 0.07 with refinements, where all lengths are within the bound
+REFINEMENTS = 2  # lengths tried between the longest within the bound and the shortest beyond it
+MAX_PHOTOS = 256  # most photos per set on which a step is scored
 
 
 def choose_length(
     model: nn.Module,
     data: DataAccess,
-    direction: Callable[[Simulated], Weights],
+    direction: Callable[[SimulatedRequest], Weights],
     options: StepOptions,
     context: Context,
 ) -> tuple[float, list[dict[str, Any]]]:
-    """Choose a step length on simulated requests: the best one that costs the others no more than a bound.
+    """Return the step length with the highest ToW on simulated requests, among those within a bound on the retain drop.
 
-    Lengths are doubled until the score on retain falls by more than `options.max_damage` points; two more are tried within the last
-    doubling. Of those within the bound the one with the best ToW is taken, where the level of strangers (the original model's score on
-    val) stands in for the oracle's on the forget images, and the original's own scores for the oracle's on retain and val. Where none is
-    within the bound, the shortest is taken, with a warning.
+    The length is doubled until the score on retain drops by more than `options.max_retain_drop` points. Two more lengths are tried within
+    the last doubling. `SimulatedRequestTrial.score` describes the ToW. If no length is within the bound, the shortest one is returned,
+    with a warning.
 
     Args:
         model: The original model.
-        data: Gives `train` and `val`.
-        direction: From a request to the unit direction of its step.
-        options: How many requests to simulate, with which photos, and what the step may cost.
+        data: Provides `train` and `val`.
+        direction: Maps a simulated request to the unit direction of its step.
+        options: Number and kind of simulated requests, and the bound on the retain drop.
         context: Of the preparation.
 
     Returns:
-        The length (absolute), and a row per length tried, by length, the first of length 0 (doing nothing).
+        The length (absolute), and one row per length tried: `length` (share of the norm), the mean score of each set, and `tow`. Rows are
+        in order of length; the first has length 0 (the original model).
 
     Raises:
-        OneshuiError: A simulated request takes in all training people.
+        OneshuiError: A simulated request takes in all training identities.
     """
-    draws = generator(context.seed, "calibration")
-    trials = [Rehearsal(model, data.train, data.val, case, context, draws, PHOTOS) for case in _cases(data, context, draws, options)]
+    random = generator(context.seed, "calibration")
+    requests = _simulate_requests(data, context, random, options)
+    trials = [SimulatedRequestTrial(model, data.train, data.val, request, context, random, MAX_PHOTOS) for request in requests]
     directions = [direction(trial.request) for trial in trials]
     scale = norm(parameters(model)).item()
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = [{"length": 0.0} | mean_scores([trial.baseline() for trial in trials])]
 
-    def attempt(share: float) -> bool:
-        """Try a length; return whether its cost is within the bound."""
-        results = [trial.judge(moved(model, step, share * scale)) for trial, step in zip(trials, directions, strict=True)]
-        rows.append({"length": share} | mean(results))
-        return damage(rows[-1], rows[0]) <= options.max_damage
+    def is_within_bound(row: dict[str, Any]) -> bool:
+        return retain_drop(row, rows[0]) <= options.max_retain_drop
 
-    rows.append({"length": 0.0} | mean([trial.nothing() for trial in trials]))
-    share, within = SHORTEST, 0.0
+    def try_length(share: float) -> bool:
+        """Score a length; return whether its retain drop is within the bound."""
+        scores = [trial.score(displaced(model, step, share * scale)) for trial, step in zip(trials, directions, strict=True)]
+        rows.append({"length": share} | mean_scores(scores))
+        return is_within_bound(rows[-1])
+
+    share, longest_within = SHORTEST, 0.0
     for _ in context.reporter.track(range(DOUBLINGS), "Choosing the step length"):
-        if not attempt(share):
+        if not try_length(share):
             break
-        share, within = share * 2, share
-    for _ in range(REFINEMENTS if within else 0):
-        middle = (within * share) ** 0.5
-        within, share = (middle, share) if attempt(middle) else (within, middle)
+        share, longest_within = share * 2, share
+    for _ in range(REFINEMENTS if longest_within else 0):
+        middle = (longest_within * share) ** 0.5
+        longest_within, share = (middle, share) if try_length(middle) else (longest_within, middle)
 
-    nothing, shortest = rows[:2]
-    fit = [row for row in rows[1:] if damage(row, nothing) <= options.max_damage]
-    if not fit:
+    baseline, shortest = rows[:2]
+    candidates = [row for row in rows[1:] if is_within_bound(row)]
+    if not candidates:
         context.reporter.warn(
-            f"On simulated requests even the shortest step cost the others {damage(shortest, nothing):.1f} points of score, "
-            f"more than the {options.max_damage:g} allowed; it is taken all the same, so look at retain and test before using its results."
+            f"On simulated requests even the shortest step lowered the retain score by {retain_drop(shortest, baseline):.1f} points, "
+            f"more than the {options.max_retain_drop:g} allowed; it is used anyway, so check retain and test before using its results."
         )
-    best = max(fit or [shortest], key=lambda row: row["tow"])
-    if not best["tow"] > nothing["tow"]:  # NaN counts as no better
+    best = max(candidates or [shortest], key=lambda row: row["tow"])
+    if not best["tow"] > baseline["tow"]:  # also true for NaN
         context.reporter.warn(
-            f"On simulated requests no step was better than doing nothing (ToW {nothing['tow']:.1f}, the best step {best['tow']:.1f})."
+            f"On simulated requests no step was better than doing nothing (ToW {baseline['tow']:.1f}, the best step {best['tow']:.1f})."
         )
     return best["length"] * scale, sorted(rows, key=lambda row: row["length"])
 
 
 def length_cost(data: DataAccess, options: StepOptions, context: Context) -> Cost:
-    """Return what `choose_length` takes at most, but for the directions."""
-    photos = sum(min(PHOTOS, len(faces)) for faces in (data.train, data.train, data.val))
+    """Return an upper bound on the cost of `choose_length`, if a direction takes one backward pass per support image."""
+    photos = sum(min(MAX_PHOTOS, len(faces)) for faces in (data.train, data.train, data.val))
     attempts = 1 + DOUBLINGS + REFINEMENTS
     return Cost(forward=options.calibration * attempts * photos, backward=options.calibration * max(1, context.request_size))
 
 
-def _cases(data: DataAccess, context: Context, draws: torch.Generator, options: StepOptions) -> list[Simulated]:
-    """Return simulated requests of the size of the run's own."""
+def _simulate_requests(data: DataAccess, context: Context, random: torch.Generator, options: StepOptions) -> list[SimulatedRequest]:
+    """Return `options.calibration` simulated requests, each with as many identities as the run's own request."""
     size = max(1, context.request_size)
-    cases: list[Simulated] = []
-    while len(cases) < options.calibration:
-        cases += simulate(data.train, (size, size), draws, unseen=options.unseen_support)
-    return cases[: options.calibration]
+    requests: list[SimulatedRequest] = []
+    while len(requests) < options.calibration:
+        requests += simulate(data.train, (size, size), random, unseen=options.unseen_support)
+    return requests[: options.calibration]

@@ -1,4 +1,4 @@
-"""Vectors in weight space: inner product, norm, and a model displaced along one."""
+"""Vectors in weight space: inner product, norm, unit vector, and a model displaced along a vector."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import nn
 
 from ..errors import OneshuiError
 
-Weights = dict[str, torch.Tensor]
+Weights = dict[str, torch.Tensor]  # by parameter name
 
 
 def inner(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Return the inner product of two sets of weights."""
+    """Return the inner product of two vectors in weight space, summed over the names in `a`."""
     return torch.stack([(a[name] * b[name]).sum() for name in a]).sum()
 
 
 def norm(a: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Return the Euclidean norm of a set of weights."""
+    """Return the Euclidean norm of a vector in weight space."""
     return inner(a, a).sqrt()
 
 
@@ -31,7 +31,7 @@ def unit(step: Mapping[str, torch.Tensor]) -> Weights:
     """
     length = norm(step)
     if not torch.isfinite(length) or length == 0:
-        raise OneshuiError("The photos give no usable gradient, so there is no direction to step in; try another photo.")
+        raise OneshuiError("The gradient of these photos is zero or not finite, so the step has no direction; try another photo.")
     return {name: part / length for name, part in step.items()}
 
 
@@ -40,8 +40,8 @@ def parameters(model: nn.Module) -> Weights:
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
-def moved(model: nn.Module, step: Mapping[str, torch.Tensor], length: float = 1.0) -> nn.Module:
-    """Return a copy of a model with `length * step` added to its parameters."""
+def displaced(model: nn.Module, step: Mapping[str, torch.Tensor], length: float = 1.0) -> nn.Module:
+    """Return a copy of a model with `length * step` added to its parameters. Parameters that `step` does not name keep their values."""
     new = copy.deepcopy(model)
     with torch.no_grad():
         for name, parameter in new.named_parameters():

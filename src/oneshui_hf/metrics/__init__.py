@@ -1,1 +1,1 @@
-"""Metrics: plain functions on tensors, and the same as `evaluate.Metric`."""
+"""Metrics: functions on tensors, and the same functions as `evaluate.Metric` classes."""

@@ -1,4 +1,4 @@
-"""The metrics as `evaluate.Metric` classes: thin shells that work offline, for pipelines that already speak `evaluate`.
+"""The metrics as `evaluate.Metric` classes: thin wrappers that work offline, for pipelines that use `evaluate`.
 
 from oneshui_hf.metrics.evaluate_modules import MeanAveragePrecision
 MeanAveragePrecision().compute(predictions=scores, references=labels)
@@ -70,7 +70,7 @@ _SCORES = datasets.Features({"predictions": datasets.Value("float64"), "referenc
 class TugOfWar(_Offline):
     """ToW: a prediction is the unlearned model's score on a set, its reference the oracle's."""
 
-    about = "ToW in percent from scores in percent: predictions of the unlearned model, references of the oracle, one a set."
+    about = "ToW in percent from scores in percent: predictions of the unlearned model, references of the oracle, one per set."
     features = _SCORES
 
     def _compute(self, predictions: list[float], references: list[float]) -> dict[str, float]:
@@ -90,7 +90,7 @@ class GapClosure(_Offline):
 
 
 class Accuracy(_Offline):
-    """Share of photos whose likeliest class is the right one, in percent."""
+    """Share of photos whose most likely class is correct, in percent."""
 
     about = "Share of photos whose highest logit is that of the class in references, in percent. Higher is better."
     features = _PREDICTED[1]
@@ -107,8 +107,8 @@ class Loss(_Offline):
 
     def _compute(self, predictions: list[list[float]], references: list[list[int]] | list[int]) -> dict[str, float]:
         logits, labels, kind = _tensors(predictions, references)
-        each = losses(logits, labels.float() if kind == "multi_label" else labels, kind)
-        return {"loss": each.double().mean().item()}
+        per_photo = losses(logits, labels.float() if kind == "multi_label" else labels, kind)
+        return {"loss": per_photo.double().mean().item()}
 
 
 class BalancedAccuracy(_Offline):
@@ -133,14 +133,14 @@ class JensenShannon(_Offline):
 
 
 class IdentityLossGap(_Offline):
-    """Loss per person less the oracle's: predictions are the unlearned model's losses, references the oracle's, one a photo."""
+    """Loss per person minus the oracle's: predictions are the unlearned model's losses, references the oracle's, one per photo."""
 
-    about = "Mean and largest absolute gap, over people, between losses of two models; give identities=[...], integers, one a photo."
+    about = "Mean and largest absolute gap, over people, between losses of two models; give identities=[...], integers, one per photo."
     features = _SCORES
 
     def _compute(self, predictions: list[float], references: list[float], identities: list[int]) -> dict[str, float]:
-        ours, oracle = (torch.tensor(x, dtype=torch.float64) for x in (predictions, references))
-        gap = identity_loss_gap(ours, oracle, torch.tensor(identities))
+        unlearned, oracle = (torch.tensor(x, dtype=torch.float64) for x in (predictions, references))
+        gap = identity_loss_gap(unlearned, oracle, torch.tensor(identities))
         return {"mean_gap": gap.mean, "largest_gap": gap.largest}
 
 
@@ -156,11 +156,11 @@ class AttackAUC(_Offline):
 
 
 class RMIA(_Offline):
-    """RMIA: predictions are the attacked model's logits, references the labels, of members, non-members and population alike."""
+    """RMIA: predictions are the attacked model's logits, references the labels, of members, non-members and population together."""
 
     about = (
-        "RMIA's AUC, 0.5 is ideal. Give roles=[...] ('member', 'nonmember' or 'population'), identities=[...] (integers), one a photo, and "
-        "others=[[...]], the logits of one or more models that never saw the members, on the same photos; a and gamma as in `attacks.rmia`."
+        "RMIA's AUC, 0.5 is ideal. Give roles=[...] ('member', 'nonmember' or 'population'), identities=[...] (integers, one per photo), "
+        "and others=[[...]], the logits of models not trained on the members, on the same photos; a and gamma as in `attacks.rmia`."
     )
     features: ClassVar[list[datasets.Features]] = _PREDICTED
 
@@ -176,10 +176,17 @@ class RMIA(_Offline):
         seed: int = 0,
     ) -> dict[str, float]:
         logits, labels, kind = _tensors(predictions, references)
-        target, out = (label_log_probabilities(said, labels, kind) for said in (logits, torch.tensor(others)))
-        places = {role: torch.tensor([one == role for one in roles]) for role in ("member", "nonmember", "population")}
-        members, nonmembers, population = (Signals(target[place], out[:, place]) for place in places.values())
+        target, references_out = (label_log_probabilities(of, labels, kind) for of in (logits, torch.tensor(others)))
+        masks = {role: torch.tensor([one == role for one in roles]) for role in ("member", "nonmember", "population")}
+        members, nonmembers, population = (Signals(target[mask], references_out[:, mask]) for mask in masks.values())
         people = torch.tensor(identities)
-        owners = people[places["member"]], people[places["nonmember"]]
-        found = rmia(members, nonmembers, population, owners, generator(seed, "attack", "rmia"), a=a, gamma=gamma)
-        return {"auc": found.auc, "auc_either_way": found.auc_either_way, "smallest_fpr": found.smallest_fpr}
+        result = rmia(
+            members,
+            nonmembers,
+            population,
+            (people[masks["member"]], people[masks["nonmember"]]),
+            generator(seed, "attack", "rmia"),
+            a=a,
+            gamma=gamma,
+        )
+        return {"auc": result.auc, "auc_either_way": result.auc_best_direction, "smallest_fpr": result.smallest_fpr}

@@ -1,4 +1,4 @@
-"""A linear probe: whether people can be told apart by the features that a model gives their photos."""
+"""A linear probe: can people be identified by the features that a model computes from their photos?"""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from ..errors import UsageError
 
 @dataclass(frozen=True)
 class Probe:
-    """How well people are recognised on photos that the probe was not trained on.
+    """How well people are identified on photos that the probe was not trained on.
 
     Attributes:
-        accuracy: Share of photos whose person is named, in percent.
+        accuracy: Share of photos whose person is identified, in percent.
         balanced_accuracy: Mean over people of the share of their photos, in percent; chance is 100 / people.
-        chance: The accuracy of always naming the person with the most training photos, in percent.
-        people: How many were told apart.
-        photos: How many photos were scored.
-        left_out: People with a single photo, which cannot be both trained on and scored.
+        chance: Accuracy of always predicting the person with the most training photos, in percent.
+        people: Number of people, the classes of the probe.
+        photos: Number of scored photos.
+        left_out: Number of people with a single photo, which cannot be both trained on and scored.
     """
 
     accuracy: float
@@ -31,71 +31,71 @@ class Probe:
 
 
 def identity_probe(features: torch.Tensor, identities: torch.Tensor, generator: torch.Generator, ridge: float = 1.0) -> Probe:
-    """Return how well a ridge classifier, one against all, reads identities off features.
+    """Return how well a one-vs-rest ridge classifier predicts identities from features.
 
-    Half of each person's photos train it (the larger half of an odd number), the other half is scored. Features are standardised by the
-    training photos.
+    Half of each person's photos (rounded up) train it, and the other half is scored. Features are standardised with the training photos'
+    mean and deviation.
 
     Args:
-        features: What the head of the model takes, (n, d).
-        identities: The person of each photo, integers (n,).
-        generator: Decides the halves.
-        ridge: Weight of the squared norm beside the sum of squared errors over photos; above 0.
+        features: Inputs of the model's classification head, (n, d).
+        identities: The person on each photo, integers (n,).
+        generator: Draws the halves.
+        ridge: Weight of the squared norm, added to the sum of squared errors over photos; above 0.
 
     Raises:
         UsageError: There are not two people with two photos, or the ridge is not above 0.
     """
     if ridge <= 0:
         raise UsageError(f"The ridge of a probe must be above 0, not {ridge}.")
-    people, owner, sizes = identities.unique(return_inverse=True, return_counts=True)
-    several = sizes > 1
-    if several.sum() < 2:
+    people, person_index, sizes = identities.unique(return_inverse=True, return_counts=True)
+    has_several = sizes > 1
+    if has_several.sum() < 2:
         raise UsageError("A probe needs two photos of at least two people.")
-    usable = several[owner]
-    owner = (several.cumsum(0) - 1)[owner[usable]]  # people counted anew, without those left out
-    features = features[usable].double()
-    count = int(several.sum())
-    training = halve_photos(owner, generator)
+    is_usable = has_several[person_index]
+    targets = (has_several.cumsum(0) - 1)[person_index[is_usable]]  # people counted again, without those left out
+    features = features[is_usable].double()
+    count = int(has_several.sum())
+    is_training = halve_photos(targets, generator)
 
-    centre, scale = features[training].mean(0), features[training].std(0, correction=0)
+    centre, scale = features[is_training].mean(0), features[is_training].std(0, correction=0)
     scaled = (features - centre) / torch.where(scale > 0, scale, 1)
-    guessed = _ridge_scores(scaled[training], owner[training], count, scaled[~training], ridge).argmax(dim=1)
-    truth = owner[~training]
-    right = (guessed == truth).double()
-    hits = torch.zeros(count, dtype=torch.float64).index_add_(0, truth, right)
-    commonest = torch.bincount(owner[training], minlength=count).argmax()
+    predicted = _ridge_scores(scaled[is_training], targets[is_training], count, scaled[~is_training], ridge).argmax(dim=1)
+    scored = targets[~is_training]
+    is_correct = (predicted == scored).double()
+    hits = torch.zeros(count, dtype=torch.float64).index_add_(0, scored, is_correct)
+    most_frequent = torch.bincount(targets[is_training], minlength=count).argmax()
     return Probe(
-        accuracy=100 * right.mean().item(),
-        balanced_accuracy=100 * (hits / torch.bincount(truth, minlength=count)).mean().item(),
-        chance=100 * (truth == commonest).double().mean().item(),
+        accuracy=100 * is_correct.mean().item(),
+        balanced_accuracy=100 * (hits / torch.bincount(scored, minlength=count)).mean().item(),
+        chance=100 * (scored == most_frequent).double().mean().item(),
         people=count,
-        photos=len(truth),
+        photos=len(scored),
         left_out=len(people) - count,
     )
 
 
 def halve_photos(identities: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Return which photos train, bool (n,): a random half of each person's, rounded up."""
+    """Return which photos train, bool (n,): a random half of each person's photos, rounded up."""
     shuffled = torch.randperm(len(identities), generator=generator)
-    order = shuffled[identities[shuffled].argsort(stable=True)]  # by person, at random within
+    order = shuffled[identities[shuffled].argsort(stable=True)]  # by person, in random order within a person
     _, sizes = identities[order].unique_consecutive(return_counts=True)
     starts = sizes.cumsum(0) - sizes
     rank = torch.arange(len(identities)) - starts.repeat_interleave(sizes)
-    chosen = torch.zeros(len(identities), dtype=torch.bool)
-    chosen[order] = rank < ((sizes + 1) // 2).repeat_interleave(sizes)
-    return chosen
+    is_training = torch.zeros(len(identities), dtype=torch.bool)
+    is_training[order] = rank < ((sizes + 1) // 2).repeat_interleave(sizes)
+    return is_training
 
 
-def _ridge_scores(seen: torch.Tensor, owner: torch.Tensor, people: int, asked: torch.Tensor, ridge: float) -> torch.Tensor:
+def _ridge_scores(training: torch.Tensor, targets: torch.Tensor, people: int, queries: torch.Tensor, ridge: float) -> torch.Tensor:
     """Return the scores (m, people) of photos (m, d) from the ridge regression of one-hot people on centred photos (n, d).
 
-    Solved for the d weights or, where there are fewer photos than features, for the n dual ones: the same scores.
+    Solved in the primal for d weights or, with fewer photos than features, in the dual for n weights: the scores are equal.
     """
-    truth = torch.zeros(len(seen), people, dtype=seen.dtype)
-    truth[torch.arange(len(seen)), owner] = 1
-    mean = truth.mean(0)  # the intercepts; the features being centred, it need not be taken off the targets
-    if seen.shape[1] <= len(seen):
-        gram = seen.T @ seen + ridge * torch.eye(seen.shape[1], dtype=seen.dtype)
-        return asked @ torch.linalg.solve(gram, seen.T @ truth) + mean
-    gram = seen @ seen.T + ridge * torch.eye(len(seen), dtype=seen.dtype)
-    return asked @ seen.T @ torch.linalg.solve(gram, truth) + mean
+    one_hot = torch.zeros(len(training), people, dtype=training.dtype)
+    one_hot[torch.arange(len(training)), targets] = 1
+    intercept = one_hot.mean(0)  # features are centred, so it need not be subtracted from the targets
+    if training.shape[1] <= len(training):
+        gram = training.T @ training + ridge * torch.eye(training.shape[1], dtype=training.dtype)
+        return queries @ torch.linalg.solve(gram, training.T @ one_hot) + intercept
+    gram = training @ training.T + ridge * torch.eye(len(training), dtype=training.dtype)
+    return queries @ training.T @ torch.linalg.solve(gram, one_hot) + intercept

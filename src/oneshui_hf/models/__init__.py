@@ -1,1 +1,1 @@
-"""Image classifiers: loading, saving, what they take in, what they say, and what lies before their head."""
+"""Image classifiers: loading and saving, predictions and features, and sharded models."""

@@ -1,4 +1,4 @@
-"""What a classifier says: logits, probabilities, losses, and the features before its head."""
+"""Outputs of a classifier: logits, probabilities, losses, and the features before its head."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..data.augment import view
+from ..data.augment import apply_view
 from ..data.schema import Task, TaskKind
 from ..errors import OneshuiError
 
@@ -31,13 +31,13 @@ def probabilities(logits: torch.Tensor, kind: TaskKind) -> torch.Tensor:
     return logits.sigmoid() if kind == "multi_label" else logits.softmax(dim=1)
 
 
-def guess(logits: torch.Tensor, kind: TaskKind) -> torch.Tensor:
-    """Return the labels that the model itself would give: 0/1 per attribute, or the class."""
+def predicted_labels(logits: torch.Tensor, kind: TaskKind) -> torch.Tensor:
+    """Return the labels that the model predicts: 0/1 per attribute, or the class."""
     return (logits > 0).to(logits.dtype) if kind == "multi_label" else logits.argmax(dim=1)
 
 
 def targets(labels: torch.Tensor, task: Task) -> torch.Tensor:
-    """Return labels as vectors (n, K): as they are, or one-hot."""
+    """Return labels as float vectors (n, K): attributes unchanged, classes one-hot."""
     if task.kind == "multi_label":
         return labels.float()
     return F.one_hot(labels, len(task.label_names)).float()
@@ -47,24 +47,22 @@ def find_head(model: nn.Module) -> nn.Linear:
     """Return the classification head: the last linear layer with as many outputs as there are labels.
 
     Raises:
-        OneshuiError: There is none.
+        OneshuiError: No such layer exists.
     """
-    size = _labels(model)
+    size = _num_labels(model)
     heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == size]
     if not heads:
-        raise OneshuiError(
-            f"{type(model).__name__} has no linear classification head, so its features cannot be found; take another model."
-        )
+        raise OneshuiError(f"{type(model).__name__} has no linear classification head, so its features cannot be found; use another model.")
     return heads[-1]
 
 
-def _labels(model: nn.Module) -> int:
-    """Return K, how many labels a classifier has."""
+def _num_labels(model: nn.Module) -> int:
+    """Return K, the number of labels of a classifier."""
     return int(model.config.num_labels)  # type: ignore[union-attr, arg-type]
 
 
-def head_inputs(model: nn.Module) -> int:
-    """Return d, the number of features that the classification head takes."""
+def feature_dim(model: nn.Module) -> int:
+    """Return d, the number of inputs of the classification head."""
     return find_head(model).in_features
 
 
@@ -76,14 +74,14 @@ def logits_and_features(
     Args:
         model: Any transformers image classifier with a linear head.
         pixels: Preprocessed photos (n, 3, S, S).
-        parameters: Used in place of the model's own; what `torch.func` differentiates.
+        parameters: Replace the model's own parameters; `torch.func` can differentiate with respect to them.
 
     Raises:
-        OneshuiError: The head cannot be found.
+        OneshuiError: The head cannot be found, or the logits are not a linear function of one feature vector per photo.
     """
-    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    recorded: list[tuple[torch.Tensor, torch.Tensor]] = []
     head = find_head(model)
-    hook = head.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+    hook = head.register_forward_hook(lambda module, inputs, output: recorded.append((inputs[0], output)))
     try:
         if parameters is None:
             output = model(pixel_values=pixels)
@@ -91,27 +89,27 @@ def logits_and_features(
             output = torch.func.functional_call(model, dict(parameters), kwargs={"pixel_values": pixels})
     finally:
         hook.remove()
-    if len(seen) != 1 or seen[0][1] is not output.logits or seen[0][0].dim() != 2:
+    if len(recorded) != 1 or recorded[0][1] is not output.logits or recorded[0][0].dim() != 2:
         raise OneshuiError(
-            f"The logits of {type(model).__name__} are not one linear map of one vector a photo, so its features cannot be found; "
-            "take another model."
+            f"The logits of {type(model).__name__} are not a linear function of one vector per photo, so its features cannot be "
+            "found; use another model."
         )
-    return output.logits, seen[0][0]
+    return output.logits, recorded[0][0]
 
 
-def predict(model: nn.Module, faces: FaceSet, accelerator: Accelerator, batch_size: int = 64, version: int = 0) -> torch.Tensor:
+def predict(model: nn.Module, faces: FaceSet, accelerator: Accelerator, batch_size: int = 64, view: int = 0) -> torch.Tensor:
     """Return the logits of all photos, float32 (n, K) on the CPU, the same on every process.
 
     Args:
         model: Any image classifier.
         faces: The photos.
-        accelerator: Shares the batches.
-        batch_size: Photos a forward pass.
-        version: Which version of each photo the model sees, see `data.augment.view`.
+        accelerator: Distributes the batches over processes.
+        batch_size: Photos per forward pass.
+        view: The view of each photo that the model sees, see `data.augment.apply_view`.
     """
     model = accelerator.unwrap_model(model)
-    width = _labels(model)
-    return _over_batches(model, faces, accelerator, batch_size, width, lambda pixels: model(pixel_values=view(pixels, version)).logits)
+    width = _num_labels(model)
+    return _map_batches(model, faces, accelerator, batch_size, width, lambda pixels: model(pixel_values=apply_view(pixels, view)).logits)
 
 
 def predict_with_features(
@@ -119,20 +117,18 @@ def predict_with_features(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return logits (n, K) as `predict` does, and the inputs of the classification head, float32 (n, d)."""
     model = accelerator.unwrap_model(model)
-    widths = _labels(model), head_inputs(model)
-    both = _over_batches(
-        model, faces, accelerator, batch_size, sum(widths), lambda pixels: torch.cat(logits_and_features(model, pixels), 1)
-    )
+    widths = _num_labels(model), feature_dim(model)
+    both = _map_batches(model, faces, accelerator, batch_size, sum(widths), lambda pixels: torch.cat(logits_and_features(model, pixels), 1))
     logits, features = both.split(widths, dim=1)
     return logits.contiguous(), features.contiguous()
 
 
-def _over_batches(
-    model: nn.Module, faces: FaceSet, accelerator: Accelerator, batch_size: int, width: int, say: Callable[[torch.Tensor], torch.Tensor]
+def _map_batches(
+    model: nn.Module, faces: FaceSet, accelerator: Accelerator, batch_size: int, width: int, forward: Callable[[torch.Tensor], torch.Tensor]
 ) -> torch.Tensor:
-    """Return what `say` makes of the preprocessed photos, float32 (n, width) on the CPU.
+    """Return the outputs of `forward` for the preprocessed photos, float32 (n, width) on the CPU.
 
-    Processes take whole batches in turn and add up their rows, so the result does not depend on how many there are.
+    Batches are assigned to processes in turn and rows are summed over processes, so the result does not depend on their number.
     """
     training = model.training
     model.eval()
@@ -140,6 +136,6 @@ def _over_batches(
     with torch.inference_mode():
         for number, positions in enumerate(torch.arange(len(faces)).split(batch_size) if len(faces) else ()):
             if number % accelerator.num_processes == accelerator.process_index:
-                out[positions] = say(faces.batch(positions, accelerator.device)[0]).float()
+                out[positions] = forward(faces.batch(positions, accelerator.device)[0]).float()
     model.train(training)
     return accelerator.reduce(out, reduction="sum").cpu()

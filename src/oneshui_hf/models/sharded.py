@@ -1,14 +1,13 @@
-"""A sharded classifier: one pretrained backbone that is never trained, and low-rank adapters that each know the people of one shard alone.
+"""A sharded classifier: one frozen pretrained backbone, and one set of low-rank adapters per shard, trained on its identities only.
 
-Every linear layer of the backbone has, for each shard, an adapter of its own (LoRA: Hu et al., "LoRA: Low-Rank Adaptation of Large
-Language Models", ICLR 2022), and the head has a block for each. What the model says is the mean of what its shards say. A person belongs
-to one shard, so forgetting them exactly means to drop that shard, or to train that one anew (sharded training: Bourtoule et al.,
-"Machine Unlearning", IEEE S&P 2021).
+Every linear layer of the backbone has one adapter per shard (LoRA: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR
+2022), and the head has one block of weights per shard. The logits are the mean of the shards' logits. Each person belongs to one shard, so
+exact unlearning of a person drops or retrains that shard only (sharded training: Bourtoule et al., "Machine Unlearning", IEEE S&P 2021).
 
-The adapters are this module's own and not those of `peft`: they lie stacked, one slice a shard, so that all shards run in one batch, and
-dropping shards or putting them together keeps the slices of the others bit for bit.
+The adapters are implemented here and not with `peft`: they are stacked, one slice per shard, so that all shards run in one batch, and
+dropping or combining shards keeps the slices of the others bit for bit.
 
-Whoever loads a checkpoint without this package's commands imports this module first: it tells transformers of the architecture.
+To load a checkpoint without the commands of this package, import this module first: it registers the architecture with transformers.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ from ..errors import OneshuiError, UsageError
 from ..seeding import generator, seeded
 from .outputs import find_head
 
-Part = dict[str, torch.Tensor]  # the slices of one shard, under the names that they have in a model of that shard alone
-HEAD_STD = 0.02  # of a block of the head, where the backbone's config names none
-# Of a backbone's config: what is said by the whole model's, and what is of no use beside its weights.
-LEFT_OUT = ("id2label", "label2id", "problem_type", "dtype", "torch_dtype", "architectures", "transformers_version", "_name_or_path")
+ShardWeights = dict[str, torch.Tensor]  # the slices of one shard, under their names in a model of that shard alone
+HEAD_STD = 0.02  # of a block of the head, if the backbone's config names none
+# Keys of the backbone's config that the config of the whole model contains, or that are not needed.
+DROPPED_KEYS = ("id2label", "label2id", "problem_type", "dtype", "torch_dtype", "architectures", "transformers_version", "_name_or_path")
 
 
 def shard_of(identity: str, seed: int, of: int) -> int:
-    """Return the shard of a person, 0 to `of` - 1: the SHA-256 of "seed/identity", modulo `of`. So no list of people has to be kept."""
+    """Return the shard of a person, 0 to `of` - 1: the SHA-256 of "seed/identity", modulo `of`. No list of people has to be stored."""
     return int(hashlib.sha256(f"{seed}/{identity}".encode()).hexdigest(), 16) % of
 
 
@@ -46,10 +45,10 @@ class ShardedConfig(PreTrainedConfig):  # type: ignore[misc]
 
     Attributes:
         backbone: The config of the backbone.
-        shards: The shards that are there, in the order of their slices.
-        of: How many there were to begin with.
-        rank: Of the adapters.
-        seed: By which people were told apart, and adapters and head were drawn.
+        shards: Numbers of the remaining shards, in the order of their slices.
+        of: Initial number of shards.
+        rank: Rank of the adapters.
+        seed: Seed of the assignment of people to shards, and of the initial adapters and head.
     """
 
     model_type = "oneshui_sharded"
@@ -62,7 +61,7 @@ class ShardedConfig(PreTrainedConfig):  # type: ignore[misc]
 
 
 class AdaptedLinear(nn.Linear):
-    """A linear layer with an adapter for each of k shards: x of shard s goes to `W x + b + up_s down_s x`.
+    """A linear layer with an adapter for each of k shards: x of shard s is mapped to `W x + b + up_s down_s x`.
 
     Attributes:
         up: (k, out, r).
@@ -79,15 +78,15 @@ class AdaptedLinear(nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (k * n, ..., in), shard by shard, to (k * n, ..., out)."""
         low = torch.bmm(x.reshape(len(self.up), -1, self.in_features), self.down.transpose(1, 2))
-        said = F.linear(x, self.weight, self.bias)
-        return said + torch.bmm(low, self.up.transpose(1, 2)).reshape(said.shape)
+        output = F.linear(x, self.weight, self.bias)
+        return output + torch.bmm(low, self.up.transpose(1, 2)).reshape(output.shape)
 
 
 class ShardedClassifier(PreTrainedModel):  # type: ignore[misc]
-    """A backbone, an adapter and a block of the head for each shard; the logits are the mean of the shards' logits.
+    """A backbone with adapters and a block of the head for each shard; the logits are the mean of the shards' logits.
 
-    The features of all shards lie side by side, divided by their number, before one head: `sum_s W_s f_s / k`. So a shard is a block of
-    the head's columns, and the model has one head and one vector of features like any other.
+    The input of the head is the concatenation of all shards' features, divided by the number of shards: `sum_s W_s f_s / k`. A shard is a
+    block of the head's columns, and the model has one head and one feature vector like any other classifier.
     """
 
     config_class = ShardedConfig
@@ -97,15 +96,15 @@ class ShardedClassifier(PreTrainedModel):  # type: ignore[misc]
         super().__init__(config)
         self.backbone = AutoModelForImageClassification.from_config(AutoConfig.for_model(**config.backbone))
         head = find_head(self.backbone)
-        self.backbone.set_submodule(_name_of(self.backbone, head), nn.Identity())  # its logits are the features now
+        self.backbone.set_submodule(_module_name(self.backbone, head), nn.Identity())  # its logits are now the features
         for name, layer in list(self.backbone.named_modules()):
-            if type(layer) is nn.Linear:  # subclasses are often used by their weights, past their forward
+            if type(layer) is nn.Linear:  # the weights of subclasses are often used without their forward
                 self.backbone.set_submodule(name, AdaptedLinear(layer, len(config.shards), config.rank))
         self.head = nn.Linear(len(config.shards) * head.in_features, config.num_labels, bias=False)
         self.post_init()
 
     def train(self, mode: bool = True) -> ShardedClassifier:
-        """Set the mode. The backbone stays in evaluation mode: its batch statistics would learn from people, and no shard owns them."""
+        """Set the mode. The backbone stays in evaluation mode: its batch statistics would depend on people of all shards."""
         super().train(mode)
         self.backbone.eval()
         return self
@@ -114,20 +113,20 @@ class ShardedClassifier(PreTrainedModel):  # type: ignore[misc]
         """Return the logits of photos (n, 3, S, S)."""
         shards = len(self.config.shards)
         features = self.backbone(pixel_values=pixel_values.repeat(shards, 1, 1, 1)).logits
-        beside = features.unflatten(0, (shards, -1)).transpose(0, 1).flatten(1) / shards
-        return ImageClassifierOutput(logits=self.head(beside))
+        concatenated = features.unflatten(0, (shards, -1)).transpose(0, 1).flatten(1) / shards
+        return ImageClassifierOutput(logits=self.head(concatenated))
 
-    def adapted(self) -> Iterator[tuple[str, AdaptedLinear]]:
+    def adapted_layers(self) -> Iterator[tuple[str, AdaptedLinear]]:
         """Yield the layers with adapters, by name."""
         yield from ((name, layer) for name, layer in self.named_modules() if isinstance(layer, AdaptedLinear))
 
-    def begin(self, shard: int) -> None:
-        """Make a model of one shard that of another one, which has learned nothing: `up` is zero, `down` and the head are drawn."""
+    def initialize_shard(self, shard: int) -> None:
+        """Turn a model of one shard into a new, untrained model of this shard: `up` is zero, `down` and the head are random."""
         seed = self.config.seed
         self.config.shards = [shard]
         with torch.no_grad():
-            for name, layer in self.adapted():
-                bound = 1 / math.sqrt(layer.in_features)  # as torch draws a linear layer, and `peft` this matrix
+            for name, layer in self.adapted_layers():
+                bound = 1 / math.sqrt(layer.in_features)  # as torch initialises a linear layer, and `peft` this matrix
                 draws = torch.rand(layer.down.shape, generator=generator(seed, "adapter", shard, name))
                 layer.down.copy_((2 * draws - 1) * bound)
                 layer.up.zero_()
@@ -139,21 +138,23 @@ AutoConfig.register(ShardedConfig.model_type, ShardedConfig, exist_ok=True)
 AutoModelForImageClassification.register(ShardedConfig, ShardedClassifier, exist_ok=True)
 
 
-def over(backbone: PreTrainedModel, size: int, of: int, rank: int, seed: int) -> ShardedClassifier:
-    """Return a model of one shard over a classifier's backbone, ready to `begin` with any. Adapter and head alone ask for gradients.
+def wrap_backbone(backbone: PreTrainedModel, size: int, of: int, rank: int, seed: int) -> ShardedClassifier:
+    """Return a model of shard 0 over the backbone of a classifier. Only adapters and head require gradients.
+
+    `initialize_shard` turns it into a model of any other shard.
 
     Args:
-        backbone: Any image classifier of transformers, whose head is left out.
+        backbone: Any image classifier of transformers; its head is not used.
         size: Side of its photos in pixels.
-        of: How many shards there will be.
-        rank: Of the adapters.
-        seed: For who belongs to which shard, and for what is drawn.
+        of: Number of shards.
+        rank: Rank of the adapters.
+        seed: Seed of the assignment of people to shards, and of the initial adapters and head.
 
     Raises:
-        UsageError: The backbone has no linear layers, or they see something else than a batch of photos.
+        UsageError: The backbone has no linear layers, or the first dimension of their inputs is not the batch of photos.
     """
     config = ShardedConfig(
-        backbone={key: value for key, value in backbone.config.to_dict().items() if key not in LEFT_OUT},
+        backbone={key: value for key, value in backbone.config.to_dict().items() if key not in DROPPED_KEYS},
         of=of,
         rank=rank,
         seed=seed,
@@ -163,84 +164,86 @@ def over(backbone: PreTrainedModel, size: int, of: int, rank: int, seed: int) ->
     )
     with seeded(seed, "replaced at once"):
         model = ShardedClassifier(config)
-    head = _name_of(backbone, find_head(backbone))
+    head = _module_name(backbone, find_head(backbone))
     state = {name: tensor for name, tensor in backbone.state_dict().items() if name.rpartition(".")[0] != head}
-    unknown = model.backbone.load_state_dict(state, strict=False)
-    assert not unknown.unexpected_keys and all(name.endswith((".up", ".down")) for name in unknown.missing_keys)
-    learns = {id(model.head.weight)} | {id(part) for _, layer in model.adapted() for part in (layer.up, layer.down)}
+    mismatch = model.backbone.load_state_dict(state, strict=False)
+    assert not mismatch.unexpected_keys and all(name.endswith((".up", ".down")) for name in mismatch.missing_keys)
+    trained = {id(model.head.weight)} | {id(part) for _, layer in model.adapted_layers() for part in (layer.up, layer.down)}
     for parameter in model.parameters():
-        parameter.requires_grad_(id(parameter) in learns)
+        parameter.requires_grad_(id(parameter) in trained)
     _require_batches(model, size, type(backbone).__name__)
-    model.begin(0)
+    model.initialize_shard(0)
     return model.eval()
 
 
-def part_of(model: ShardedClassifier, shard: int) -> Part:
+def shard_weights(model: ShardedClassifier, shard: int) -> ShardWeights:
     """Return copies of the slices of a shard, on the CPU."""
-    place, width = model.config.shards.index(shard), model.head.in_features // len(model.config.shards)
-    slices = {f"{name}.{matrix}": getattr(layer, matrix)[place : place + 1] for name, layer in model.adapted() for matrix in ("up", "down")}
-    slices["head.weight"] = model.head.weight[:, place * width : (place + 1) * width]
+    index, width = model.config.shards.index(shard), model.head.in_features // len(model.config.shards)
+    slices = {
+        f"{name}.{matrix}": getattr(layer, matrix)[index : index + 1] for name, layer in model.adapted_layers() for matrix in ("up", "down")
+    }
+    slices["head.weight"] = model.head.weight[:, index * width : (index + 1) * width]
     return {name: tensor.detach().cpu().clone() for name, tensor in slices.items()}
 
 
-def assemble(like: ShardedClassifier, parts: Mapping[int, Part]) -> ShardedClassifier:
-    """Return a model with the backbone of `like` and these shards, in the order of their numbers."""
-    new, shards = copy.deepcopy(like), sorted(parts)
+def combine_shards(template: ShardedClassifier, weights: Mapping[int, ShardWeights]) -> ShardedClassifier:
+    """Return a model with the backbone of `template` and these shards, in the order of their numbers."""
+    new, shards = copy.deepcopy(template), sorted(weights)
     new.config.shards = shards
 
     def stacked(name: str, old: torch.Tensor, dim: int) -> nn.Parameter:
-        return nn.Parameter(torch.cat([parts[shard][name] for shard in shards], dim).to(old.device), old.requires_grad)
+        return nn.Parameter(torch.cat([weights[shard][name] for shard in shards], dim).to(old.device), old.requires_grad)
 
-    for name, layer in new.adapted():
+    for name, layer in new.adapted_layers():
         layer.up, layer.down = stacked(f"{name}.up", layer.up, 0), stacked(f"{name}.down", layer.down, 0)
     new.head.weight = stacked("head.weight", new.head.weight, 1)
     new.head.in_features = new.head.weight.shape[1]
     return new
 
 
-def without(model: ShardedClassifier, shards: Collection[int]) -> ShardedClassifier:
-    """Return a model without these shards; what is left of it is the same bit for bit.
+def drop_shards(model: ShardedClassifier, shards: Collection[int]) -> ShardedClassifier:
+    """Return a model without these shards; the remaining weights are the same bit for bit.
 
     Raises:
-        OneshuiError: One of them is not there, or no other would be left.
+        OneshuiError: One of the shards is missing, or no shard would remain.
     """
-    there = model.config.shards
-    if missing := sorted(set(shards) - set(there)):
-        raise OneshuiError(f"The model has no shard {missing[0]}; it has {', '.join(map(str, there))}.")
-    left = [shard for shard in there if shard not in shards]
-    if not left:
-        raise OneshuiError(f"This would drop all {len(there)} shards of the model and leave nothing; train it anew with `oneshui retrain`.")
-    return assemble(model, {shard: part_of(model, shard) for shard in left})
+    present = model.config.shards
+    if missing := sorted(set(shards) - set(present)):
+        raise OneshuiError(f"The model has no shard {missing[0]}; it has {', '.join(map(str, present))}.")
+    remaining = [shard for shard in present if shard not in shards]
+    if not remaining:
+        raise OneshuiError(f"This would drop all {len(present)} shards of the model; retrain it with `oneshui retrain` instead.")
+    return combine_shards(model, {shard: shard_weights(model, shard) for shard in remaining})
 
 
-def _name_of(model: nn.Module, wanted: nn.Module) -> str:
-    return next(name for name, module in model.named_modules() if module is wanted)
+def _module_name(model: nn.Module, module: nn.Module) -> str:
+    return next(name for name, candidate in model.named_modules() if candidate is module)
 
 
 def _require_batches(model: ShardedClassifier, size: int, kind: str) -> None:
-    """Check that every adapted layer sees the photos of a batch one after the other, since all shards go through it in one batch.
+    """Check that the first dimension of every adapted layer's input is the batch, since all shards run in one batch.
 
     Raises:
-        UsageError: One does not, or there is none.
+        UsageError: This does not hold for a layer, or there is no linear layer.
     """
-    layers = dict(model.adapted())
+    layers = dict(model.adapted_layers())
     if not layers:
-        raise UsageError(f"--sharded adapts linear layers, and the backbone of {kind} has none; take a transformer.")
-    one, two = (_rows(model, layers, size, photos) for photos in (1, 2))
-    if any([2 * number for number in one[name]] != two[name] for name in layers):
-        raise UsageError(f"--sharded needs linear layers that see one photo after the other; {kind} has others, so take another model.")
+        raise UsageError(f"--sharded adapts linear layers, and the backbone of {kind} has none; use a transformer.")
+    one, two = (_input_batch_sizes(model, layers, size, photos) for photos in (1, 2))
+    if any([2 * count for count in one[name]] != two[name] for name in layers):
+        raise UsageError(f"--sharded needs linear layers whose inputs are batches of photos; {kind} has others, so use another model.")
 
 
-def _rows(model: ShardedClassifier, layers: Mapping[str, nn.Module], size: int, photos: int) -> dict[str, list[int]]:
-    """Return the length of each adapted layer's inputs in one pass of black photos, call by call."""
-    seen: dict[str, list[int]] = {name: [] for name in layers}
+def _input_batch_sizes(model: ShardedClassifier, layers: Mapping[str, nn.Module], size: int, photos: int) -> dict[str, list[int]]:
+    """Return the length of each adapted layer's inputs, per call, in one forward pass of black photos."""
+    sizes: dict[str, list[int]] = {name: [] for name in layers}
 
-    def note(name: str) -> Any:
-        return lambda _, inputs: seen[name].append(len(inputs[0]))
+    def record(name: str) -> Any:
+        return lambda _, inputs: sizes[name].append(len(inputs[0]))
 
-    hooks = [layer.register_forward_pre_hook(note(name)) for name, layer in layers.items()]
+    hooks = [layer.register_forward_pre_hook(record(name)) for name, layer in layers.items()]
     with torch.no_grad():
         model.eval()(pixel_values=torch.zeros(photos, 3, size, size))
     for hook in hooks:
         hook.remove()
-    return seen
+    return sizes

@@ -1,1 +1,1 @@
-"""Finding out who is on a photo: face encoders, and matching of face embeddings against enrolled people."""
+"""Identification of the person on a photo: face encoders, and matching of face embeddings with the templates of enrolled people."""

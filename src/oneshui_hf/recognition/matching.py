@@ -1,18 +1,18 @@
-"""Whose photo this is: signatures of people, the threshold that a photo must reach, and how often that goes wrong.
+"""Open-set identification of one photo: templates of enrolled people, the acceptance threshold, and its error rates.
 
-A signature is a direction: a vector of unit length that some encoder makes of a photo. Nothing here knows the encoder. A person's
-signature is the direction of the mean of their photos'; a photo is compared with all people enrolled, by the cosine of the angle.
+A face embedding is a vector of unit length that an encoder computes from a photo. This module does not depend on the encoder. A person's
+template is the normalised mean of the embeddings of their photos. A photo is compared with all templates by cosine similarity.
 
-To take a stranger, or another person enrolled, for somebody damages a bystander; to know nobody costs a second question. So a photo is
-accepted where its best similarity reaches a threshold that strangers seldom reach, and is ahead of the runner-up. All is calibrated on
-people who are not enrolled and may never be: the validation set.
+A wrong match changes the model for the wrong person; a rejected photo only costs a second question. A photo is therefore accepted only if
+its best similarity reaches a threshold that unseen identities rarely reach, and is ahead of the runner-up by a margin. Both are calibrated
+on the validation set, whose identities are not enrolled.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -20,34 +20,34 @@ import torch.nn.functional as F
 
 from ..errors import OneshuiError, UsageError
 
-RATE = 0.01  # of strangers' photos that may be accepted
-LEVEL = 0.95  # how often an upper bound holds
-_ROWS = 1024  # photos that are compared at a time
+TARGET_RATE = 0.01  # share of photos of unseen identities that may be accepted
+CONFIDENCE = 0.95  # of an upper bound
+_CHUNK = 1024  # photos compared at a time
 
 
-def enrol(signatures: torch.Tensor) -> torch.Tensor | None:
-    """Return the signature of a person, float16 (d,), unit length: the direction of the mean of their photos'.
+def make_template(embeddings: torch.Tensor) -> torch.Tensor | None:
+    """Return a person's template, float16 (d,), unit length: the normalised mean of their photos' embeddings.
 
     Args:
-        signatures: Of their photos, unit length (n, d). Rows with NaN (a photo in which no face was found) are left out.
+        embeddings: Of their photos, unit length (n, d). Rows with NaN (no face was found in the photo) are ignored.
 
     Returns:
-        None where no row is left, or where they cancel each other; the person cannot be recognised then.
+        None if no row is left or if the rows cancel each other. The person cannot be identified by a photo then.
     """
-    total = signatures[has_signature(signatures)].double().sum(dim=0)
+    total = embeddings[has_embedding(embeddings)].double().sum(dim=0)
     length = total.norm()
     return (total / length).half().cpu() if length > 1e-6 else None
 
 
 @dataclass(frozen=True)
-class Rate:
-    """A share of people's photos, and how large it could be.
+class ErrorRate:
+    """A share of people's photos, with an upper confidence bound.
 
     Attributes:
-        value: The share, each person counting the same however many photos they have.
-        upper: Upper end: with other people the true share would lie above it in at most 5 % of the cases.
-        people: How many people it rests on.
-        photos: How many photos.
+        value: The share. Each person has the same weight, however many photos they have.
+        upper: Upper bound with 95 % confidence, over the choice of people.
+        people: Number of people.
+        photos: Number of photos.
     """
 
     value: float
@@ -59,274 +59,289 @@ class Rate:
         return f"{_percent(self.value)} (at most {_percent(self.upper)}, from {_count(self.people, 'person', 'people')})"
 
 
+# The key of each field in an artefact.
+_KEYS = {
+    "threshold": "threshold",
+    "margin_threshold": "margin",
+    "enrolled": "enrolled",
+    "target_rate": "wanted",
+    "false_match_rate": "false_match",
+    "misidentification_rate": "mistaken",
+    "false_non_match_rate": "missed",
+}
+
+
 @dataclass(frozen=True)
 class Calibration:
-    """What a photo must reach to be accepted, and what that lets through.
+    """The acceptance thresholds, and the error rates at these thresholds.
 
     Attributes:
-        threshold: The least cosine similarity with the best match.
-        margin: The least lead over the runner-up, in cosine. Where it is 0, the best must still be ahead.
-        enrolled: How many people a photo is compared with. A stranger resembles the best of many, so the rates hold for this number;
-            with f times as many people the false-match rate is about f times as high.
-        wanted: The false-match rate that was asked for.
-        false_match: Strangers' photos that are accepted as somebody.
-        mistaken: Photos of people enrolled that are accepted as somebody else; None where none were held out.
-        missed: Photos of people enrolled that are not accepted; None where none were held out.
+        threshold: Minimum cosine similarity with the best match.
+        margin_threshold: Minimum runner-up margin, in cosine. If it is 0, the best match must still be ahead.
+        enrolled: Number of enrolled people. The best similarity of an unseen identity grows with this number, so the rates hold for this
+            number only; with f times as many people the false match rate is about f times as high.
+        target_rate: The false match rate that was requested.
+        false_match_rate: Share of photos of unseen identities that are accepted as an enrolled person.
+        misidentification_rate: Share of photos of enrolled people that are accepted as another person; None without held-out photos.
+        false_non_match_rate: Share of photos of enrolled people that are not accepted; None without held-out photos.
     """
 
     threshold: float
-    margin: float
+    margin_threshold: float
     enrolled: int
-    wanted: float
-    false_match: Rate
-    mistaken: Rate | None = None
-    missed: Rate | None = None
+    target_rate: float
+    false_match_rate: ErrorRate
+    misidentification_rate: ErrorRate | None = None
+    false_non_match_rate: ErrorRate | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what JSON can hold."""
-        return asdict(self)
+        """Return a JSON-serialisable dict."""
+        values = {key: getattr(self, name) for name, key in _KEYS.items()}
+        return {key: asdict(value) if isinstance(value, ErrorRate) else value for key, value in values.items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
-        """Read back what `to_dict` made.
+        """Read the result of `to_dict`.
 
         Raises:
-            OneshuiError: It is something else.
+            OneshuiError: A key is missing or unknown, or a value has the wrong type.
         """
         try:
-            if set(values) != {f.name for f in fields(cls)}:
+            if set(values) != set(_KEYS.values()):
                 raise KeyError
-            rates = {name: _rate(values[name]) for name in ("false_match", "mistaken", "missed")}
-            if rates["false_match"] is None:
+            numbers = {name: float(values[_KEYS[name]]) for name in ("threshold", "margin_threshold", "target_rate")}
+            rates = {name: _rate(values[_KEYS[name]]) for name in ("false_match_rate", "misidentification_rate", "false_non_match_rate")}
+            if rates["false_match_rate"] is None:
                 raise KeyError
-            numbers = {name: float(values[name]) for name in ("threshold", "margin", "wanted")}
             return cls(**numbers, enrolled=int(values["enrolled"]), **rates)  # type: ignore[arg-type]
         except (KeyError, TypeError, ValueError):
-            raise OneshuiError("The calibration of the signatures is damaged; prepare again.") from None
+            raise OneshuiError("The calibration of the face embeddings is damaged; prepare again.") from None
 
     def __str__(self) -> str:
         sentence = (
-            f"A photo is matched from a similarity of {self.threshold:.3f} on, {self.margin:.3f} ahead of the runner-up. With "
-            f"{_count(self.enrolled, 'person', 'people')} enrolled, a stranger's photo is matched with somebody in {self.false_match}."
+            f"A photo is matched from a similarity of {self.threshold:.3f} on, {self.margin_threshold:.3f} ahead of the runner-up. With "
+            f"{_count(self.enrolled, 'person', 'people')} enrolled, a photo of an unseen identity is matched with an enrolled person in "
+            f"{self.false_match_rate}."
         )
-        if self.mistaken is not None and self.missed is not None:
-            sentence += f" A new photo of somebody enrolled is matched with another in {self.mistaken}, with nobody in {self.missed}."
+        if self.misidentification_rate is not None and self.false_non_match_rate is not None:
+            sentence += (
+                f" A new photo of an enrolled person is matched with another person in {self.misidentification_rate}, with no person in "
+                f"{self.false_non_match_rate}."
+            )
         return sentence
 
 
 def calibrate(
-    people: Mapping[str, torch.Tensor],
-    strangers: torch.Tensor,
+    templates: Mapping[str, torch.Tensor],
+    unseen: torch.Tensor,
     identities: torch.Tensor,
     *,
     held_out: Mapping[str, torch.Tensor] | None = None,
-    rate: float = RATE,
-    margin: float | None = None,
+    target_rate: float = TARGET_RATE,
+    margin_threshold: float | None = None,
 ) -> Calibration:
-    """Return the lowest threshold at which strangers' photos are accepted at most at a given rate.
+    """Return the lowest threshold at which the false match rate is at most `target_rate`.
 
-    The rate is the mean over strangers of the share of their photos that are accepted: the chance that a stranger who hands in a photo is
-    taken for somebody. Photos of one person resemble each other, so its upper bound counts people, not photos (`upper_bound`). The
-    threshold is chosen on these strangers, so the bound is made from the rate allowed, not from the rate found: a threshold whose true
-    rate is above it would have let through more than was allowed, but for one time in twenty. It holds for people and photos like these.
+    The false match rate is the mean over unseen identities of the share of their photos that are accepted: the probability that an unseen
+    identity who submits a photo is taken for an enrolled person. Photos of one person are correlated, so its upper bound counts people,
+    not photos (`upper_confidence_bound`). The threshold is chosen on the same identities, so the bound is computed from the target rate,
+    not from the observed rate: a threshold whose true rate exceeds the bound would have accepted more than the target rate in this sample,
+    except in one case of twenty. It holds for people and photos like these.
 
     Args:
-        people: Name to signature (d,), of all who are enrolled. Those with NaN in it are left out. The best of many resembles a stranger
-            more than the best of few, so the threshold holds for this number of people.
-        strangers: Signatures of photos of people who are not enrolled (n, d). Rows with NaN are left out: they are refused anyway.
-        identities: The person of each of them, integers (n,).
-        held_out: Name to signatures (m, d) of photos of people enrolled that were not enrolled with. Names that are not enrolled, as
-            happens where no signature could be made, are left out.
-        rate: The wanted false-match rate.
-        margin: The least lead over the runner-up. None: the median lead among strangers' photos, since a lead that chance gives to half
-            of them tells nothing.
+        templates: Name to template (d,), of all enrolled people. Templates with NaN are ignored. The best similarity of an unseen identity
+            grows with the number of templates, so the threshold holds for this number of people.
+        unseen: Embeddings of photos of people who are not enrolled (n, d). Rows with NaN are ignored: such photos are always rejected.
+        identities: The person of each row of `unseen`, integers (n,).
+        held_out: Name to embeddings (m, d) of photos of enrolled people that are not part of their template. Names without a template are
+            ignored.
+        target_rate: The maximum false match rate.
+        margin_threshold: The minimum runner-up margin. None: the median margin of photos of unseen identities, since a margin that half of
+            them reach by chance carries no information.
 
     Raises:
-        UsageError: Nobody is enrolled, there are no strangers, or a number cannot be.
-        OneshuiError: The signatures are not of one encoder.
+        UsageError: No person is enrolled, there are no unseen identities, or a number is out of range.
+        OneshuiError: The embeddings are not from one encoder.
     """
-    if not 0 < rate < 1:
-        raise UsageError(f"The false-match rate lies between 0 and 1, not at {rate}.")
-    if margin is not None and not 0 <= margin < math.inf:
-        raise UsageError(f"The lead over the runner-up is at least 0, not {margin}.")
-    names, gallery = _gallery(people)
+    if not 0 < target_rate < 1:
+        raise UsageError(f"The false match rate must be between 0 and 1, not {target_rate}.")
+    if margin_threshold is not None and not 0 <= margin_threshold < math.inf:
+        raise UsageError(f"The margin over the runner-up must be at least 0, not {margin_threshold}.")
+    names, gallery = _gallery(templates)
     if not names:
-        raise UsageError("Nobody is enrolled, since no photo of the training people has a signature.")
-    usable = has_signature(strangers)
+        raise UsageError("No person is enrolled, since no photo of the training people has a face embedding.")
+    usable = has_embedding(unseen)
     if not usable.any():
-        raise UsageError("No photo of the validation people has a signature, so no threshold can be found.")
-    best, lead, _ = _compare(strangers[usable], gallery)
+        raise UsageError("No photo of the validation people has a face embedding, so no threshold can be found.")
+    best, margin, _ = _compare(unseen[usable], gallery)
     owner = identities[usable.to(identities.device)].cpu().unique(return_inverse=True)[1]
-    if margin is None:
-        margin = lead.median().item() if len(names) > 1 else 0.0
-    threshold = _threshold(best, owner, rate)  # by similarity alone: the lead, chosen on the same photos, can only refuse more of them
-    shares = _share_a_person(_is_ahead(lead, margin) & (best >= threshold), owner)
-    false_match = Rate(shares.mean().item(), upper_bound(rate, len(shares)), len(shares), len(best))
-    mistaken, missed = _held_out_rates(names, gallery, held_out or {}, threshold, margin)
-    return Calibration(threshold, margin, len(names), rate, false_match, mistaken, missed)
+    if margin_threshold is None:
+        margin_threshold = margin.median().item() if len(names) > 1 else 0.0
+    # From the similarity alone: the margin, chosen on the same photos, can only reject more of them.
+    threshold = _threshold(best, owner, target_rate)
+    shares = _share_per_person(_is_ahead(margin, margin_threshold) & (best >= threshold), owner)
+    false_match_rate = ErrorRate(shares.mean().item(), upper_confidence_bound(target_rate, len(shares)), len(shares), len(best))
+    enrolled_rates = _held_out_rates(names, gallery, held_out or {}, threshold, margin_threshold)
+    return Calibration(threshold, margin_threshold, len(names), target_rate, false_match_rate, *enrolled_rates)
 
 
-def has_signature(signatures: torch.Tensor) -> torch.Tensor:
-    """Return whether a signature could be made of each photo: bool (n,) for (n, d)."""
-    return signatures.isfinite().all(dim=-1)
+def has_embedding(embeddings: torch.Tensor) -> torch.Tensor:
+    """Return whether each photo has an embedding (no NaN): bool (n,) for (n, d)."""
+    return embeddings.isfinite().all(dim=-1)
 
 
-def _gallery(people: Mapping[str, torch.Tensor]) -> tuple[list[str], torch.Tensor]:
-    """Return the names of those who have a signature, in order, and the signatures, float64 (N, d), unit length again after rounding."""
-    names = [name for name in sorted(people) if has_signature(people[name])]
-    if len({people[name].shape for name in names}) > 1:
-        raise OneshuiError("The people's signatures are of different lengths, so of different encoders; prepare again.")
+def _gallery(templates: Mapping[str, torch.Tensor]) -> tuple[list[str], torch.Tensor]:
+    """Return the sorted names of people with a template, and the templates, float64 (N, d), normalised again after rounding to float16."""
+    names = [name for name in sorted(templates) if has_embedding(templates[name])]
+    if len({templates[name].shape for name in names}) > 1:
+        raise OneshuiError(
+            "The templates of the enrolled people have different lengths, so they are from different encoders; prepare again."
+        )
     if not names:
         return names, torch.zeros(0, 0, dtype=torch.float64)
-    return names, F.normalize(torch.stack([people[name].cpu().double() for name in names]), dim=1)
+    return names, F.normalize(torch.stack([templates[name].cpu().double() for name in names]), dim=1)
 
 
-def _compare(signatures: torch.Tensor, gallery: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return for each photo the best similarity, its lead over the runner-up (infinite where there is none), and whose it is."""
-    if signatures.shape[1] != gallery.shape[1]:
+def _compare(embeddings: torch.Tensor, gallery: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return for each photo the best similarity, the runner-up margin (infinite without a runner-up), and the row of the best match."""
+    if embeddings.shape[1] != gallery.shape[1]:
         raise OneshuiError(
-            f"A photo's signature has {signatures.shape[1]} numbers and those of the people have {gallery.shape[1]}: they are of "
-            "different encoders; take the one that was prepared with."
+            f"The embedding of a photo has {embeddings.shape[1]} numbers and the templates have {gallery.shape[1]}: they are from "
+            "different encoders; use the encoder of the preparation."
         )
     found = []
-    for part in signatures.cpu().double().split(_ROWS):
-        # Rounded, since a product of many rows may differ from that of one in its last bits, and a threshold lies just above a stranger.
+    for part in embeddings.cpu().double().split(_CHUNK):
+        # Rounded, since the last bits of a product depend on its number of rows, and the threshold lies just above one of these values.
         similarities = (F.normalize(part, dim=1) @ gallery.T).round(decimals=9)
-        values, places = similarities.topk(min(2, len(gallery)), dim=1)
-        lead = values[:, 0] - values[:, 1] if len(gallery) > 1 else torch.full_like(values[:, 0], math.inf)
-        found.append((values[:, 0], lead, places[:, 0]))
-    best, lead, who = (torch.cat(column) for column in zip(*found, strict=True))
-    return best, lead, who
+        values, rows = similarities.topk(min(2, len(gallery)), dim=1)
+        margin = values[:, 0] - values[:, 1] if len(gallery) > 1 else torch.full_like(values[:, 0], math.inf)
+        found.append((values[:, 0], margin, rows[:, 0]))
+    best, margin, row = (torch.cat(column) for column in zip(*found, strict=True))
+    return best, margin, row
 
 
-def _is_ahead(lead: torch.Tensor, margin: float) -> torch.Tensor:
-    """Whether the best match is far enough ahead; of two who tie neither is."""
-    return (lead >= margin) & (lead > 0)
+def _is_ahead(margin: torch.Tensor, margin_threshold: float) -> torch.Tensor:
+    """Return whether the best match is far enough ahead; False for a tie."""
+    return (margin >= margin_threshold) & (margin > 0)
 
 
 def _threshold(scores: torch.Tensor, owner: torch.Tensor, rate: float) -> float:
-    """Return the lowest number that scores exceed or equal in at most `rate` of the cases, each person counting the same."""
+    """Return the lowest threshold that at most a share `rate` of the scores reaches, with equal weight per person."""
     photos = owner.bincount()
     scores, order = scores.sort(descending=True, stable=True)
     weights = (1 / (photos.double() * len(photos)))[owner[order]]
-    first_refused = int((weights.cumsum(0) <= rate * (1 + 1e-9)).sum())
-    return math.nextafter(scores[first_refused].item(), math.inf)  # those who tie with it are refused, too
+    first_rejected = int((weights.cumsum(0) <= rate * (1 + 1e-9)).sum())
+    return math.nextafter(scores[first_rejected].item(), math.inf)  # equal scores are rejected, too
 
 
-def _share_a_person(accepted: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
+def _share_per_person(accepted: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
     photos = owner.bincount()
     return owner.bincount(weights=accepted.double(), minlength=len(photos)) / photos
 
 
 def _held_out_rates(
-    names: list[str], gallery: torch.Tensor, held_out: Mapping[str, torch.Tensor], threshold: float, margin: float
-) -> tuple[Rate | None, Rate | None]:
-    """Return how often photos of people enrolled are accepted as somebody else, and how often they are not accepted."""
-    mistaken, missed, photos = [], [], 0
-    for place, name in enumerate(names):
-        signatures = held_out.get(name)
-        if signatures is None or not (usable := has_signature(signatures)).any():
+    names: list[str], gallery: torch.Tensor, held_out: Mapping[str, torch.Tensor], threshold: float, margin_threshold: float
+) -> tuple[ErrorRate | None, ErrorRate | None]:
+    """Return the misidentification rate and the false non-match rate of enrolled people; None without held-out photos."""
+    misidentified, rejected, photos = [], [], 0
+    for number, name in enumerate(names):
+        embeddings = held_out.get(name)
+        if embeddings is None or not (usable := has_embedding(embeddings)).any():
             continue
-        best, lead, who = _compare(signatures[usable], gallery)
-        accepted = (best >= threshold) & _is_ahead(lead, margin)
-        mistaken.append((accepted & (who != place)).double().mean().item())
-        missed.append((~accepted).double().mean().item())
+        best, margin, row = _compare(embeddings[usable], gallery)
+        accepted = (best >= threshold) & _is_ahead(margin, margin_threshold)
+        misidentified.append((accepted & (row != number)).double().mean().item())
+        rejected.append((~accepted).double().mean().item())
         photos += len(best)
     if not photos:
         return None, None
-    people = len(missed)
-    means = [sum(shares) / people for shares in (mistaken, missed)]
-    first, second = (Rate(mean, upper_bound(mean, people), people, photos) for mean in means)
+    people = len(rejected)
+    means = [sum(shares) / people for shares in (misidentified, rejected)]
+    first, second = (ErrorRate(mean, upper_confidence_bound(mean, people), people, photos) for mean in means)
     return first, second
 
 
-def upper_bound(share: float, people: int, level: float = LEVEL) -> float:
-    """Return an upper bound of the mean of independent numbers between 0 and 1, one a person, whose mean in this sample is `share`.
+def upper_confidence_bound(mean: float, people: int) -> float:
+    """Return the upper 95 % confidence bound of the mean of independent numbers in [0, 1], one per person.
 
-    By Bentkus (2004), the sum of n such numbers with mean u stays below x with a probability of at most e P(B <= x), where B is binomial
-    (n, u) and P is interpolated linearly in its logarithm between whole x. The bound is the u at which that is 1 - level; no
-    assumption is made of how the numbers are distributed. For nobody it is 1.
+    By Bentkus ("On Hoeffding's inequalities", Annals of Probability 2004), the sum of n such numbers with mean u stays below x with
+    probability at most e P(B <= x), where B is binomial (n, u) and the logarithm of P is interpolated linearly between whole x. The bound
+    is the u at which this equals 0.05. No assumption is made on the distribution of the numbers.
+
+    Args:
+        mean: Their mean in this sample.
+        people: How many they are. The bound is 1 for none.
     """
-    allowed, low, high = math.log(1 - level) - 1, share, 1.0
-    total = share * people
+    from scipy.optimize import brentq
+    from scipy.stats import binom
+
+    total = mean * people
     if people < 1 or total >= people:
         return 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _log_tail(total, people, middle) > allowed else (low, middle)
-    return high
-
-
-def _log_tail(total: float, people: int, mean: float) -> float:
-    """Return log P(B <= total) of a binomial, interpolated between whole numbers; `total` is less than `people`."""
-    if mean == 1:
-        return -math.inf
     below = math.floor(total)
-    choices = [math.lgamma(people + 1) - math.lgamma(k + 1) - math.lgamma(people - k + 1) for k in range(below + 2)]
-    terms = [log + k * math.log(mean) + (people - k) * math.log1p(-mean) for k, log in enumerate(choices)]
-    lower, upper = _log_sum(terms[:-1]), min(0.0, _log_sum(terms))
-    return lower + (total - below) * (upper - lower)
+    fraction = total - below
 
+    def excess(bound: float) -> float:
+        lower, upper = binom.cdf([below, below + 1], people, bound)
+        return float(lower ** (1 - fraction) * upper**fraction - (1 - CONFIDENCE) / math.e)
 
-def _log_sum(logarithms: list[float]) -> float:
-    largest = max(logarithms)
-    return largest + math.log(sum(math.exp(log - largest) for log in logarithms))
+    return float(brentq(excess, mean, 1.0, xtol=1e-13))
 
 
 @dataclass(frozen=True)
 class Match:
-    """Whom a photo shows, as far as can be told. In words it names nobody.
+    """The result of an identification. Its text contains no name.
 
     Attributes:
-        person: Whom it resembles most, accepted or not; None where there is nobody to compare with, or nothing to compare.
-        similarity: The cosine with that person's signature; NaN where there is none.
-        lead: By how much it is ahead of the runner-up; infinite where there is none.
-        accepted: Whether it may be acted upon.
-        threshold: What the similarity had to reach.
-        margin: What the lead had to reach.
+        person: The most similar person, accepted or not; None if no person is enrolled or the photo has no embedding.
+        similarity: Cosine similarity with that person's template; NaN without a person.
+        runner_up_margin: Its difference to the runner-up's similarity; infinite without a runner-up.
+        accepted: Whether both thresholds are reached.
+        threshold: The threshold of the similarity.
+        margin_threshold: The threshold of the runner-up margin.
     """
 
-    person: str | None = field(repr=False)  # a repr ends in logs
+    person: str | None = field(repr=False)  # a repr may be logged
     similarity: float
-    lead: float
+    runner_up_margin: float
     accepted: bool
     threshold: float
-    margin: float
+    margin_threshold: float
 
     def __str__(self) -> str:
         if math.isnan(self.similarity):
-            return "The photo is not recognised: no face was found in it, or nobody is enrolled."
-        ahead = "nobody else is enrolled"
-        if self.lead < math.inf:
-            ahead = f"it is {self.lead:.3f} ahead of the runner-up ({self.margin:.3f} needed)"
+            return "The photo is not recognised: no face was found in it, or no person is enrolled."
+        ahead = "no other person is enrolled"
+        if self.runner_up_margin < math.inf:
+            ahead = f"it is {self.runner_up_margin:.3f} ahead of the runner-up ({self.margin_threshold:.3f} needed)"
         verdict = "recognised" if self.accepted else "not recognised with enough certainty"
         return f"The photo is {verdict}: its best similarity is {self.similarity:.3f} ({self.threshold:.3f} needed), {ahead}."
 
 
-def recognise(signature: torch.Tensor, people: Mapping[str, torch.Tensor], calibration: Calibration) -> Match:
-    """Find whom a photo shows.
+def identify(embedding: torch.Tensor, templates: Mapping[str, torch.Tensor], calibration: Calibration) -> Match:
+    """Find the person on a photo.
 
     Args:
-        signature: Of the photo (d,). With NaN in it, it is nobody's.
-        people: Name to signature (d,), of all who are enrolled.
-        calibration: What `calibrate` found for these people.
+        embedding: Of the photo (d,). An embedding with NaN matches no person.
+        templates: Name to template (d,), of all enrolled people.
+        calibration: The result of `calibrate` for these people.
 
     Raises:
-        OneshuiError: The signatures are not of one encoder.
+        OneshuiError: The embeddings are not from one encoder.
     """
-    names, gallery = _gallery(people)
-    asked = calibration.threshold, calibration.margin
-    if not names or not has_signature(signature):
-        return Match(None, math.nan, math.nan, False, *asked)
-    best, lead, who = _compare(signature[None], gallery)
-    accepted = bool(best[0] >= calibration.threshold) and bool(_is_ahead(lead, calibration.margin)[0])
-    return Match(names[int(who[0])], best.item(), lead.item(), accepted, *asked)
+    names, gallery = _gallery(templates)
+    thresholds = calibration.threshold, calibration.margin_threshold
+    if not names or not has_embedding(embedding):
+        return Match(None, math.nan, math.nan, False, *thresholds)
+    best, margin, row = _compare(embedding[None], gallery)
+    accepted = bool(best[0] >= calibration.threshold) and bool(_is_ahead(margin, calibration.margin_threshold)[0])
+    return Match(names[int(row[0])], best.item(), margin.item(), accepted, *thresholds)
 
 
-def _rate(values: Mapping[str, Any] | None) -> Rate | None:
+def _rate(values: Mapping[str, Any] | None) -> ErrorRate | None:
     if values is None:
         return None
-    return Rate(float(values["value"]), float(values["upper"]), int(values["people"]), int(values["photos"]))
+    return ErrorRate(float(values["value"]), float(values["upper"]), int(values["people"]), int(values["photos"]))
 
 
 def _count(number: int, one: str, many: str) -> str:
@@ -334,4 +349,4 @@ def _count(number: int, one: str, many: str) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{float(f'{100 * share:.2g}'):g} %"  # two digits, and a whole is 100 %, not 1e+02 %
+    return f"{float(f'{100 * share:.2g}'):g} %"  # two significant digits; 100 % instead of 1e+02 %

@@ -1,1 +1,1 @@
-"""What was measured, for people to read: columns, means over seeds, tables as text, figures."""
+"""Presentation of metrics: columns, means over seeds, tables as text, figures."""

@@ -1,4 +1,4 @@
-"""The figures of a report: which are drawn of what was measured."""
+"""Selection of a report's figures from the measured results."""
 
 from __future__ import annotations
 
@@ -9,36 +9,37 @@ from statistics import fmean
 
 import numpy as np
 
+from ..metrics.attack_names import ATTACKS
 from . import figures as draw
 from .aggregate import Line
-from .load import Losses, Result
-from .table_columns import ATTACKS, at, attack_name
+from .load import LossHistograms, Result
+from .table_columns import attack_name, get_nested
 
 BINS = 24  # of a histogram that several models share
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A line of a table with what was measured: the models that it is the mean of, by seed."""
+class LineResults:
+    """A line of a table, and the results of each seed that it averages."""
 
     line: Line
     results: list[Result]
 
     def cost(self, kind: str) -> float | None:
-        """Return the mean of a cost over the seeds that know it."""
-        known = [cost for result in self.results if (cost := at(result.row, "cost", kind)) is not None]
+        """Return the mean of a cost over the seeds where it is known."""
+        known = [cost for result in self.results if (cost := get_nested(result.row, "cost", kind)) is not None]
         return fmean(known) if known else None
 
 
-Drawn = dict[str, dict[str, str]]  # of each kind of figure, SVG texts by name; the first is the key
+FiguresByKind = dict[str, dict[str, str]]  # for each kind of figure, SVG texts by name; the first is the legend
 
 
-def draw_all(shown: Sequence[Shown], prefix: str) -> Drawn:
-    """Draw the figures of one table: each person, losses, attacks, cost.
+def draw_figures(shown: Sequence[LineResults], prefix: str) -> FiguresByKind:
+    """Return the figures of one table: losses per person, loss histograms, attacks, cost.
 
     Args:
         shown: Its lines.
-        prefix: What the names of its figures start with.
+        prefix: First part of the names of its figures.
     """
     drawn = {
         "people": dict(_people_figures(shown, f"{prefix}-people")),
@@ -46,105 +47,104 @@ def draw_all(shown: Sequence[Shown], prefix: str) -> Drawn:
         "attacks": dict(_attack_figures(shown, f"{prefix}-attacks")),
         "cost": dict(_cost_figures(shown, f"{prefix}-cost")),
     }
-    return {kind: figures if len(figures) > 1 else {} for kind, figures in drawn.items()}  # a key alone is none
+    return {kind: figures if len(figures) > 1 else {} for kind, figures in drawn.items()}  # a legend alone is no figure
 
 
 def slug(name: str) -> str:
-    """Return a name as it may stand in a file's name or an address."""
+    """Return a name that is valid in a file name or a URL."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "x"
 
 
-def _of(shown: Sequence[Shown], *kinds: str) -> list[Shown]:
-    """Return the lines of some kinds that have a result."""
+def _of(shown: Sequence[LineResults], *kinds: str) -> list[LineResults]:
+    """Return the lines of these kinds that have a result."""
     return [one for one in shown if one.line.row in kinds and one.results]
 
 
-def _names(rows: Sequence[Shown], prefix: str) -> Iterator[tuple[str, Shown]]:
-    """Yield each row with a name of its own for its figure."""
+def _names(rows: Sequence[LineResults], prefix: str) -> Iterator[tuple[str, LineResults]]:
+    """Yield each row with a unique name for its figure."""
     for number, row in enumerate(rows, 1):
         yield f"{prefix}-{number:02d}-{slug(row.line.label)}", row
 
 
-def _people_figures(shown: Sequence[Shown], prefix: str) -> Iterator[tuple[str, str]]:
+def _people_figures(shown: Sequence[LineResults], prefix: str) -> Iterator[tuple[str, str]]:
     rows = [one for one in _of(shown, "method") or _of(shown, "oracle", "original") if any(r.people for r in one.results)]
     people = [result.people for row in rows for result in row.results]
-    everybody = [person for some in people for person in some]
+    persons = [person for group in people for person in group]
     limits = draw.loss_limits(people)
-    known = {who: any(getattr(p, who) is not None for p in everybody) for who in ("original", "oracle")}
-    yield f"{prefix}-key", draw.dumbbell_key(f"{prefix}-key", **known)
+    known = {model: any(getattr(p, model) is not None for p in persons) for model in ("original", "oracle")}
+    yield f"{prefix}-key", draw.dumbbell_legend(f"{prefix}-key", **known)
     for name, row in _names(rows, prefix):
         seeds = {f"seed {result.row['seed']}" if row.line.seeds > 1 else "": result.people for result in row.results}
         yield name, draw.dumbbells(name, row.line.label, seeds, limits)
 
 
-def _loss_figures(shown: Sequence[Shown], prefix: str) -> Iterator[tuple[str, str]]:
-    panels: list[tuple[str, list[Losses], bool]] = []  # title, histograms a seed, whether before
+def _loss_figures(shown: Sequence[LineResults], prefix: str) -> Iterator[tuple[str, str]]:
+    panels: list[tuple[str, list[LossHistograms], bool]] = []  # title, histograms of each seed, whether of the original model
     rows = [row for row in _of(shown, "original", "oracle", "method") if any(r.losses for r in row.results)]
     for row in rows:
         panels.append((row.line.label, [r.losses for r in row.results if r.losses], False))
     if rows and rows[0].line.row != "original" and any(losses.before for losses in panels[0][1]):
         panels.insert(0, ("before: the original model", panels[0][1], True))
-    yield f"{prefix}-key", draw.histogram_key(f"{prefix}-key")
+    yield f"{prefix}-key", draw.histogram_legend(f"{prefix}-key")
     if not panels:
         return
-    undamaged = [row for row in rows if row.line.row != "method"] or rows  # losses of a destroyed model would press all others into one bin
-    top_loss = max(result.losses.edges[-1] for row in undamaged for result in row.results if result.losses)
+    scale_rows = [row for row in rows if row.line.row != "method"] or rows  # a degraded model's losses would put all others into one bin
+    top_loss = max(result.losses.edges[-1] for row in scale_rows for result in row.results if result.losses)
     edges = np.linspace(0, top_loss, BINS + 1).tolist()
-    shares = [tuple(_mean_shares(some, before, side, edges) for side in (0, 1)) for _, some, before in panels]
+    shares = [tuple(_mean_shares(losses, before, side, edges) for side in (0, 1)) for _, losses, before in panels]
     top = 1.08 * max(float(share.max()) for both in shares for share in both) or 1.0
     for number, ((title, _, _), (forget, test)) in enumerate(zip(panels, shares, strict=True), 1):
         name = f"{prefix}-{number:02d}-{slug(title)}"
         yield name, draw.histogram(name, title, edges, forget, test, top, open_end=True)
 
 
-def _mean_shares(losses: Sequence[Losses], before: bool, side: int, edges: Sequence[float]) -> np.ndarray:
+def _mean_shares(losses: Sequence[LossHistograms], before: bool, side: int, edges: Sequence[float]) -> np.ndarray:
     """Return the mean over seeds of the shares of photos in each bin; side 0 is forget, 1 is test."""
     counts = [(one.before if before else one.after, one.edges) for one in losses]
     return np.mean([draw.shares(both[side], own, edges) for both, own in counts if both], axis=0)
 
 
-def _attack_figures(shown: Sequence[Shown], prefix: str) -> Iterator[tuple[str, str]]:
+def _attack_figures(shown: Sequence[LineResults], prefix: str) -> Iterator[tuple[str, str]]:
     rows = [row for row in _of(shown, "original", "oracle", "method") if any(r.roc for r in row.results)]
     curves = [curve for row in rows for result in row.results for curve in result.roc.values()]
-    there = {attack for row in rows for result in row.results for attack in result.roc}
-    order = [attack for attack in ATTACKS.values() if attack in there]
-    order += sorted(there - set(order))
-    yield f"{prefix}-key", draw.roc_key(f"{prefix}-key", order)
+    available = {attack for row in rows for result in row.results for attack in result.roc}
+    order = [attack for attack in ATTACKS.values() if attack in available]
+    order += sorted(available - set(order))
+    yield f"{prefix}-key", draw.roc_legend(f"{prefix}-key", order)
     if not curves:
         return
     start = min(curve.smallest_fpr for curve in curves) / 4
     for figure, row in _names(rows, prefix):
         by_attack = {attack: [r.roc[attack] for r in row.results if attack in r.roc] for attack in order}
-        means = {attack: draw.mean_curve(some) for attack, some in by_attack.items() if some}
-        won = [name for result in row.results if (name := attack_name(at(result.row, "metrics", "attacks", "strongest"))) in means]
-        strongest = max(sorted(set(won)), key=won.count) if won else None
+        means = {attack: draw.average_curves(of_attack) for attack, of_attack in by_attack.items() if of_attack}
+        names = [attack_name(get_nested(result.row, "metrics", "attacks", "strongest")) for result in row.results]
+        strongest_by_seed = [name for name in names if name in means]
+        strongest = max(sorted(set(strongest_by_seed)), key=strongest_by_seed.count, default=None)
         yield figure, draw.roc(figure, row.line.label, means, order, strongest, start)
 
 
-def _cost_figures(shown: Sequence[Shown], prefix: str) -> Iterator[tuple[str, str]]:
-    kinds = {"apply_s": "At the request", "prepare_s": "Preparing, once and before any request"}
+def _cost_figures(shown: Sequence[LineResults], prefix: str) -> Iterator[tuple[str, str]]:
+    kinds = {"apply_s": "Request time", "prepare_s": "Preparation time, once before any request"}
     points = {kind: _points(shown, kind) for kind in kinds}
-    known = [point.tow for some in points.values() for point in some]
+    known = [point.tow for of_kind in points.values() for point in of_kind]
     if len(_of(shown, "method")) < 2 or not known:
         return
     lines = [one.line for one in shown if one.line.row in ("original", "floor")]
     levels = {line.label: tow for line in lines if (tow := line.values["tow"].mean) is not None}
     low, high = min([*known, *levels.values()]), max([*known, *levels.values()])
-    room = 0.08 * max(high - low, 2.0)
-    yield f"{prefix}-key", draw.cost_key(f"{prefix}-key", [p for some in points.values() for p in some], list(levels))
+    margin = 0.08 * max(high - low, 2.0)
+    yield f"{prefix}-key", draw.cost_legend(f"{prefix}-key", [p for of_kind in points.values() for p in of_kind], list(levels))
     for kind, title in kinds.items():
         if points[kind]:
             name = f"{prefix}-{kind.removesuffix('_s')}"
-            yield (
-                name,
-                draw.cost(name, title, points[kind], levels, (low - 2.5 * room, high + room)),
-            )  # names find room below, where many do as little as nothing
+            limits = (low - 2.5 * margin, high + margin)  # room below for labels, since many methods are close to doing nothing
+            yield name, draw.cost(name, title, points[kind], levels, limits)
 
 
-def _points(shown: Sequence[Shown], kind: str) -> list[draw.Point]:
+def _points(shown: Sequence[LineResults], kind: str) -> list[draw.Point]:
     points = []
     for row in _of(shown, "method"):
         tow, seconds = row.line.values["tow"].mean, row.cost(kind)
         if tow is not None and seconds is not None and seconds > 0:
-            points.append(draw.Point(row.line.label, seconds, tow, row.line.one_photo))
+            points.append(draw.Point(row.line.label, seconds, tow, row.line.is_one_shot))
     return points

@@ -1,4 +1,4 @@
-"""The columns of every table: what each is called, and where its number stands among the metrics of a model."""
+"""The columns of every table: their headings, and where their values are found in a model's metrics."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..card import SCORES
+from ..metrics.attack_names import ATTACKS
+from ..sets import COMPARED
 
-ATTACKS = {"loss": "loss", "logistic": "logistic", "rmia": "RMIA", "rmia_two_sided": "RMIA, two-sided", "u_lira": "U-LiRA"}
-OWN_ROWS = {"original": "do nothing", "floor": "noise floor", "oracle": "oracle"}  # rows that are in every table, and what they are called
-MARK = "†"  # of a difference that lies within the noise floor
-TPR = {"tpr_10": "0.1", "tpr_1": "0.01"}
+BUILTIN_ROWS = {"original": "do nothing", "floor": "noise floor", "oracle": "oracle"}  # rows of every table, and their labels
+MARK = "†"  # of a difference within the noise floor
+TPR_KEYS = {"tpr_10": "0.1", "tpr_1": "0.01"}
 
 
 @dataclass(frozen=True)
@@ -19,21 +20,21 @@ class Column:
     """A column of the tables.
 
     Attributes:
-        title: Its heading; SCORE stands for the name of the score.
-        ideal: What is better: "up", or what it is to be near to: a number, or "oracle" for the oracle's; nothing where neither is.
-        decimals: How many are shown.
-        always: Whether it is shown even where nothing is known.
-        further: Whether it is for readers who want to know more: in the second table of a report, and in no other.
+        title: Its heading; SCORE is a placeholder for the name of the score.
+        ideal: "up" where higher is better; else the ideal value: a number, or "oracle" for the oracle's value; empty where there is none.
+        decimals: Number of decimals.
+        always: Whether it is shown even if no model has a value.
+        secondary: Whether it is shown in the second table of a report only.
     """
 
     title: str
     ideal: str
     decimals: int
     always: bool = False
-    further: bool = False
+    secondary: bool = False
 
-    def named(self, score: str) -> str:
-        """Return the heading where the score is "map" or "accuracy"."""
+    def heading(self, score: str) -> str:
+        """Return the heading for the score "map" or "accuracy"."""
         return self.title.replace("SCORE", SCORES[score])
 
 
@@ -46,23 +47,23 @@ COLUMNS = {  # those of the paper first
     "attack": Column("strongest attack AUC", "0.5", 3),
     "rmia": Column("RMIA AUC", "0.5", 3),
     "relearning": Column("relearning steps", "oracle", 0),
-    "jensen_shannon": Column("Jensen-Shannon from the oracle, forget", "0", 3, further=True),
-    "loss_gap": Column("loss a person, less the oracle's", "0", 3, further=True),
-    "tpr_10": Column("members found at 10 % FPR, %", "10", 0, further=True),
-    "tpr_1": Column("members found at 1 % FPR, %", "1", 0, further=True),
-    "probe": Column("person read off the features, %", "oracle", 0, further=True),
+    "jensen_shannon": Column("Jensen-Shannon divergence from the oracle, forget", "0", 3, secondary=True),
+    "loss_gap": Column("loss per person minus the oracle's", "0", 3, secondary=True),
+    "tpr_10": Column("TPR at 10 % FPR, %", "10", 0, secondary=True),
+    "tpr_1": Column("TPR at 1 % FPR, %", "1", 0, secondary=True),
+    "probe": Column("identity probe balanced accuracy, %", "oracle", 0, secondary=True),
 }
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What one model has in a column.
+class Cell:
+    """The value of one model in a column.
 
     Attributes:
-        number: None where it is not known.
-        ends: Of its interval over people.
-        at_least: Whether the true number is larger.
-        note: A word that belongs to it.
+        number: None where unknown.
+        ends: Ends of its interval over people.
+        at_least: Whether the number is a lower bound.
+        note: A short text shown with it.
     """
 
     number: float | None = None
@@ -71,59 +72,66 @@ class Reading:
     note: str = ""
 
 
-def read(metrics: Mapping[str, Any], column: str, score: str) -> Reading:
-    """Return what the metrics of a model tell in a column."""
-    if column in ("retain", "forget", "test"):
-        return Reading(at(metrics, column, score), pair(at(metrics, "intervals", column, score)))
+def read_cell(metrics: Mapping[str, Any], column: str, score: str) -> Cell:
+    """Return the value of a column from the metrics of a model.
+
+    Args:
+        metrics: Content of `metrics.json`.
+        column: Key of `COLUMNS`.
+        score: "map" or "accuracy".
+    """
+    if column in COMPARED:
+        return Cell(get_nested(metrics, column, score), known_ends(get_nested(metrics, "intervals", column, score)))
     if column in ("tow", "gap_closure"):
-        return Reading(at(metrics, column), pair(at(metrics, "intervals", column)))
+        return Cell(get_nested(metrics, column), known_ends(get_nested(metrics, "intervals", column)))
     if column in ("jensen_shannon", "loss_gap"):
-        return Reading(at(metrics, "to_oracle", "forget", column))
+        return Cell(get_nested(metrics, "to_oracle", "forget", column))
     if column == "rmia":
-        return Reading(at(metrics, "attacks", "rmia", "auc"), pair(at(metrics, "attacks", "rmia", "interval")))
+        return Cell(get_nested(metrics, "attacks", "rmia", "auc"), known_ends(get_nested(metrics, "attacks", "rmia", "interval")))
     if column == "attack":
-        return _strongest(metrics)
-    if column in TPR:
-        share = at(metrics, "attacks", str(at(metrics, "attacks", "strongest")), "tpr", TPR[column])
-        return Reading(None if share is None else 100 * share)
+        return _strongest_attack(metrics)
+    if column in TPR_KEYS:
+        strongest = str(get_nested(metrics, "attacks", "strongest"))
+        rate = get_nested(metrics, "attacks", strongest, "tpr", TPR_KEYS[column])
+        return Cell(None if rate is None else 100 * rate)
     if column == "probe":
-        people = at(metrics, "probe", "people")
-        return Reading(at(metrics, "probe", "balanced_accuracy"), note="" if not people else f"chance {100 / people:.0f} %")
-    steps, tried = at(metrics, "relearning", "steps"), at(metrics, "relearning", "at_most")
-    return Reading(tried, at_least=tried is not None) if steps is None else Reading(steps)
+        people = get_nested(metrics, "probe", "people")
+        return Cell(get_nested(metrics, "probe", "balanced_accuracy"), note="" if not people else f"chance {100 / people:.0f} %")
+    steps, limit = get_nested(metrics, "relearning", "steps"), get_nested(metrics, "relearning", "at_most")
+    return Cell(limit, at_least=limit is not None) if steps is None else Cell(steps)
 
 
-def _strongest(metrics: Mapping[str, Any]) -> Reading:
-    """Return the AUC of the strongest attacker, who may guess either way; the plain one where one person cannot tell the direction."""
-    name = at(metrics, "attacks", "strongest")
-    attack = at(metrics, "attacks", str(name)) or {}
-    auc, either, ends = attack.get("auc"), attack.get("auc_either_way"), pair(attack.get("interval"))
-    if either is None:
-        return Reading(auc, ends, note=attack_name(name))
-    if ends and auc is not None and auc < 0.5:  # the attacker looks in the other direction
+def _strongest_attack(metrics: Mapping[str, Any]) -> Cell:
+    """Return the strongest attack's AUC in its best direction; the plain AUC if one person leaves the direction undetermined."""
+    name = get_nested(metrics, "attacks", "strongest")
+    attack = get_nested(metrics, "attacks", str(name)) or {}
+    auc, best, ends = attack.get("auc"), attack.get("auc_either_way"), known_ends(attack.get("interval"))
+    if best is None:
+        return Cell(auc, ends, note=attack_name(name))
+    if ends and auc is not None and auc < 0.5:  # the attacker uses the opposite direction
         ends = (1 - ends[1], 1 - ends[0])
-    return Reading(either, ends if ends and ends[0] <= either <= ends[1] else None, note=attack_name(name))
+    return Cell(best, ends if ends and ends[0] <= best <= ends[1] else None, note=attack_name(name))
 
 
 def attack_name(name: str | None) -> str:
-    """Return what an attack is called."""
+    """Return the display name of an attack."""
     return ATTACKS.get(name or "") or (name or "").replace("_", " ")
 
 
-def at(found: Any, *keys: str) -> Any:
-    """Return what lies at the end of some keys; None where any is missing."""
+def get_nested(value: Any, *keys: str) -> Any:
+    """Return the value at a path of keys in nested mappings; None where a key is missing."""
     for key in keys:
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
 
 
-def pair(interval: Any) -> tuple[float, float] | None:
-    """Return the ends of an interval that is known."""
+def known_ends(interval: Any) -> tuple[float, float] | None:
+    """Return the ends of an interval; None where one is unknown."""
     low, high = interval or (None, None)
     return None if low is None or high is None else (low, high)
 
 
-def fixed(number: float, decimals: int) -> str:
-    """Return a number with so many decimals."""
+def format_fixed(number: float, decimals: int) -> str:
+    """Return a number with a fixed number of decimals and no negative zero."""
     text = f"{number:,.{decimals}f}"
-    return text.removeprefix("-") if not text.strip("-0.") else text  # no "-0.0"
+    return text.removeprefix("-") if not text.strip("-0.") else text

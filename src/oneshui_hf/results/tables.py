@@ -1,4 +1,4 @@
-"""The tables of a benchmark as text: CSV, Markdown, LaTeX. Pure functions: the same rows, in any order, give the same bytes."""
+"""The tables of a benchmark as text: CSV, Markdown, LaTeX. Pure functions: the same rows in any order give the same bytes."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ..sets import PREDICTED
 from .aggregate import Group, Line, Row, Value, row_name, sections, sort_rows
-from .table_columns import COLUMNS, MARK, at, fixed
+from .table_columns import COLUMNS, MARK, format_fixed, get_nested
 
-SETS = ("retain", "forget", "val", "test", "support")
 SET_NUMBERS = ("images", "people", "loss", "map", "accuracy", "balanced_accuracy", "labels_left_out")
 ATTACK_NUMBERS = ("auc", "auc_either_way", "balanced_accuracy", "smallest_fpr")
 COSTS = ("prepare_s", "prepare_mb", "apply_s", "apply_mb", "kept_mb")
-NOISE_FLOOR = "Noise floor: what another seed alone makes, an oracle of another seed against the oracle, as a difference (±) or as a level."
-NO_FLOOR = "The noise floor is not known, so no method is told apart from doing nothing."
-REFERENCES = "Upper references: these read training data at the request"
+NOISE_FLOOR = "Noise floor: an oracle of another seed compared with the oracle, as a difference (±) or as a value."
+NO_FLOOR = "The noise floor is unknown, so no method can be distinguished from doing nothing."
+UPPER_REFERENCES = "Upper references: methods that read training data at request time"
 
 
-def tidy(rows: Sequence[Row]) -> str:
-    """Return all numbers as CSV, one a line: dataset, forget, seed, method, reads, set, metric, value, low, high.
+def tidy_csv(rows: Sequence[Row]) -> str:
+    """Return all numbers as tidy CSV, one per line: dataset, forget, seed, method, reads, set, metric, value, low, high.
 
-    Sorted by data set, request, seed and row (do nothing, noise floor, oracle, methods by name), then in a fixed order of metrics. An empty
-    value is one that is not known. A row that failed has one line: metric "failed", value 1.
+    Lines are sorted by data set, request, seed and row (do nothing, noise floor, oracle, methods by name), then by a fixed order of
+    metrics. An unknown value is empty. A failed row has one line: metric "failed", value 1.
     """
     header = ("dataset", "forget", "seed", "method", "reads", "set", "metric", "value", "low", "high")
     lines: list[Sequence[Any]] = []
     for row in sort_rows(rows):
-        about = (row["dataset"], row["forget"], row["seed"], row_name(row), " ".join(sorted(row["reads"])))
+        key = (row["dataset"], row["forget"], row["seed"], row_name(row), " ".join(sorted(row["reads"])))
         numbers = _numbers(row["metrics"]) if row["state"] == "done" else [("", "failed", 1, None)]
-        lines += [(*about, of, metric, *map(_digits, (value, *(interval or (None, None))))) for of, metric, value, interval in numbers]
+        lines += [(*key, name, metric, *map(_digits, (value, *(interval or (None, None))))) for name, metric, value, interval in numbers]
     return _csv(header, lines)
 
 
 def costs_csv(rows: Sequence[Row]) -> str:
-    """Return what each row took, as CSV: seconds and megabytes, which differ from run to run."""
-    about = [(row["dataset"], row["forget"], row["seed"], row_name(row), row.get("cost") or {}) for row in sort_rows(rows)]
-    lines = [(*key, *(_digits(cost.get(name)) for name in COSTS)) for *key, cost in about if cost]
+    """Return the cost of each row as CSV: seconds and megabytes, which differ from run to run."""
+    costs = [(row["dataset"], row["forget"], row["seed"], row_name(row), row.get("cost") or {}) for row in sort_rows(rows)]
+    lines = [(*key, *(_digits(cost.get(name)) for name in COSTS)) for *key, cost in costs if cost]
     return _csv(("dataset", "forget", "seed", "method", *COSTS), lines)
 
 
@@ -47,25 +47,25 @@ def markdown(groups: Sequence[Group]) -> str:
     """Return the tables as Markdown, with a legend."""
     parts = []
     for group in groups:
-        lines = [_heads(group), ["---"] + ["---:"] * len(group.columns)]
+        lines = [_headings(group), ["---"] + ["---:"] * len(group.columns)]
         for section in sections(group.lines):
-            if section[0].reference:
-                lines.append([f"*{REFERENCES}*"] + [""] * len(group.columns))
+            if section[0].is_upper_reference:
+                lines.append([f"*{UPPER_REFERENCES}*"] + [""] * len(group.columns))
             for line in section:
-                label, *cells = _texts(line, group)
+                label, *cells = _format_line(line, group)
                 lines.append(_bold(line, group, [_escape_markdown(label), *cells], "**{}**"))
         table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-        parts.append(f"## {_escape_markdown(_about(group))}\n\n{table}\n")
+        parts.append(f"## {_escape_markdown(_title(group))}\n\n{table}\n")
     return "\n".join([*parts, f"{_legend(groups)}\n"])
 
 
-def glance(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """Return the tables without intervals, as `title`, `columns` and `rows` of texts: what fits a terminal."""
+def terminal_tables(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """Return the tables without intervals, which fit a terminal, as `title`, `columns` and `rows` of texts."""
     return [
         {
-            "title": _about(group),
-            "columns": _heads(group),
-            "rows": [_texts(line, group, ends=False) for section in sections(group.lines) for line in section],
+            "title": _title(group),
+            "columns": _headings(group),
+            "rows": [_format_line(line, group, with_intervals=False) for section in sections(group.lines) for line in section],
         }
         for group in groups
     ]
@@ -77,11 +77,15 @@ def latex(groups: Sequence[Group]) -> str:
     for group in groups:
         body = []
         for section in sections(group.lines):
-            lines = [_bold(line, group, [_escape_latex(text) for text in _texts(line, group)], r"\textbf{{{}}}") for line in section]
-            note = [rf"\multicolumn{{{len(group.columns) + 1}}}{{l}}{{\emph{{{REFERENCES}}}}} \\"] if section[0].reference else []
+            lines = [_bold(line, group, [_escape_latex(text) for text in _format_line(line, group)], r"\textbf{{{}}}") for line in section]
+            note = (
+                [rf"\multicolumn{{{len(group.columns) + 1}}}{{l}}{{\emph{{{UPPER_REFERENCES}}}}} \\"]
+                if section[0].is_upper_reference
+                else []
+            )
             body.append("\n".join([*note, *(f"{' & '.join(cells)} \\\\" for cells in lines)]))
-        heads = " & ".join(map(_escape_latex, _heads(group)))
-        caption = f"{_about(group)}. {_legend([group])}"
+        headings = " & ".join(map(_escape_latex, _headings(group)))
+        caption = f"{_title(group)}. {_legend([group])}"
         table = [
             r"\begin{table}",
             r"\centering",
@@ -89,7 +93,7 @@ def latex(groups: Sequence[Group]) -> str:
             rf"\label{{{_key(group, used)}}}",
             rf"\begin{{tabular}}{{l{'r' * len(group.columns)}}}",
             r"\toprule",
-            rf"{heads} \\",
+            rf"{headings} \\",
             r"\midrule",
             "\n\\midrule\n".join(body),
             r"\bottomrule",
@@ -101,33 +105,33 @@ def latex(groups: Sequence[Group]) -> str:
 
 
 def _numbers(metrics: Row) -> Iterator[tuple[str, str, Any, Any]]:
-    """Yield (set, metric, value, interval) of all that was measured."""
+    """Yield (set, metric, value, interval) of all metrics."""
     intervals = metrics.get("intervals") or {}
-    for name in SETS:
+    for name in PREDICTED:
         for metric in SET_NUMBERS:
             if metric in (metrics.get(name) or {}):
-                yield name, metric, metrics[name][metric], at(intervals, name, metric)
+                yield name, metric, metrics[name][metric], get_nested(intervals, name, metric)
     for metric in ("tow", "gap_closure"):
         yield "", metric, metrics.get(metric), intervals.get(metric)
-    for name in SETS:
-        for metric, value in sorted((at(metrics, "to_oracle", name) or {}).items()):
+    for name in PREDICTED:
+        for metric, value in sorted((get_nested(metrics, "to_oracle", name) or {}).items()):
             yield name, f"to_oracle.{metric}", value, None
     attacks = metrics.get("attacks") or {}
     for name in sorted(key for key in attacks if isinstance(attacks[key], Mapping)):
         for metric in ATTACK_NUMBERS:
             yield "", f"attack.{name}.{metric}", attacks[name].get(metric), attacks[name].get("interval") if metric == "auc" else None
-        for rate, share in sorted((attacks[name].get("tpr") or {}).items(), key=lambda pair: -float(pair[0])):
-            yield "", f"attack.{name}.tpr_at_{rate}", share, None
-    yield "", "attack.strongest.auc_either_way", at(attacks, str(attacks.get("strongest")), "auc_either_way"), None
+        for fpr, rate in sorted((attacks[name].get("tpr") or {}).items(), key=lambda pair: -float(pair[0])):
+            yield "", f"attack.{name}.tpr_at_{fpr}", rate, None
+    yield "", "attack.strongest.auc_either_way", get_nested(attacks, str(attacks.get("strongest")), "auc_either_way"), None
     for part in ("probe", "relearning"):
         for metric, value in sorted((metrics.get(part) or {}).items()):
             yield "", f"{part}.{metric}", value, None
     for metric, value in sorted((metrics.get("noise_floor") or {}).items()):
-        yield (metric, "noise_floor", value, None) if metric in SETS else ("", f"noise_floor.{metric}", value, None)
+        yield (metric, "noise_floor", value, None) if metric in PREDICTED else ("", f"noise_floor.{metric}", value, None)
 
 
 def _digits(value: Any) -> str:
-    """Return a number with up to ten digits; nothing where it is not known."""
+    """Return a number with up to ten digits; empty where it is unknown."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     return f"{value:.10g}" if isinstance(value, float) else str(value)
@@ -141,72 +145,72 @@ def _csv(header: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
     return text.getvalue()
 
 
-def _heads(group: Group) -> list[str]:
+def _headings(group: Group) -> list[str]:
     columns = [COLUMNS[name] for name in group.columns]
-    return ["method", *(f"{column.named(group.score)} {'↑' if column.ideal == 'up' else f'→ {column.ideal}'}" for column in columns)]
+    return ["method", *(f"{column.heading(group.score)} {'↑' if column.ideal == 'up' else f'→ {column.ideal}'}" for column in columns)]
 
 
-def _texts(line: Line, group: Group, *, ends: bool = True) -> list[str]:
-    """Return the cells of a line, its label first, with or without the intervals."""
+def _format_line(line: Line, group: Group, *, with_intervals: bool = True) -> list[str]:
+    """Return the cells of a line as text, its label first."""
     label = line.label if line.done == line.seeds else f"{line.label} ({line.done} of {line.seeds} seeds)"
     if not line.done:
         return [label, "failed", *["-"] * (len(group.columns) - 1)]
-    return [label, *(_text(line.values[column], COLUMNS[column].decimals, ends=ends) for column in group.columns)]
+    return [label, *(_format_value(line.values[column], COLUMNS[column].decimals, with_intervals) for column in group.columns)]
 
 
-def _text(value: Value, decimals: int, *, ends: bool) -> str:
+def _format_value(value: Value, decimals: int, with_interval: bool) -> str:
     if value.mean is None:
         return "-"
-    text = value.sign + fixed(value.mean, decimals)
-    if ends and value.low is not None and value.high is not None:
-        between = f"[{fixed(value.low, decimals)}, {fixed(value.high, decimals)}]"
-        text += f" ± {fixed(value.high - value.mean, decimals)}" if value.seeds > 1 else f" {between}"
+    text = value.prefix + format_fixed(value.mean, decimals)
+    if with_interval and value.low is not None and value.high is not None:
+        interval = f"[{format_fixed(value.low, decimals)}, {format_fixed(value.high, decimals)}]"
+        text += f" ± {format_fixed(value.high - value.mean, decimals)}" if value.seeds > 1 else f" {interval}"
     return text + (MARK if value.within_floor else "")
 
 
 def _bold(line: Line, group: Group, cells: list[str], pattern: str) -> list[str]:
-    """Set label and ToW of the best line in bold."""
+    """Return the cells, with label and ToW of the best line in bold."""
     bold = (0, 1 + group.columns.index("tow")) if line.best else ()
-    return [pattern.format(cell) if place in bold else cell for place, cell in enumerate(cells)]
+    return [pattern.format(cell) if position in bold else cell for position, cell in enumerate(cells)]
 
 
-def _about(group: Group) -> str:
-    people = f"{group.forget} people ask" if group.forget > 1 else "one person asks"
+def _title(group: Group) -> str:
+    identities = f"{group.forget} forget identities" if group.forget > 1 else "1 forget identity"
     seeds = f"seeds {', '.join(map(str, group.seeds))}" if len(group.seeds) > 1 else f"seed {group.seeds[0]}"
-    return f"{group.dataset}: {people}, {seeds}"
+    return f"{group.dataset}: {identities}, {seeds}"
 
 
 def _legend(groups: Sequence[Group]) -> str:
-    """Return the sentences below the tables. Each tells only of what is there."""
+    """Return the sentences below the tables, of the symbols that the tables contain."""
     lines = [line for group in groups for line in group.lines]
     values = [line.values[column] for group in groups for line in group.lines for column in group.columns]
     over_seeds = any(value.seeds > 1 and value.low is not None for value in values)
     over_people = any(value.seeds == 1 and value.low is not None for value in values)
-    ranges = ["± is Student's 95 % interval over seeds"] * over_seeds + ["[ ] the bootstrap's 95 % interval over people"] * over_people
+    ranges = ["±: Student's 95 % interval over seeds"] * over_seeds + ["[ ]: bootstrap 95 % interval over people"] * over_people
     sentences = [
-        "↑: higher is better; →: nearer to that is better; ToW is 100 and gap closure 1 for the oracle, gap closure 0 for doing nothing.",
+        "↑: higher is better; →: closer to that value is better. The oracle has ToW 100 and gap closure 1; do nothing has gap closure 0.",
         f"{'; '.join(ranges)}." if ranges else "",
         NOISE_FLOOR if any(line.row == "floor" for line in lines) else NO_FLOOR,
-        f"{MARK}: the difference from doing nothing is no larger than the noise floor." if any(v.within_floor for v in values) else "",
-        "Bold: the highest ToW from the photo alone, above doing nothing by more than the noise floor."
+        f"{MARK}: the difference from doing nothing is within the noise floor." if any(v.within_floor for v in values) else "",
+        "Bold: the highest ToW of the methods that read the support image alone, if above doing nothing by more than the noise floor."
         if any(_.best for _ in lines)
         else "",
-        "-: not known, or not for every seed."
-        if any(line.done and line.row != "floor" and value.mean is None for line, value in _shown(groups))
+        "-: unknown for at least one seed."
+        if any(line.done and line.row != "floor" and value.mean is None for line, value in _shown_values(groups))
         else "",
-        "≥: relearning was given up on after so many steps." if any(value.at_least for value in values) else "",
+        "≥: relearning was stopped after this many steps." if any(value.at_least for value in values) else "",
     ]
     return " ".join(sentence for sentence in sentences if sentence)
 
 
-def _shown(groups: Sequence[Group]) -> Iterator[tuple[Line, Value]]:
+def _shown_values(groups: Sequence[Group]) -> Iterator[tuple[Line, Value]]:
     for group in groups:
         for line in group.lines:
             yield from ((line, line.values[column]) for column in group.columns)
 
 
 def _key(group: Group, used: set[str]) -> str:
-    """Return a label for LaTeX that no table before has."""
+    """Return a LaTeX label that no earlier table has."""
     word = re.sub(r"[^a-z0-9]+", "-", group.dataset.lower()).strip("-") or "data"
     key, number = f"tab:oneshui-{word}-{group.forget}", 2
     while key in used:
@@ -229,5 +233,5 @@ LATEX = str.maketrans(
 
 
 def _escape_latex(text: str) -> str:
-    guard = "{}" if text.startswith(("*", "[")) else ""  # at the start of a line they would belong to the \\ before
+    guard = "{}" if text.startswith(("*", "[")) else ""  # at the start of a line LaTeX reads them as arguments of the preceding \\
     return guard + text.translate(LATEX)

@@ -1,1 +1,1 @@
-"""The stages of the road, from training to publication: one a module, each callable from Python and from the command line."""
+"""The commands, from training to publication: one a module, each callable from Python and from the command line."""

@@ -1,4 +1,4 @@
-"""The benchmark: data sets x request sizes x seeds x methods, from one YAML file, to tables.
+"""The benchmark: data sets x request sizes x seeds x methods, read from one YAML file, measured and written as tables.
 
 oneshui benchmark demo
 oneshui benchmark grid.yaml --data-dir celeba=DIR --dry-run
@@ -6,15 +6,15 @@ oneshui benchmark grid.yaml --shard 1/4            # on four machines that share
 accelerate launch -m oneshui_hf benchmark ...
 
 OUTPUT/
-  rows/<job>.json      what was measured, or why it failed; a job that has its row is done
-  results.csv          one number a line, with its interval
+  rows/<job>.json      the results of a job, or why it failed; a job with a row is done
+  results.csv          one number per line, with its interval
   tables.md, .tex      means over seeds, as in a paper
-  costs.csv            seconds and memory; apart, since they differ from run to run
-  benchmark.json       which rows belong to the grid
-  cache/               models, oracles, preparations; see `oneshui cache`
+  costs.csv            seconds and memory; in their own file, because they differ from run to run
+  benchmark.json       the list of rows that belong to the grid
+  cache/               models, oracles, artefacts; see `oneshui cache`
 
-A benchmark may be killed at any moment and goes on with the same command, to the same tables. A job that fails is recorded, and the
-others go on.
+A benchmark can be killed at any time; the same command resumes it and gives the same tables. A job that fails is recorded, and the others
+continue.
 """
 
 from __future__ import annotations
@@ -29,48 +29,47 @@ from accelerate import Accelerator
 from ..errors import OneshuiError, is_disk_full
 from ..reporting import SILENT, PrefixedReporter, Reporter
 from ..results.aggregate import summarise
-from ..results.tables import costs_csv, glance, latex, markdown, tidy
-from ..runs import CURVES, MANIFEST, ROWS, read_object, sealed, write_bytes, write_json
+from ..results.tables import costs_csv, latex, markdown, terminal_tables, tidy_csv
+from ..runs import CURVES, MANIFEST, ROWS, read_object, with_checksum, write_bytes, write_json
 from .benchmarking.grid import Grid, read_grid
-from .benchmarking.jobs import Job, jobs_of, read_row
-from .benchmarking.setup import claim_output, open_stock, place_data, share
+from .benchmarking.jobs import Job, cell_jobs, read_row
+from .benchmarking.setup import jobs_of_shard, open_model_cache, resolve_output_dir, with_data_dirs
 from .command_options import BenchmarkOptions
-from .distributed import agree, make_accelerator, on_main
+from .distributed import broadcast_from_main, make_accelerator, on_main
 from .evaluate import evaluate
-from .evaluation.model_cache import Forgotten, Stock
+from .evaluation.model_cache import ModelCache, UnlearningResult
 
 
 def benchmark(options: BenchmarkOptions, accelerator: Accelerator | None = None, reporter: Reporter = SILENT) -> dict[str, Any]:
-    """Do what is left of a grid, and write its tables.
+    """Run the remaining jobs of a grid, and write its tables.
 
     Returns:
-        `output`, the folder; `tables`, the means at a glance; `rows`, how many there are; `failed`, those that did not work, with the
-        reason; `missing`, how many other shards have still to do.
+        `output`, the folder; `tables`, the means at a glance; `rows`, the number of rows; `failed`, the failed jobs, each with the reason;
+        `missing`, the number of jobs that other shards still have to run.
 
     Raises:
-        UsageError: The grid, an option or the folder is wrong.
+        UsageError: The grid, an option or the folder is invalid.
         OneshuiError: A data set cannot be read.
     """
-    grid = place_data(read_grid(options.grid), options.data_dir)
-    output = claim_output(options, grid)
-    share([], options.shard)  # a mistake in it is told before anything is read or written
-    stock = open_stock(options, grid, output, accelerator or make_accelerator(), reporter)
-    accelerator = stock.accelerator
-    plan = [job for cell in grid.cells for job in jobs_of(grid, cell, stock)]
-    on_main(accelerator, lambda: write_json(output / MANIFEST, {"name": grid.name, "rows": [job.key for job in plan]}))
-    mine = share(plan, options.shard)
-    for job in reporter.track(mine, f"Benchmark {grid.name}"):
-        if agree(accelerator, _is_done(output, job, options.retry)):
+    grid = with_data_dirs(read_grid(options.grid), options.data_dir)
+    output = resolve_output_dir(options, grid)
+    jobs_of_shard([], options.shard)  # an error in --shard is raised before anything is read or written
+    model_cache = open_model_cache(options, grid, output, accelerator or make_accelerator(), reporter)
+    accelerator = model_cache.accelerator
+    jobs = [job for cell in grid.cells for job in cell_jobs(grid, cell, model_cache)]
+    on_main(accelerator, lambda: write_json(output / MANIFEST, {"name": grid.name, "rows": [job.key for job in jobs]}))
+    for job in reporter.track(jobs_of_shard(jobs, options.shard), f"Benchmark {grid.name}"):
+        if broadcast_from_main(accelerator, _is_done(output, job, options.retry)):
             continue
-        name = f"{job.cell.dataset}, {job.cell.forget} people, seed {job.cell.seed}, {job.label}"
+        name = f"{job.cell.dataset}, {job.cell.forget} forget identities, seed {job.cell.seed}, {job.label}"
         reporter.info(f"{name}.")
-        row = job.told() | _attempt(job, grid, stock, options, PrefixedReporter(reporter, name))
-        on_main(accelerator, lambda: write_json(output / ROWS / f"{job.key}.json", sealed(row)))  # noqa: B023
-    on_main(accelerator, lambda: write_tables(output, plan))
-    rows = _rows(output, plan)
+        row = job.header() | _results_or_failure(job, grid, model_cache, options, PrefixedReporter(reporter, name))
+        on_main(accelerator, lambda: write_json(output / ROWS / f"{job.key}.json", with_checksum(row)))  # noqa: B023
+    on_main(accelerator, lambda: write_tables(output, jobs))
+    rows = _read_rows(output, jobs)
     failed = [{name: row[name] for name in ("dataset", "forget", "seed", "method", "reason")} for row in rows if row["state"] == "failed"]
-    tables = glance(summarise(rows))
-    return {"output": str(output), "tables": tables, "rows": len(rows), "failed": failed, "missing": len(plan) - len(rows)}
+    tables = terminal_tables(summarise(rows))
+    return {"output": str(output), "tables": tables, "rows": len(rows), "failed": failed, "missing": len(jobs) - len(rows)}
 
 
 def _is_done(output: Path, job: Job, retry: bool) -> bool:
@@ -78,14 +77,14 @@ def _is_done(output: Path, job: Job, retry: bool) -> bool:
     return row is not None and not (retry and row["state"] == "failed")
 
 
-def _attempt(job: Job, grid: Grid, stock: Stock, options: BenchmarkOptions, reporter: Reporter) -> dict[str, Any]:
-    """Return the rest of a job's row: what was measured, or why nothing was."""
+def _results_or_failure(job: Job, grid: Grid, model_cache: ModelCache, options: BenchmarkOptions, reporter: Reporter) -> dict[str, Any]:
+    """Run a job and return the rest of its row: the results, or the reason of the failure."""
     empty = {"metrics": None, "curves": None, "cost": None}
     try:
-        return {"state": "done", "reason": None, **do(job, grid, stock, options, reporter)}
+        return {"state": "done", "reason": None, **run_job(job, grid, model_cache, options, reporter)}
     except OneshuiError as error:
         reason = str(error)
-    except Exception as error:  # whatever a method raises, the others go on
+    except Exception as error:  # a method may raise anything; the other jobs continue
         if is_disk_full(error):
             raise
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
@@ -93,55 +92,55 @@ def _attempt(job: Job, grid: Grid, stock: Stock, options: BenchmarkOptions, repo
     return {"state": "failed", "reason": reason, **empty}
 
 
-def do(job: Job, grid: Grid, stock: Stock, options: BenchmarkOptions, reporter: Reporter) -> dict[str, Any]:
-    """Make what a job needs and measure its model."""
-    stock = dataclasses.replace(stock, data_dir=job.cell.train.data_dir, reporter=reporter)
-    original = stock.original(job.cell.train, job.made_from)
-    oracle = stock.oracle(original, original.record.seed)
+def run_job(job: Job, grid: Grid, model_cache: ModelCache, options: BenchmarkOptions, reporter: Reporter) -> dict[str, Any]:
+    """Make the models that a job needs, evaluate its model, and return `metrics`, `curves` and `cost`."""
+    model_cache = dataclasses.replace(model_cache, data_dir=job.cell.train.data_dir, reporter=reporter)
+    original = model_cache.original(job.cell.train, job.original_key)
+    oracle = model_cache.oracle(original, original.record.seed)
     if job.entry is None:
         run, cost = original if job.row == "original" else oracle, None
     else:
-        forgotten = stock.forget(original, job.entry.method, job.values, job.cell.seed)
-        run, cost = forgotten.run, cost_of(forgotten)
-    measured = dataclasses.replace(
+        result = model_cache.unlearned(original, job.entry.method, job.values, job.cell.seed)
+        run, cost = result.run, unlearning_cost(result)
+    evaluation = dataclasses.replace(
         grid.evaluate,
         original=str(original.path),
         oracle=str(oracle.path),
         data_dir=job.cell.train.data_dir,
-        cache_dir=str(stock.cache.root),
+        cache_dir=str(model_cache.cache.root),
     )
-    metrics = evaluate(run, measured, stock.accelerator, stock.reporter)
+    metrics = evaluate(run, evaluation, model_cache.accelerator, model_cache.reporter)
     curves = read_object(run.path / CURVES)
     if job.entry and not options.keep_models:
-        for other in stock.oracles(original, grid.evaluate.references, besides=oracle):
-            stock.let_go(stock.reference(run, other))
-        stock.let_go(run)
+        for other in model_cache.oracles(original, grid.evaluate.references, other_than=oracle):
+            model_cache.evict_weights(model_cache.reference(run, other))
+        model_cache.evict_weights(run)
     return {"metrics": metrics, "curves": curves, "cost": cost}
 
 
-def cost_of(forgotten: Forgotten) -> dict[str, Any]:
-    """Return what preparing and applying a method took: seconds, peak memory and what is kept, in MB."""
-    report = forgotten.run.record.report
+def unlearning_cost(result: UnlearningResult) -> dict[str, Any]:
+    """Return the cost of preparing and applying a method: seconds, peak memory in MB, and the size of the artefact in MB."""
+    report = result.run.record.report
     cost = {"prepare_s": None, "prepare_mb": None, "apply_s": report["seconds"], "apply_mb": report["peak_mb"], "kept_mb": None}
-    if forgotten.artefact:
-        prepared = read_object(forgotten.artefact / "artefact.json")["report"]
-        size = sum(file.stat().st_size for file in forgotten.artefact.iterdir())
+    if result.artefact:
+        prepared = read_object(result.artefact / "artefact.json")["report"]
+        size = sum(file.stat().st_size for file in result.artefact.iterdir())
         cost |= {"prepare_s": prepared["seconds"], "prepare_mb": prepared["peak_mb"], "kept_mb": round(size / 1e6, 1)}
     return cost
 
 
-def write_tables(output: Path, plan: Sequence[Job]) -> None:
-    """Write the tables of what there is; one shard after the other, so that the last one finds all rows."""
+def write_tables(output: Path, jobs: Sequence[Job]) -> None:
+    """Write the tables of the existing rows. Shards take turns, so that the last one includes all rows."""
     from filelock import FileLock
 
     with FileLock(str(output / ".lock")):
-        rows = _rows(output, plan)
+        rows = _read_rows(output, jobs)
         groups = summarise(rows)
-        files = {"results.csv": tidy(rows), "tables.md": markdown(groups), "tables.tex": latex(groups), "costs.csv": costs_csv(rows)}
+        files = {"results.csv": tidy_csv(rows), "tables.md": markdown(groups), "tables.tex": latex(groups), "costs.csv": costs_csv(rows)}
         for name, text in files.items():
             write_bytes(output / name, text.encode())
 
 
-def _rows(output: Path, plan: Sequence[Job]) -> list[dict[str, Any]]:
-    found = [read_row(output, job) for job in plan]
-    return [row for row in found if row is not None]
+def _read_rows(output: Path, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    rows = [read_row(output, job) for job in jobs]
+    return [row for row in rows if row is not None]

@@ -1,4 +1,4 @@
-"""Looking at what is kept in the cache, and removing it.
+"""The commands that list and clear the cache.
 
 oneshui cache list
 oneshui cache clear --kind oracle --older-than 30
@@ -15,27 +15,28 @@ from .command_options import CacheListOptions, ClearOptions
 
 
 def list_cache(options: CacheListOptions) -> dict[str, Any]:
-    """Return what is kept.
+    """Return the entries of the cache.
 
     Returns:
-        `cache`, the folder; `entries`, the last used first: key, kind, about, bytes, last_used (ISO 8601, UTC), locked.
+        `cache`, the folder; `entries`, the most recently used first: key, kind, about, bytes, last_used (ISO 8601, UTC), locked.
 
     Raises:
-        UsageError: The folder is a file, or holds other things than a cache.
+        UsageError: The folder is a file, or contains other files than a cache.
     """
     root = cache_root(options.cache_dir)
-    rows = [dataclasses.asdict(entry) | {"last_used": _time(entry.last_used)} for entry in Cache(root).entries()]
-    return {"cache": str(root), "entries": rows}
+    entries = [dataclasses.asdict(entry) | {"last_used": _iso_time(entry.last_used)} for entry in Cache(root).entries()]
+    return {"cache": str(root), "entries": entries}
 
 
 def clear_cache(options: ClearOptions) -> dict[str, Any]:
-    """Remove what is kept, except what a process works with.
+    """Remove entries of the cache, except those that a process is using.
 
     Returns:
-        `cache`, the folder; `entries` and `bytes`, how much was removed, or would be; `in_use`, how many stay; `dry_run`.
+        `cache`, the folder; `entries` and `bytes`, the number and size of removed entries, or of those that would be removed; `in_use`, the
+        number of entries kept because they are in use; `dry_run`.
 
     Raises:
-        UsageError: The folder is a file, or holds other things than a cache.
+        UsageError: The folder is a file, or contains other files than a cache.
     """
     root = cache_root(options.cache_dir)
     kinds = (options.kind,) if options.kind else None
@@ -43,5 +44,5 @@ def clear_cache(options: ClearOptions) -> dict[str, Any]:
     return {"cache": str(root), "dry_run": options.dry_run, **dataclasses.asdict(cleared)}
 
 
-def _time(seconds: float) -> str:
+def _iso_time(seconds: float) -> str:
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")

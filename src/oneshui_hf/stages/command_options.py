@@ -1,4 +1,4 @@
-"""The options of every stage. They import nothing heavy, so that the command line knows them at once."""
+"""The options of every command. This module imports nothing heavy, so that `--help` is instant."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from typing import Any
 
 from ..cache import KINDS
 from ..options import option
+from ..runs import RUNS
 
 MAX_SEED = 2**63 - 1
 DEFAULT_METHOD = "metaunlearn"  # the one method that the core knows by name
 DEFAULT_MODEL = "google/vit-base-patch16-224-in21k"
+
+DATA, MODEL, RECIPE, METHOD, EVALUATION, HUB = "Data", "Model", "Recipe", "Method", "Evaluation", "Hub"  # panels of --help
 
 
 def words(text: str | None) -> tuple[str, ...]:
@@ -20,16 +23,16 @@ def words(text: str | None) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Which data, and which of its columns are what."""
+    """The data set, and the meaning of its columns."""
 
     dataset: str = option(
-        help="A data set's name (see `oneshui datasets`), a folder with metadata.csv, or a Hub id or path that `datasets` reads."
+        help="Name of a data set (see `oneshui data list`), folder with metadata.csv, Hub id, or path that `datasets` reads.", panel=DATA
     )
-    data_dir: str | None = option(None, "Where a named data set lies on disk.")
-    subset: str | None = option(None, "The data set's configuration, where it has several ('cleaned' of mufac).")
-    image_column: str | None = option(None, "For data of your own: the column of photos; guessed otherwise.")
-    identity_column: str | None = option(None, "For data of your own: the column of people; guessed otherwise.")
-    label_columns: str | None = option(None, "For data of your own: its label columns, separated by commas; guessed otherwise.")
+    data_dir: str | None = option(None, "Folder of a named data set on disk.", panel=DATA)
+    subset: str | None = option(None, "Configuration of the data set, if it has several (mufac: 'cleaned').", panel=DATA)
+    image_column: str | None = option(None, "Your own data: the image column. Inferred by default.", panel=DATA)
+    identity_column: str | None = option(None, "Your own data: the identity column. Inferred by default.", panel=DATA)
+    label_columns: str | None = option(None, "Your own data: the label columns, separated by commas. Inferred by default.", panel=DATA)
 
     def source(self) -> dict[str, Any]:
         """Return the arguments of `load_faces`."""
@@ -39,57 +42,69 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class SplitOptions:
-    """Who asks to be forgotten, and whom preparation may simulate."""
+    """The size of the forget set, and the identities that preparation uses in simulated requests."""
 
-    forget: int = option(5, "How many people ask to be forgotten.", minimum=1)
+    forget: int = option(5, "Number of identities in the forget set.", minimum=1, panel=DATA)
     reserve_supports: int | None = option(
         None,
-        "How many training people keep one photo out of training, for simulated requests; one in four by default.",
+        "Number of training identities with one image kept out of training, for simulated requests. One in four by default.",
         minimum=0,
+        panel=DATA,
     )
     meta_identities: str = option(
         "all",
-        "Whom preparation may simulate: anybody of train, as in practice, or only those who do not ask later.",
+        "Identities used in simulated requests: all training identities, or only those outside the forget set.",
         choices=("all", "disjoint"),
+        panel=DATA,
     )
 
 
 @dataclass(frozen=True)
 class TrainOptions(SplitOptions, DataOptions):
-    """The recipe of a model. The defaults are the paper's for CelebA."""
+    """The training recipe. The defaults are those of the paper for CelebA."""
 
-    split: str | None = option(None, "Use the split in this file (see `oneshui data split`) instead of drawing one.")
-    model: str | None = option(None, f"'tiny', a local checkpoint or a Hub id; {DEFAULT_MODEL} by default, 'tiny' for the synthetic data.")
-    image_size: int | None = option(None, "Side of the model's input in pixels; the checkpoint's own by default.", minimum=16, maximum=2048)
-    epochs: int = option(30, "Passes over the training photos.", flags=("--epochs", "--num-train-epochs"), minimum=1)
-    batch_size: int = option(32, "Photos a step, for each process.", flags=("--batch-size", "--per-device-train-batch-size"), minimum=1)
-    optimizer: str = option("sgd", "Which optimizer.", choices=("sgd", "adamw"))
-    lr: float = option(1e-3, "Peak learning rate.", flags=("--lr", "--learning-rate"), minimum=0)
-    weight_decay: float = option(1e-4, "Weight decay.", minimum=0)
-    momentum: float = option(0.9, "Momentum of sgd.", minimum=0, maximum=1)
-    warmup_epochs: float = option(2.0, "Epochs of linear warm-up before the cosine to zero.", minimum=0)
-    augment: str = option("crop", "'crop' is a random resized crop and a flip.", choices=("crop", "flip", "none"))
-    keep: str = option("best", "Keep the epoch that is best on val, or the last one.", choices=("best", "last"))
+    split: str | None = option(None, "File with the split (see `oneshui data split`). A new split is drawn by default.", panel=DATA)
+    model: str | None = option(
+        None, "'tiny', local checkpoint or Hub id. ViT-B/16 (ImageNet-21k) by default; 'tiny' for the synthetic data.", panel=MODEL
+    )
+    image_size: int | None = option(
+        None, "Side of the input in pixels. The checkpoint's own by default.", minimum=16, maximum=2048, panel=MODEL
+    )
+    epochs: int = option(30, "Number of passes over the training set.", flags=("--epochs", "--num-train-epochs"), minimum=1, panel=RECIPE)
+    batch_size: int = option(
+        32, "Images per step and process.", flags=("--batch-size", "--per-device-train-batch-size"), minimum=1, panel=RECIPE
+    )
+    optimizer: str = option("sgd", "Optimizer.", choices=("sgd", "adamw"), panel=RECIPE)
+    lr: float = option(1e-3, "Peak learning rate.", flags=("--lr", "--learning-rate"), minimum=0, panel=RECIPE)
+    weight_decay: float = option(1e-4, "Weight decay.", minimum=0, panel=RECIPE)
+    momentum: float = option(0.9, "Momentum of sgd.", minimum=0, maximum=1, panel=RECIPE)
+    warmup_epochs: float = option(2.0, "Epochs of linear warm-up, before cosine decay to zero.", minimum=0, panel=RECIPE)
+    augment: str = option(
+        "crop", "Augmentation; 'crop' is a random resized crop and a flip.", choices=("crop", "flip", "none"), panel=RECIPE
+    )
+    keep: str = option("best", "Keep the epoch with the best score on val, or the last epoch.", choices=("best", "last"), panel=RECIPE)
     sharded: int | None = option(
         None,
-        "Train this many adapters, each on the people of one shard, over a backbone that is not trained; forgetting somebody then concerns "
-        "one adapter alone.",
+        "Train this many adapters on a frozen backbone, each on the identities of one shard. Forgetting then affects one adapter only.",
         minimum=2,
+        panel=MODEL,
     )
-    adapter_rank: int = option(16, "Rank of the adapters of --sharded.", minimum=1)
-    bf16: bool = option(True, "Train in bfloat16 where the device has it.", flags=("--bf16/--no-bf16",))
+    adapter_rank: int = option(16, "Rank of the adapters of --sharded.", minimum=1, panel=MODEL)
+    bf16: bool = option(True, "Train in bfloat16 if the device supports it.", flags=("--bf16/--no-bf16",), panel=RECIPE)
     seed: int = option(0, "Seed of split, head, order and augmentation.", minimum=0, maximum=MAX_SEED)
-    output_dir: str | None = option(None, "The run's folder; runs/<data set>-seed<seed> by default.")
-    resume: bool = option(False, "Go on with an interrupted training.")
-    overwrite: bool = option(False, "Replace a run that is there.")
+    output_dir: str | None = option(None, "Folder of the new run. runs/DATASET-seedSEED by default.")
+    resume: bool = option(False, "Resume an interrupted training.")
+    overwrite: bool = option(False, "Replace an existing run.")
 
 
 @dataclass(frozen=True)
 class CheckOptions(DataOptions):
-    """What to look at."""
+    """What to check."""
 
-    split: str | None = option(None, "Look for photos that stand in two sets of the split in this file, too.")
-    fixed_labels: str | None = option(None, "Labels that a person has one way only, separated by commas; 'Male' and alike by default.")
+    split: str | None = option(None, "Also check that no image occurs in two sets of the split in this file.", panel=DATA)
+    fixed_labels: str | None = option(
+        None, "Labels that cannot differ between images of one identity, separated by commas. 'Male' and the like by default.", panel=DATA
+    )
 
 
 @dataclass(frozen=True)
@@ -99,205 +114,241 @@ class DrawOptions(SplitOptions, DataOptions):
     seed: int = option(0, "Seed of the split.", minimum=0, maximum=MAX_SEED)
     rows: str = option(
         "all",
-        "Split all annotated photos, as published splits do, or only those that are present.",
+        "Split all annotated images, as published splits do, or only those that are on disk.",
         choices=("all", "present"),
+        panel=DATA,
     )
-    output: str = option("split.json", "The split's file.")
-    overwrite: bool = option(False, "Replace a file that is there.")
+    output: str = option("split.json", "File to write.")
+    overwrite: bool = option(False, "Replace an existing file.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataPushOptions(DataOptions):
     """Where a data set is published, and what of it."""
 
-    repo_id: str = option(help="The repository on the Hub, as USER/NAME.")
-    keep_names: bool = option(False, "Publish the names of people and photos as they are; numbers by default.")
-    private: bool = option(True, "Make a new repository private.", flags=("--private/--public",))
-    revision: str | None = option(None, "Branch to push to; made where it does not exist.")
-    commit_message: str | None = option(None, "Message of the commit.")
+    repo_id: str = option(help="Repository on the Hub, as USER/NAME.", panel=HUB)
+    keep_names: bool = option(False, "Publish identities and file names unchanged. Numbers by default.", panel=HUB)
+    private: bool = option(True, "Make a new repository private.", flags=("--private/--public",), panel=HUB)
+    revision: str | None = option(None, "Branch to push to. Created if it does not exist.", panel=HUB)
+    commit_message: str | None = option(None, "Message of the commit.", panel=HUB)
 
 
 @dataclass(frozen=True)
 class RetrainOptions:
     """What may differ between an oracle and its original model."""
 
-    run: str | None = option(None, "The original model's run; the newest by default.")
-    seed: int | None = option(None, "Seed of order and augmentation; the original's by default.", minimum=0, maximum=MAX_SEED)
-    data_dir: str | None = option(None, "Where the data set lies now, where it has moved since training.")
-    output_dir: str | None = option(None, "The oracle's folder; RUN-oracle by default.")
-    resume: bool = option(False, "Go on with an interrupted training.")
-    overwrite: bool = option(False, "Replace a run that is there.")
+    run: str | None = option(None, "Run of the original model. The newest by default.")
+    data_dir: str | None = option(None, "Folder of the data set, if it has moved since training.", panel=DATA)
+    seed: int | None = option(None, "Seed of order and augmentation. The original's by default.", minimum=0, maximum=MAX_SEED)
+    output_dir: str | None = option(None, "Folder of the oracle. RUN-oracle by default.")
+    resume: bool = option(False, "Resume an interrupted training.")
+    overwrite: bool = option(False, "Replace an existing run.")
 
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """What to prepare, for which model. The method's own options follow it on the command line."""
+    """What to prepare, for which model. The method's own options are added to these."""
 
-    method: str = option(DEFAULT_METHOD, "An installed method; see `oneshui methods`.")
-    run: str | None = option(None, "The original model's run; the newest by default.")
-    preset: str | None = option(None, "Values of the method's options: a name such as 'paper', or a file that `oneshui tune` wrote.")
-    data_dir: str | None = option(None, "Where the data set lies now, where it has moved since training.")
-    seed: int = option(0, "Seed of all draws.", minimum=0, maximum=MAX_SEED)
+    run: str | None = option(None, "Run of the original model. The newest by default.")
+    method: str = option(DEFAULT_METHOD, "Unlearning method; see `oneshui methods`.", panel=METHOD)
+    preset: str | None = option(
+        None, "Values of the method's options: a name such as 'paper', or a file that `oneshui tune` wrote.", panel=METHOD
+    )
     face_encoder: str | None = option(
         None,
-        "For a method that acts on people one by one: what finds a person by their photo later on. 'dlib', the id or path of an image "
-        "model of transformers, or 'none'; dlib by default where it is installed.",
+        "Per-identity methods: the encoder that identifies a person by photo. 'dlib', an image model of transformers (Hub id or path) or "
+        "'none'. dlib by default if installed.",
+        panel=METHOD,
     )
-    dry_run: bool = option(False, "Tell what preparing would take, and prepare nothing.")
-    resume: bool = option(False, "Go on with an interrupted preparation.")
-    overwrite: bool = option(False, "Replace what was prepared before, or what was begun.")
+    data_dir: str | None = option(None, "Folder of the data set, if it has moved since training.", panel=DATA)
+    seed: int = option(0, "Seed of all random draws.", minimum=0, maximum=MAX_SEED)
+    dry_run: bool = option(False, "Print the estimated cost and prepare nothing.")
+    resume: bool = option(False, "Resume an interrupted preparation.")
+    overwrite: bool = option(False, "Replace an earlier preparation, complete or not.")
 
 
 @dataclass(frozen=True)
 class TuneOptions:
-    """How to look for a method's options. Those of its own that are given keep their value; the others are searched."""
+    """How to search a method's options. Options of the method that are given keep their value; the others are searched."""
 
-    method: str = option(DEFAULT_METHOD, "An installed method; see `oneshui methods`.")
-    run: str | None = option(None, "The original model's run; the newest by default.")
-    trials: int = option(20, "How many settings are tried, the defaults first.", minimum=1)
-    requests: int = option(3, "Most simulated requests on which each is judged.", minimum=1)
-    sample: int = option(256, "Most photos of each kind on which each is judged.", minimum=2)
-    max_retain_drop: float = option(
+    run: str | None = option(None, "Run of the original model. The newest by default.")
+    method: str = option(DEFAULT_METHOD, "Unlearning method; see `oneshui methods`.", panel=METHOD)
+    trials: int = option(20, "Number of settings to try. The first are the defaults.", minimum=1, panel=RECIPE)
+    requests: int = option(3, "Largest number of simulated requests on which a setting is scored.", minimum=1, panel=RECIPE)
+    sample: int = option(256, "Largest number of images per set on which a setting is scored.", minimum=2, panel=RECIPE)
+    retain_budget: float = option(
         5.0,
         "Largest loss of score on the retain set, in points. A setting that exceeds it is taken only if all settings do.",
         minimum=0,
         formerly=("damage",),
+        panel=RECIPE,
     )
-    data_dir: str | None = option(None, "Where the data set lies now, where it has moved since training.")
-    seed: int = option(0, "Seed of all draws.", minimum=0, maximum=MAX_SEED)
-    output: str | None = option(None, "The preset's file; RUN/tuned/METHOD.json by default.")
-    resume: bool = option(False, "Go on with an interrupted search, or with more trials.")
-    overwrite: bool = option(False, "Replace a file that is there.")
+    data_dir: str | None = option(None, "Folder of the data set, if it has moved since training.", panel=DATA)
+    seed: int = option(0, "Seed of all random draws.", minimum=0, maximum=MAX_SEED)
+    output: str | None = option(None, "Preset file to write. RUN/tuned/METHOD.json by default.")
+    resume: bool = option(False, "Resume an interrupted search, or add trials.")
+    overwrite: bool = option(False, "Replace an existing file.")
 
 
 @dataclass(frozen=True)
 class UnlearnOptions:
-    """One request. The method's own options follow it on the command line."""
+    """One request. The method's own options are added to these."""
 
-    method: str = option(DEFAULT_METHOD, "An installed method; see `oneshui methods`.")
-    run: str | None = option(None, "The model's run; the newest original by default.")
-    preset: str | None = option(
-        None, "Values of the options that act at the request, by name or file as for `prepare`; the prepared ones by default."
+    run: str | None = option(None, "Run of the model. The newest original by default.")
+    images: tuple[str, ...] = option((), "Support image. Repeat the option for several images.", flags=("--image",), panel=DATA)
+    identity: tuple[str, ...] = option(
+        (), "Identity on the support image, as named in the training data. Once, or once per image.", panel=DATA
     )
-    images: tuple[str, ...] = option((), "A photo of the person; once a photo.", flags=("--image",))
-    from_split: bool = option(False, "Take the support images of the split's own request, from the data set.")
-    identity: tuple[str, ...] = option((), "Who is on the photo, where the training data knew them; once, or once a photo.")
     labels: tuple[str, ...] = option(
-        (), "What holds on the photo, as 'Smiling,Young' or a class; the model's guess by default. Once a photo."
+        (), "Labels of the support image, as 'Smiling,Young', or its class. Once, or once per image. Predicted by default.", panel=DATA
     )
-    data_dir: str | None = option(None, "With --from-split: where the data set lies now, where it has moved.")
+    from_split: bool = option(False, "Use the support images of the run's own split.", panel=DATA)
+    data_dir: str | None = option(None, "With --from-split: folder of the data set, if it has moved.", panel=DATA)
+    method: str = option(DEFAULT_METHOD, "Unlearning method; see `oneshui methods`.", panel=METHOD)
+    preset: str | None = option(
+        None,
+        "Values of the options that `unlearn` reads: a name or a file, as for `prepare`. Those of the preparation by default.",
+        panel=METHOD,
+    )
     keep: bool | None = option(
         None,
-        "Keep what was prepared for the people who ask, or destroy it once the new model is written; by default destroyed with --image and "
-        "kept with --from-split.",
+        "Keep or destroy what was prepared for the forget identities, once the new model is written. Destroyed with --image, kept with "
+        "--from-split by default.",
         flags=("--keep/--destroy",),
+        panel=METHOD,
     )
-    seed: int = option(0, "Seed of all draws.", minimum=0, maximum=MAX_SEED)
-    force: bool = option(False, "Apply an artefact that was prepared for other weights.")
-    output_dir: str | None = option(None, "The new model's folder; RUN-<method> by default.")
-    overwrite: bool = option(False, "Replace a run that is there.")
+    force: bool = option(False, "Apply a preparation that was made for other weights.", panel=METHOD)
+    seed: int = option(0, "Seed of all random draws.", minimum=0, maximum=MAX_SEED)
+    output_dir: str | None = option(None, "Folder of the new model. RUN-METHOD by default.")
+    overwrite: bool = option(False, "Replace an existing run.")
 
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """What to measure against what."""
+    """What to measure, against which models."""
 
-    run: str | None = option(None, "The model to evaluate; the newest run of any kind by default.")
-    oracle: str | None = option(None, "The oracle's run; ORIGINAL-oracle by default, where it exists.")
-    original: str | None = option(None, "The original model's run; the one that the model was made from by default.")
+    run: str | None = option(None, "Run to evaluate. The newest run of any kind by default.")
+    oracle: str | None = option(None, "Run of the oracle. ORIGINAL-oracle by default, if it exists.", panel=MODEL)
+    original: str | None = option(None, "Run of the original model. The parent of RUN by default.", panel=MODEL)
     references: int = option(
         0,
-        "Models that never saw the forget set, for RMIA and the noise floor: oracles of other seeds, made and kept where they are missing.",
+        "Number of reference models for RMIA and the noise floor: oracles of other seeds. Missing ones are trained and cached.",
         minimum=0,
         maximum=8,
+        panel=EVALUATION,
     )
-    queries: int = option(2, "Versions of each photo that RMIA asks about: as it is, mirrored, shifted.", minimum=1, maximum=8)
-    rmia_a: float = option(0.3, "RMIA: how much less likely a label is to a model that did not see the photo.", minimum=0, maximum=1)
-    rmia_gamma: float = option(2.0, "RMIA: how much likelier a photo must be to dominate another.", minimum=1)
-    resamples: int = option(1000, "How often the people are drawn anew for an interval.", minimum=100)
-    relearn_steps: int = option(0, "Most steps of training until the forget set is back; 0 does not try.", minimum=0)
-    data_dir: str | None = option(None, "Where the data set lies now, where it has moved since training.")
-    cache_dir: str | None = option(None, "Where reference models are kept; see `oneshui cache`.")
-    batch_size: int = option(
-        64,
-        "Photos a forward pass, for each process.",
-        flags=("--batch-size", "--per-device-eval-batch-size"),
-        minimum=1,
+    queries: int = option(
+        2, "Number of views of each image that RMIA queries: original, mirrored, shifted.", minimum=1, maximum=8, panel=EVALUATION
     )
+    rmia_a: float = option(
+        0.3, "RMIA: parameter a of the estimate p(x) = (1 + a)/2 p_out(x) + (1 - a)/2.", minimum=0, maximum=1, panel=EVALUATION
+    )
+    rmia_gamma: float = option(2.0, "RMIA: likelihood ratio above which one image dominates another.", minimum=1, panel=EVALUATION)
+    resamples: int = option(1000, "Number of bootstrap resamples of identities per interval.", minimum=100, panel=EVALUATION)
+    relearn_steps: int = option(
+        0, "Largest number of training steps in the relearning test. 0 skips the test.", minimum=0, panel=EVALUATION
+    )
+    data_dir: str | None = option(None, "Folder of the data set, if it has moved since training.", panel=DATA)
+    cache_dir: str | None = option(None, "Folder of cached reference models; see `oneshui cache`.")
+    batch_size: int = option(64, "Images per forward pass and process.", flags=("--batch-size", "--per-device-eval-batch-size"), minimum=1)
 
 
 @dataclass(frozen=True)
 class BenchmarkOptions:
     """Which grid to run, and where."""
 
-    grid: str = option(help="A YAML file, or a grid that comes along: 'demo' or 'paper'.")
-    output_dir: str | None = option(
-        None, "The benchmark's folder; benchmarks/<name of the grid> by default. What is there is gone on with."
-    )
-    data_dir: tuple[str, ...] = option((), "NAME=DIR: where a data set of the grid lies; once a data set.")
-    cache_dir: str | None = option(None, "Where models are kept; 'cache' in the benchmark's folder by default.")
-    shard: str | None = option(None, "I/N: do the I-th of N parts, beside machines that share the folder and do the others.")
-    dry_run: bool = option(False, "Tell what would be done and what it would take, and do nothing.")
-    retry: bool = option(False, "Try again what failed before.")
-    keep_models: bool = option(False, "Keep the weights of unlearned models, which their predictions otherwise stand for.")
+    grid: str = option(help="YAML file, or a built-in grid: 'demo' or 'paper'.")
+    data_dir: tuple[str, ...] = option((), "NAME=DIR: folder of a data set of the grid. Once per data set.", panel=DATA)
+    output_dir: str | None = option(None, "Folder of the benchmark. benchmarks/GRID by default. An existing benchmark is resumed.")
+    cache_dir: str | None = option(None, "Folder of cached models. 'cache' in the benchmark's folder by default.")
+    shard: str | None = option(None, "I/N: run the I-th of N parts. Machines that share the folder run the others.")
+    dry_run: bool = option(False, "Print the jobs and their estimated cost, and run nothing.")
+    retry: bool = option(False, "Run failed jobs again.")
+    keep_models: bool = option(False, "Keep unlearned weights. By default only predictions are kept.")
 
 
 @dataclass(frozen=True)
 class PushOptions:
-    """Where a run is published."""
+    """Which run is published, and where."""
 
-    repo_id: str = option(help="The repository on the Hub, as USER/NAME.")
-    run: str | None = option(None, "The run to publish.")
-    private: bool = option(True, "Make a new repository private.", flags=("--private/--public",))
-    with_people: bool = option(
-        False, "Publish what was prepared for single people too, encrypted and without the secrets; needs --people-are-personal-data."
-    )
-    people_are_personal_data: bool = option(False, "With --with-people: say that you know what you publish.")
-    revision: str | None = option(None, "Branch to push to; made where it does not exist.")
-    commit_message: str | None = option(None, "Message of the commit.")
+    repo_id: str = option(help="Repository on the Hub, as USER/NAME.", panel=HUB)
+    run: str | None = option(None, "Run to publish.")
+    private: bool = option(True, "Make a new repository private.", flags=("--private/--public",), panel=HUB)
+    with_people: bool = option(False, "Also publish what was prepared per identity, encrypted and without the secrets.", panel=HUB)
+    people_are_personal_data: bool = option(False, "Required by --with-people: confirms that personal data are published.", panel=HUB)
+    revision: str | None = option(None, "Branch to push to. Created if it does not exist.", panel=HUB)
+    commit_message: str | None = option(None, "Message of the commit.", panel=HUB)
 
 
 @dataclass(frozen=True)
 class PullOptions:
-    """What is fetched, and where to."""
+    """Which run is fetched, and where to."""
 
-    repo_id: str = option(help="The repository on the Hub, as USER/NAME.")
-    output_dir: str | None = option(None, "The run's folder; runs/NAME by default.")
-    revision: str | None = option(None, "Branch, tag or commit; main by default.")
-    overwrite: bool = option(False, "Replace a run that is there.")
+    repo_id: str = option(help="Repository on the Hub, as USER/NAME.", panel=HUB)
+    revision: str | None = option(None, "Branch, tag or commit. main by default.", panel=HUB)
+    output_dir: str | None = option(None, "Folder of the run. runs/NAME by default.")
+    overwrite: bool = option(False, "Replace an existing run.")
 
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """The demo."""
+    """Where the demo writes."""
 
     output_dir: str = option("demo", "Folder of the demo's runs.")
-    seed: int = option(0, "Seed of everything.", minimum=0, maximum=MAX_SEED)
+    seed: int = option(0, "Seed of all random draws.", minimum=0, maximum=MAX_SEED)
     overwrite: bool = option(False, "Replace an earlier demo.")
+
+
+@dataclass(frozen=True)
+class RunsOptions:
+    """Where to look for runs."""
+
+    root: str = option(str(RUNS), "Folder that holds the runs.")
+
+
+@dataclass(frozen=True)
+class ShowOptions:
+    """Which run to describe."""
+
+    run: str | None = option(None, "Run to describe. The newest run of any kind by default.")
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Which model predicts, and for which images."""
+
+    run: str | None = option(None, "Run of the model.")
+    images: tuple[str, ...] = option((), "Image files.")
+    top_k: int = option(5, "Number of labels to print per image, the most probable first.", minimum=1)
 
 
 @dataclass(frozen=True)
 class CacheListOptions:
     """Which cache."""
 
-    cache_dir: str | None = option(None, "The cache's folder; $ONESHUI_CACHE or ~/.cache/oneshui by default.")
+    cache_dir: str | None = option(None, "Folder of the cache. $ONESHUI_CACHE or ~/.cache/oneshui by default.")
 
 
 @dataclass(frozen=True)
 class ClearOptions(CacheListOptions):
     """What is removed from a cache."""
 
-    kind: str | None = option(None, "Only entries of this kind.", choices=KINDS)
-    older_than: float | None = option(None, "Only entries that were last used so many days ago, or earlier.", minimum=0)
-    dry_run: bool = option(False, "Tell what would be removed, and remove nothing.")
+    kind: str | None = option(None, "Remove only entries of this kind.", choices=KINDS)
+    older_than: float | None = option(None, "Remove only entries that were last used at least this many days ago.", minimum=0)
+    dry_run: bool = option(False, "Print what would be removed, and remove nothing.")
+
+
+@dataclass(frozen=True)
+class EnvironmentOptions(CacheListOptions):
+    """Which cache is measured."""
 
 
 @dataclass(frozen=True)
 class ReportOptions:
     """What is reported, and where."""
 
-    source: str = option(help="A run that was evaluated, or the folder of a benchmark.")
-    output: str | None = option(None, "The HTML file; SOURCE/report.html by default. Its figures lie beside it.")
-    with_images: bool = option(False, "Of a run: show the photos handed in. Such a copy is not to be passed on.")
-    data_dir: str | None = option(None, "With --with-images: where the data set lies now, where it has moved since training.")
-    overwrite: bool = option(False, "Replace a report that is there.")
+    source: str = option(help="Evaluated run, or folder of a benchmark.")
+    output: str | None = option(None, "HTML file to write. SOURCE/report.html by default. Figures are written next to it.")
+    with_images: bool = option(False, "Of a run: embed the support images. Do not share such a report.")
+    data_dir: str | None = option(None, "With --with-images: folder of the data set, if it has moved since training.", panel=DATA)
+    overwrite: bool = option(False, "Replace an existing report.")

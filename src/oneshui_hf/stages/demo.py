@@ -1,4 +1,4 @@
-"""The demo: the whole road on generated faces, with a model small enough for a laptop's CPU.
+"""The demo: the whole pipeline on generated faces, with a model small enough for a laptop's CPU.
 
 oneshui demo
 """
@@ -12,7 +12,7 @@ from ..errors import UsageError
 from ..plugins import METHODS, Plugins
 from ..recognition.encoders import NONE
 from ..reporting import SILENT, Reporter
-from ..runs import RECORD, Run, claim
+from ..runs import RECORD, Run, require_writable
 from .command_options import DEFAULT_METHOD, DemoOptions, EvaluateOptions, PrepareOptions, RetrainOptions, TrainOptions, UnlearnOptions
 from .evaluate import evaluate
 from .prepare import prepare
@@ -26,13 +26,16 @@ def demo(options: DemoOptions, reporter: Reporter = SILENT) -> dict[str, Any]:
     """Train, retrain, prepare, unlearn and evaluate on generated faces.
 
     Returns:
-        `rows`, one a model with its metrics; `folder`; `next`, a command to go on with.
+        `rows`, one per model with its metrics; `folder`; `next`, a command to continue with.
+
+    Raises:
+        UsageError: The folder exists.
     """
     folder = Path(options.output_dir)
     if (folder / "original" / RECORD).exists() and not options.overwrite:
-        raise UsageError(f"{folder} holds an earlier demo; replace it with --overwrite, or name another --output-dir.")
+        raise UsageError(f"{folder} contains an earlier demo; replace it with --overwrite, or name another --output-dir.")
     if not (folder / "original" / RECORD).exists():
-        claim(folder, overwrite=False)
+        require_writable(folder, overwrite=False)
 
     recipe = TrainOptions(
         dataset="synthetic",
@@ -50,7 +53,7 @@ def demo(options: DemoOptions, reporter: Reporter = SILENT) -> dict[str, Any]:
     original = train(recipe, reporter=reporter)
     oracle = retrain(original, RetrainOptions(overwrite=options.overwrite), reporter=reporter)
     rows = [_row("original", original, oracle, reporter), _row("oracle", oracle, oracle, reporter)]
-    for name in (*_shown(), DEFAULT_METHOD):
+    for name in (*_demo_methods(), DEFAULT_METHOD):
         if Plugins(METHODS).load(name).prepares != "never":
             prepare(original, PrepareOptions(method=name, seed=options.seed, face_encoder=NONE), reporter=reporter)
         request = UnlearnOptions(method=name, from_split=True, seed=options.seed, overwrite=options.overwrite)
@@ -58,14 +61,14 @@ def demo(options: DemoOptions, reporter: Reporter = SILENT) -> dict[str, Any]:
     return {
         "folder": str(folder),
         "rows": rows,
-        "next": f"oneshui unlearn --run {original.path} --method {DEFAULT_METHOD} --image PHOTO",
+        "next": f"oneshui unlearn {original.path} --method {DEFAULT_METHOD} --image PHOTO",
     }
 
 
-def _shown() -> list[str]:
-    """Return the methods that want to stand beside the default one; those that cannot be loaded harm nobody here."""
-    sound = [row["name"] for row in Plugins(METHODS).rows() if "error" not in row]
-    return [name for name in sound if Plugins(METHODS).load(name).in_demo]
+def _demo_methods() -> list[str]:
+    """Return the methods that the demo compares with the default one. Methods that cannot be loaded are skipped."""
+    loadable = [row["name"] for row in Plugins(METHODS).rows() if "error" not in row]
+    return [name for name in loadable if Plugins(METHODS).load(name).in_demo]
 
 
 def _row(name: str, run: Run, oracle: Run, reporter: Reporter) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Evaluation: one pass a model, predictions on disk, every metric from those predictions.
+"""Evaluation: one pass per model, predictions stored on disk, all metrics computed from those predictions.
 
 oneshui evaluate --run RUN --oracle RUN
-oneshui evaluate --run RUN --references 1     # trains an oracle of another seed for RMIA and the noise floor, and keeps it
+oneshui evaluate --run RUN --references 1     # trains an oracle of another seed for RMIA and the noise floor, and caches it
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from accelerate import Accelerator
 
 from ..data.schema import Task
 from ..errors import OneshuiError
-from ..metrics.measure import Comparison, Says, Settings, measure
+from ..metrics.comparison import Comparison, PredictionsBySet, Settings
+from ..metrics.measure import measure
 from ..models.load import load_model
 from ..reporting import SILENT, Reporter
-from ..runs import CURVES, METRICS, Run, dump_json, is_sealed, read_object, sealed, write_json
+from ..runs import CURVES, METRICS, Run, dump_json, has_valid_checksum, read_object, with_checksum, write_json
 from .command_options import EvaluateOptions
 from .distributed import make_accelerator, on_main
-from .evaluation.predictions import Forecaster, made_from
-from .evaluation.reference_models import Witnesses
-from .evaluation.relearning import relearning
+from .evaluation.predictions import Predictor, predictions_key
+from .evaluation.reference_models import ReferenceModels
+from .evaluation.relearning import relearning_steps
 from .run_data import RunData, open_data
 
-FORMAT = 2  # of metrics.json; another one is measured anew, from the predictions
+FORMAT = 2  # of metrics.json; files of another format are computed again, from the predictions
 
 
 def evaluate(
@@ -34,84 +35,86 @@ def evaluate(
     accelerator: Accelerator | None = None,
     reporter: Reporter = SILENT,
 ) -> dict[str, Any]:
-    """Measure a model on all sets, against oracle and original where they are known; write `metrics.json` and `curves.json`.
+    """Measure a model on all sets, compare it with oracle and original if known, and write `metrics.json` and `curves.json`.
 
-    Neither model nor data is needed where the predictions are there, and nothing is computed where the metrics are.
+    Stored predictions need neither model nor data. Stored metrics with the same inputs are returned as they are.
 
     Returns:
-        The metrics; docs/metrics.md tells each. `tow` and `gap_closure` are None where no oracle is known.
+        The metrics; docs/metrics.md describes each. `tow` and `gap_closure` are None if no oracle is known.
 
     Raises:
-        UsageError: A run is missing, or is not what it is given as.
-        OneshuiError: The runs do not share data and split, or predictions are missing and so is what makes them.
+        UsageError: A run is missing, or is not of the kind it is given as.
+        OneshuiError: The runs do not share data and split, or predictions are missing and so is the model or the data to make them.
     """
     if run.require_finished().require_split().has_weights:
         run.require_complete()
     accelerator = accelerator or make_accelerator()
-    witnesses = Witnesses.of(run, options, accelerator, reporter)
-    key = _key(run, witnesses, options)
-    if (known := _known(run, key)) is not None:
-        return known
+    compared = ReferenceModels.find_or_make(run, options, accelerator, reporter)
+    key = _metrics_key(run, compared, options)
+    if (stored := _load_metrics(run, key)) is not None:
+        return stored
 
     @functools.cache
     def data() -> RunData:
         return open_data(run, accelerator, options.data_dir, reporter)
 
     task = Task(run.record.dataset["task"], tuple(run.record.dataset["labels"]))
-    forecaster = Forecaster(lambda: data().sets, task, accelerator, options.batch_size, options.queries, reporter)
-    said: dict[str | None, Says] = {}  # by weights: one model may stand in several places
+    predictor = Predictor(lambda: data().sets, task, accelerator, options.batch_size, options.queries, reporter)
+    by_weights: dict[str | None, PredictionsBySet] = {}  # one model may have several roles
 
-    def says(model: Run) -> Says:
+    def predictions(model: Run) -> PredictionsBySet:
         weights = model.record.weights
-        if weights not in said:
-            said[weights] = forecaster.of(model)
-        return said[weights]
+        if weights not in by_weights:
+            by_weights[weights] = predictor.predictions(model)
+        return by_weights[weights]
 
-    compared = Comparison(
-        model=says(run),
-        original=says(witnesses.original) if witnesses.original else None,
-        oracle=says(witnesses.oracle) if witnesses.oracle else None,
-        oracles=[says(other) for other in witnesses.oracles],
-        references=[says(other) for other in witnesses.references],
+    comparison = Comparison(
+        model=predictions(run),
+        original=predictions(compared.original) if compared.original else None,
+        oracle=predictions(compared.oracle) if compared.oracle else None,
+        oracles=[predictions(other) for other in compared.oracles],
+        references=[predictions(other) for other in compared.references],
     )
     settings = Settings(resamples=options.resamples, rmia_a=options.rmia_a, rmia_gamma=options.rmia_gamma)
-    result, curves = measure(compared, task.kind, settings)
-    result |= {"format": FORMAT, "key": key, "kind": run.record.kind, "compared_with": witnesses.weights()}
+    result, curves = measure(comparison, task.kind, settings)
+    result |= {"format": FORMAT, "key": key, "kind": run.record.kind, "compared_with": compared.weight_hashes()}
     result["relearning"] = None
-    if options.relearn_steps and compared.original:
+    if options.relearn_steps and comparison.original:
         model = load_model(run.path, accelerator.device)[0]
-        back = compared.original["forget"].losses.double().mean().item()
-        steps = relearning(model, data().sets["forget"], back, task, accelerator, at_most=options.relearn_steps, seed=run.record.seed)
+        target_loss = comparison.original["forget"].losses.double().mean().item()
+        forget = data().sets["forget"]
+        steps = relearning_steps(model, forget, target_loss, task, accelerator, at_most=options.relearn_steps, seed=run.record.seed)
         result["relearning"] = {"steps": steps, "at_most": options.relearn_steps}
 
-    result = sealed(result)
+    result = with_checksum(result)
 
     def write() -> None:
-        write_json(run.path / CURVES, sealed({"key": key, **curves}))
-        write_json(run.path / METRICS, result)  # last, since it is looked for first
+        write_json(run.path / CURVES, with_checksum({"key": key, **curves}))
+        write_json(run.path / METRICS, result)  # written last, because it is checked first
 
     on_main(accelerator, write)
     return result
 
 
-def _known(run: Run, key: str) -> dict[str, Any] | None:
-    """Return the metrics that are there, if they are what would be computed."""
+def _load_metrics(run: Run, key: str) -> dict[str, Any] | None:
+    """Return the stored metrics if their key is the given one; otherwise None."""
     if not ((run.path / METRICS).exists() and (run.path / CURVES).exists()):
         return None
     try:
         metrics, curves = (read_object(run.path / file) for file in (METRICS, CURVES))
     except OneshuiError:  # damaged; they can be made again
         return None
-    return metrics if metrics.get("key") == curves.get("key") == key and is_sealed(metrics) and is_sealed(curves) else None
+    valid = metrics.get("key") == curves.get("key") == key and has_valid_checksum(metrics) and has_valid_checksum(curves)
+    return metrics if valid else None
 
 
-def _key(run: Run, witnesses: Witnesses, options: EvaluateOptions) -> str:
-    """Return the hash of all that the metrics depend on."""
-    models = (run, witnesses.original, witnesses.oracle, *witnesses.oracles, *witnesses.references)
+def _metrics_key(run: Run, compared: ReferenceModels, options: EvaluateOptions) -> str:
+    """Return the hash of everything the metrics depend on."""
+    models = (run, compared.original, compared.oracle, *compared.oracles, *compared.references)
     parts = {
         "format": FORMAT,
         "kind": run.record.kind,
-        "predictions": [made_from(model, options.batch_size) if model else None for model in models],
+        "predictions": [predictions_key(model, options.batch_size) if model else None for model in models],
         "seed": run.record.seed,
         "settings": {
             name: getattr(options, name) for name in ("references", "queries", "rmia_a", "rmia_gamma", "resamples", "relearn_steps")

@@ -1,7 +1,7 @@
-"""Who is on a photo: signatures made of people while their photos are there, and compared when somebody hands one in.
+"""Identification: face templates of the training identities, computed during preparation and compared with the photo of a request.
 
-Only for methods that act on people one by one (`personal`). A signature is as personal as a face: it lies encrypted beside what was
-prepared for the same person, opens with the same secret, and goes with it. What is public is which encoder it is and how often it errs.
+Only for methods with `per_identity`. A template is personal data. It is encrypted together with the data prepared for the same identity,
+with the same secret, and destroyed with it. The name of the encoder and its error rates are public.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 from collections.abc import Collection, Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,187 +24,197 @@ from ..errors import OneshuiError, UsageError
 from ..methods.artefact import Artefact
 from ..methods.base import Context
 from ..methods.simulation import sample
-from ..recognition.encoders import DLIB, EXTRA, Encoder, load_encoder
-from ..recognition.matching import Calibration, Match, calibrate, enrol, recognise
+from ..recognition.encoders import DLIB, EXTRA, FaceEncoder, load_encoder
+from ..recognition.matching import Calibration, Match, calibrate, identify, make_template
 from ..reporting import Reporter
 from ..seeding import generator
-from .distributed import agree
+from .distributed import broadcast_from_main
 from .run_data import RunData
 
-ENROLLED, STRANGERS, HELD_OUT = 5, 300, 200  # most photos: of each person, of strangers, and of people enrolled to try them on
-CHUNK = 16  # photos that are decoded at a time
-SIGNATURE, RECOGNITION = "signature", "recognition"  # among a person's tensors, and among an artefact's values
-OPTION = "face_encoder"  # in an artefact's report, whose words are never published: what the encoder is loaded by
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+ENROLMENT_PHOTOS = 5  # most photos per identity for its template
+UNSEEN_PHOTOS, HELD_OUT_PHOTOS = 300, 200  # most photos for the calibration: of unseen identities, and of enrolled ones
+CHUNK = 16  # photos decoded at a time
+TEMPLATE, RECOGNITION = "signature", "recognition"  # keys of an identity's tensors, and of an artefact's values
+OPTION = "face_encoder"  # key of an artefact's report, where texts are never published: the name that loads the encoder
 
 
-# While the training data is there
+# Preparation
 
 
-def open_encoder(name: str | None, accelerator: Accelerator, reporter: Reporter) -> Encoder | None:
-    """Load the encoder of `--face-encoder`, and tell where there is none because dlib is not installed."""
+def open_encoder(name: str | None, accelerator: Accelerator, reporter: Reporter) -> FaceEncoder | None:
+    """Load the encoder of `--face-encoder`; None, with a note, if none is named and dlib is not installed."""
     with accelerator.main_process_first():  # one process downloads
         encoder = load_encoder(name, accelerator.device)
     if encoder is None and name is None:
-        reporter.note(f"dlib is not installed (`{EXTRA}`), so no photo will tell who is on it; requests will need --identity.")
+        reporter.note(f"dlib is not installed (`{EXTRA}`), so photos will not be identified; requests will need --identity.")
     return encoder
 
 
-def enrol_people(artefact: Artefact, encoder: Encoder, name: str | None, data: RunData, context: Context) -> None:
-    """Add a signature to what was prepared for each person, and the calibration to the artefact's values.
+def add_face_templates(artefact: Artefact, encoder: FaceEncoder, name: str | None, data: RunData, context: Context) -> None:
+    """Add a face template to the data of each identity, and the calibration to the artefact's values.
 
-    Signatures are made of the photos as the data set has them, not of the small pixels that the model sees. Processes share the photos.
-    Where nobody can be recognised that is a warning: the preparation, which took long, serves requests with a name.
+    Templates are computed from the original photos of the data set, not from the model's small input. Processes share the photos. If no
+    identity can be enrolled, that is a warning: the preparation, which took long, still serves requests with a name.
 
     Args:
-        artefact: What was prepared; changed in place.
-        encoder: Makes signatures.
-        name: What it was asked for by.
+        artefact: The artefact, changed in place.
+        encoder: Computes face embeddings.
+        name: The value of `--face-encoder`.
         data: The run's data.
-        context: The preparation's.
+        context: The preparation's context.
     """
-    chosen = _chosen(data, artefact.people, context.seed)
-    signatures = _encoded(encoder, data.faces, np.concatenate([faces.rows for faces in chosen]), context)
-    train, strangers, held_out = signatures.split([len(faces) for faces in chosen])
-    enrolled = {person: found for person, own in _by_person(chosen[0], train) if (found := enrol(own)) is not None}
+    photos = _calibration_photos(data, artefact.people, context.seed)
+    embeddings = _embed(encoder, data.faces, np.concatenate([faces.rows for faces in photos]), context)
+    train, unseen, held_out = embeddings.split([len(faces) for faces in photos])
+    templates = {person: found for person, own in _by_person(photos[0], train) if (found := make_template(own)) is not None}
     try:
-        calibration = calibrate(enrolled, strangers, chosen[1].identities, held_out=dict(_by_person(chosen[2], held_out)))
+        calibration = calibrate(templates, unseen, photos[1].identities, held_out=dict(_by_person(photos[2], held_out)))
     except UsageError as problem:
-        context.reporter.warn(f"{problem} So no photo will tell who is on it; requests will need --identity.")
+        context.reporter.warn(f"{problem} So photos will not be identified; requests will need --identity.")
         return
     artefact.people = {
-        person: {**parts, SIGNATURE: enrolled[person]} if person in enrolled else parts for person, parts in artefact.people.items()
+        person: {**parts, TEMPLATE: templates[person]} if person in templates else parts for person, parts in artefact.people.items()
     }
     artefact.values[RECOGNITION] = {"encoder": encoder.name, "calibration": calibration.to_dict()}
-    artefact.report |= {OPTION: _option(name), "recognisable": len(enrolled)}
+    artefact.report |= {OPTION: _encoder_source(name), "recognisable": len(templates)}
     context.reporter.note(str(calibration))
-    if lacking := len(artefact.people) - len(enrolled):
-        context.reporter.note(f"{lacking:,} of {len(artefact.people):,} people cannot be found by a photo: there is no face in theirs.")
+    if missing := len(artefact.people) - len(templates):
+        context.reporter.note(f"{missing:,} of {len(artefact.people):,} identities cannot be found by a photo: their photos show no face.")
 
 
-def _option(name: str | None) -> str:
-    """Return what loads the same encoder from any folder."""
+def _encoder_source(name: str | None) -> str:
+    """Return a name or absolute path that loads the same encoder from any folder."""
     return str(Path(name).resolve()) if name and Path(name).is_dir() else name or DLIB
 
 
-def _chosen(data: RunData, people: Collection[str], seed: int) -> tuple[FaceSet, FaceSet, FaceSet]:
-    """Draw the photos: to enrol people with, of strangers, and of people enrolled that they are not enrolled with."""
+def _calibration_photos(data: RunData, people: Collection[str], seed: int) -> tuple[FaceSet, FaceSet, FaceSet]:
+    """Draw photos of three kinds: for templates, of unseen identities, and of enrolled identities that are not used for templates."""
     draws = generator(seed, "signatures")
     train, val, reserved = (data.sets[name] for name in ("train", "val", "reserved"))
-    theirs = [
-        sample(positions, ENROLLED, draws) for person, positions in sorted(train.positions_of.items()) if train.people[person] in people
+    enrolment = [
+        sample(positions, ENROLMENT_PHOTOS, draws)
+        for person, positions in sorted(train.positions_of.items())
+        if train.people[person] in people
     ]
-    kept = [person for person in reserved.positions_of if reserved.people[person] in people]
-    known = reserved.subset(torch.isin(reserved.identities, torch.tensor(kept, dtype=torch.int64)).nonzero().squeeze(1))
+    enrolled = [person for person in reserved.positions_of if reserved.people[person] in people]
+    held_out = reserved.subset(torch.isin(reserved.identities, torch.tensor(enrolled, dtype=torch.int64)).nonzero().squeeze(1))
     return (
-        train.subset(torch.cat([torch.zeros(0, dtype=torch.int64), *theirs])),
-        val.subset(_spread(val, STRANGERS, draws)),
-        known.subset(_spread(known, HELD_OUT, draws)),
+        train.subset(torch.cat([torch.zeros(0, dtype=torch.int64), *enrolment])),
+        val.subset(_sample_across_people(val, UNSEEN_PHOTOS, draws)),
+        held_out.subset(_sample_across_people(held_out, HELD_OUT_PHOTOS, draws)),
     )
 
 
-def _spread(faces: FaceSet, most: int, draws: torch.Generator) -> torch.Tensor:
-    """Return up to `most` positions: one photo of everybody in a drawn order, then a second, and so on."""
+def _sample_across_people(faces: FaceSet, most: int, draws: torch.Generator) -> torch.Tensor:
+    """Return up to `most` positions: one photo of each identity in random order, then a second photo of each, and so on."""
 
     def shuffled(positions: torch.Tensor) -> list[int]:
         return positions[torch.randperm(len(positions), generator=draws)].tolist()
 
     people = [shuffled(positions) for _, positions in sorted(faces.positions_of.items())] if len(faces) else []
     order = torch.randperm(len(people), generator=draws).tolist()
-    rounds = zip_longest(*(people[place] for place in order))
-    drawn = [position for turn in rounds for position in turn if position is not None]
-    return torch.tensor(drawn[:most], dtype=torch.int64)
+    rounds = zip_longest(*(people[index] for index in order))
+    sampled = [position for turn in rounds for position in turn if position is not None]
+    return torch.tensor(sampled[:most], dtype=torch.int64)
 
 
-def _encoded(encoder: Encoder, faces: Faces, rows: np.ndarray, context: Context) -> torch.Tensor:
-    """Return the signatures of the photos in these rows, (n, d), the same in every process; each makes a part of them."""
+def _embed(encoder: FaceEncoder, faces: Faces, rows: np.ndarray, context: Context) -> torch.Tensor:
+    """Return the face embeddings of the photos in these rows, (n, d), on every process; each process computes a part of them."""
     accelerator = context.accelerator
-    mine = torch.arange(len(rows))[accelerator.process_index :: accelerator.num_processes]
-    chunks = mine.split(CHUNK) if len(mine) else ()
+    local = torch.arange(len(rows))[accelerator.process_index :: accelerator.num_processes]
+    chunks = local.split(CHUNK) if len(local) else ()
     parts = []
-    for places in context.reporter.track(chunks, "Enrolling people", len(chunks)):
-        parts.append(encoder([decode(faces.image(row), "a photo of the data set") for row in rows[places.numpy()].tolist()]))
-    found = gather_object([(mine, torch.cat(parts))] if parts else [])
-    signatures = torch.zeros(len(rows), found[0][1].shape[1] if found else 0)
-    for places, some in found:
-        signatures[places] = some
-    return signatures
+    for chunk in context.reporter.track(chunks, "Enrolling identities", len(chunks)):
+        parts.append(encoder([decode(faces.encoded_image(row), "a photo of the data set") for row in rows[chunk.numpy()].tolist()]))
+    gathered = gather_object([(local, torch.cat(parts))] if parts else [])
+    embeddings = torch.zeros(len(rows), gathered[0][1].shape[1] if gathered else 0)
+    for positions, part in gathered:
+        embeddings[positions] = part
+    return embeddings
 
 
-def _by_person(faces: FaceSet, signatures: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+def _by_person(faces: FaceSet, embeddings: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
     for person, positions in sorted(faces.positions_of.items() if len(faces) else ()):
-        yield faces.people[person], signatures[positions]
+        yield faces.people[person], embeddings[positions]
 
 
-# When somebody asks
+# Requests
 
 
-def recognise_people(
-    images: Sequence[str], artefact: Artefact, accelerator: Accelerator, reporter: Reporter
+def identify_people(
+    photos: Sequence[Image], artefact: Artefact, accelerator: Accelerator, reporter: Reporter
 ) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """Find who is on each photo, among those for whom something is prepared and not used up.
+    """Find the identity on each photo, among the identities whose prepared data still exists.
 
-    How alike they are is told; a name is shown on a terminal alone, where somebody is asked because it is not certain.
+    The similarity is reported. A name is shown only on a terminal, in the question that is asked if a match is uncertain.
+
+    Args:
+        photos: Decoded photos, in their full size.
+        artefact: The method's artefact.
+        accelerator: For several processes.
+        reporter: Reports similarities and asks the question.
 
     Returns:
-        An identity a photo, and what the receipt tells of it: numbers.
+        One identity per photo, and the numbers for the receipt.
 
     Raises:
-        UsageError: Nobody was enrolled, or the encoder is not installed.
-        OneshuiError: A photo is not recognised and nobody confirms it, or the encoder is another one than people were enrolled with.
+        UsageError: No identity was enrolled, or the encoder is not installed.
+        OneshuiError: A photo is not identified and no user confirms it, or the encoder differs from that of the preparation.
     """
-    encoder, calibration = _as_enrolled(artefact, accelerator)
-    people = {person: parts[SIGNATURE] for person, parts in artefact.people.items() if SIGNATURE in parts}
-    if not people:
-        raise OneshuiError("Nobody is left who can be found by a photo; say who is on it with --identity.")
-    signatures = encoder([decode(image) for image in images])
-    matches = agree(accelerator, [recognise(signature, people, calibration) for signature in signatures])
-    found = []
+    encoder, calibration = _load_enrolment(artefact, accelerator)
+    templates = {person: parts[TEMPLATE] for person, parts in artefact.people.items() if TEMPLATE in parts}
+    if not templates:
+        raise OneshuiError("No identity is left that can be found by a photo; name the person with --identity.")
+    matches = broadcast_from_main(accelerator, [identify(embedding, templates, calibration) for embedding in encoder(photos)])
+    people = []
     for number, match in enumerate(matches, 1):
-        where = f"Photo {number} of {len(matches)}: " if len(matches) > 1 else ""
-        found.append(_certain(match, where, accelerator, reporter))
-    told = {
+        label = f"Photo {number} of {len(matches)}: " if len(matches) > 1 else ""
+        people.append(_accept(match, label, accelerator, reporter))
+    report = {
         "found_by": "photo",
         "similarity": [round(match.similarity, 4) for match in matches],
-        "lead": [round(match.lead, 4) if math.isfinite(match.lead) else None for match in matches],
+        "lead": [round(match.runner_up_margin, 4) if math.isfinite(match.runner_up_margin) else None for match in matches],
         "threshold": round(calibration.threshold, 4),
-        "margin": round(calibration.margin, 4),
+        "margin": round(calibration.margin_threshold, 4),
         "confirmed": sum(not match.accepted for match in matches),
     }
-    return tuple(found), told
+    return tuple(people), report
 
 
-def _as_enrolled(artefact: Artefact, accelerator: Accelerator) -> tuple[Encoder, Calibration]:
-    """Return the encoder that people were enrolled with, and the calibration."""
+def _load_enrolment(artefact: Artefact, accelerator: Accelerator) -> tuple[FaceEncoder, Calibration]:
+    """Return the encoder and the calibration of the preparation."""
     stored = artefact.values.get(RECOGNITION)
     if not isinstance(stored, dict):
         raise UsageError(
-            "Nobody was enrolled when this was prepared, so the photo does not tell who is on it: name the person with --identity, or "
+            "The preparation enrolled no identity, so the photo cannot be identified: name the person with --identity, or "
             f"prepare again with a face encoder (`{EXTRA}`)."
         )
     calibration = Calibration.from_dict(stored.get("calibration") or {})
     with accelerator.main_process_first():
         encoder = load_encoder(artefact.report.get(OPTION), accelerator.device)
     if encoder is None:
-        raise UsageError(f"The face encoder that finds people by their photos is not installed; run `{EXTRA}`, or use --identity.")
+        raise UsageError(f"The face encoder that identifies photos is not installed; run `{EXTRA}`, or use --identity.")
     if encoder.name != stored.get("encoder"):
         raise OneshuiError(
-            f"People were enrolled with the face encoder {stored.get('encoder')}, and this one is {encoder.name}; install that one, "
+            f"Identities were enrolled with the face encoder {stored.get('encoder')}, and this one is {encoder.name}; install that one, "
             "prepare again, or name the person with --identity."
         )
     return encoder, calibration
 
 
-def _certain(match: Match, where: str, accelerator: Accelerator, reporter: Reporter) -> str:
-    """Return who is on a photo, where it is certain or somebody at the terminal says so; tell how certain it is."""
+def _accept(match: Match, label: str, accelerator: Accelerator, reporter: Reporter) -> str:
+    """Return the identity of a match that is accepted, or that the user at the terminal confirms."""
     if match.person is None:
         raise OneshuiError(
-            f"{where}No face was found in the photo, so it does not tell who is on it; hand in another one, or name the person "
-            "with --identity."
+            f"{label}No face was found in the photo, so it cannot be identified; give another photo, or name the person with --identity."
         )
     if match.accepted:
-        reporter.note(f"{where}{match}")
+        reporter.note(f"{label}{match}")
         return match.person
-    question = f"{where}{match} Is it '{match.person}' who is on the photo, and shall they be forgotten?"
-    if agree(accelerator, reporter.confirm(question)):
+    question = f"{label}{match} Does the photo show '{match.person}', and should this person be forgotten?"
+    if broadcast_from_main(accelerator, reporter.confirm(question)):
         return match.person
-    raise OneshuiError(f"{where}{match} Nothing was done; hand in another photo, or name the person with --identity.")
+    raise OneshuiError(f"{label}{match} Nothing was changed; give another photo, or name the person with --identity.")

@@ -1,4 +1,4 @@
-"""Preparation: what a method computes while training data is still there, saved beside the model.
+"""Preparation: a method's computations on training data, saved as an artefact of the run.
 
 oneshui prepare --method NAME --run RUN
 """
@@ -15,32 +15,33 @@ import torch
 from accelerate import Accelerator
 
 from ..errors import UsageError
-from ..memory import Peak
+from ..memory import PeakMemory
 from ..methods.base import Context, DataAccess, Method
-from ..methods.resume import Unfinished
+from ..methods.resume import ResumeState
 from ..models.load import load_model
-from ..models.outputs import losses
+from ..options import original_names
 from ..plugins import METHODS, Plugins
-from ..recognition.encoders import NONE, Encoder
+from ..recognition.encoders import NONE, FaceEncoder
 from ..reporting import SILENT, Reporter
 from ..runs import Run, versions
 from ..vault import vault_root
 from .command_options import PrepareOptions
 from .distributed import make_accelerator, on_main
-from .identify import enrol_people, open_encoder
+from .identify import add_face_templates, open_encoder
 from .presets import preset_values
 from .run_data import RunData, open_data
+from .timing import time_per_photo
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-TRIED = 16  # photos on which the time of one is measured
+TIMED_PHOTOS = 16  # batch size of the time measurement
 
 
 @dataclasses.dataclass(frozen=True)
 class Preparation:
-    """A method ready to prepare: everything checked, everything loaded."""
+    """A method with its checked options, and the loaded model and data."""
 
     folder: Path
     method: Method[Any]
@@ -49,7 +50,7 @@ class Preparation:
     data: DataAccess
     context: Context
     run_data: RunData
-    encoder: Encoder | None
+    encoder: FaceEncoder | None
 
     @classmethod
     def open(
@@ -61,67 +62,68 @@ class Preparation:
         reporter: Reporter,
         folder: Path | None = None,
     ) -> Preparation:
-        """Check what was asked for, then load.
+        """Check the options, then load model and data.
 
         Raises:
-            UsageError: The method is unknown or prepares nothing, an option is wrong, an artefact is there already, or an interrupted
-                preparation of it is there or is not, other than the options say.
-            OneshuiError: The data is missing or has changed, or the interrupted preparation is another one.
+            UsageError: The method is unknown or prepares nothing, an option is wrong, the artefact exists, or the options do not match the
+                existence of an interrupted preparation.
+            OneshuiError: The data is missing or has changed, or the interrupted preparation had other inputs.
         """
         name, method_class = options.method, Plugins(METHODS).load(options.method)
         if method_class.prepares == "never":
-            raise UsageError(f"Method '{name}' has nothing to prepare; go on with `oneshui unlearn --method {name}`.")
-        if options.face_encoder not in (None, NONE) and not method_class.personal:
-            raise UsageError(f"--face-encoder is for methods that act on people one by one, which '{name}' does not; leave it out.")
+            raise UsageError(f"Method '{name}' has nothing to prepare; continue with `oneshui unlearn --method {name}`.")
+        if options.face_encoder not in (None, NONE) and not method_class.per_identity:
+            raise UsageError(f"--face-encoder is for methods that act on each identity separately, and '{name}' does not; omit it.")
         folder = folder or run.require_complete().artefact(name)
-        _claim(folder, options)
+        _require_writable_artefact(folder, options)
         size = run.request_size
         preset = preset_values(run, name, method_class, options.preset, reporter)
         resolved = method_class.prepare_options(name, preset, given)
         accelerator = accelerator or make_accelerator()
-        unfinished = Unfinished(begun(folder), _about(run, options, resolved), saves=accelerator.is_main_process)
+        resume_state = ResumeState(resume_folder(folder), _inputs(run, options, resolved), saves=accelerator.is_main_process)
         if options.resume:
-            unfinished.load()  # so that a mistake is told before anything takes long
-        enrols = method_class.personal and not options.dry_run
-        encoder = open_encoder(options.face_encoder, accelerator, reporter) if enrols else None
-        found = open_data(run, accelerator, options.data_dir, reporter)
+            resume_state.load()  # to report an error before any long computation
+        needs_encoder = method_class.per_identity and not options.dry_run
+        encoder = open_encoder(options.face_encoder, accelerator, reporter) if needs_encoder else None
+        run_data = open_data(run, accelerator, options.data_dir, reporter)
         model, _, task = load_model(run.path, accelerator.device)
-        context = Context(task, options.seed, accelerator, reporter, request_size=size, unfinished=unfinished)
-        return cls(folder, method_class(), resolved, model, DataAccess(found.sets, method_class.needs.prepare), context, found, encoder)
+        context = Context(task, options.seed, accelerator, reporter, request_size=size, resume_state=resume_state)
+        data = DataAccess(run_data.sets, method_class.needs.prepare)
+        return cls(folder, method_class(), resolved, model, data, context, run_data, encoder)
 
 
-def begun(folder: Path) -> Path:
-    """Return where lies what is remembered of an artefact's preparation while it works. No artefact, and never published."""
+def resume_folder(folder: Path) -> Path:
+    """Return the folder of an artefact's resume state. It is never published."""
     return folder.with_name(f".{folder.name}.unfinished")
 
 
-def _claim(folder: Path, options: PrepareOptions) -> None:
+def _require_writable_artefact(folder: Path, options: PrepareOptions) -> None:
     """Check that the artefact may be written.
 
     Raises:
-        UsageError: It may not: it is there, or was begun, or was not.
+        UsageError: It exists, or the options do not match the existence of an interrupted preparation.
     """
     if options.resume and options.overwrite:
-        raise UsageError("--resume goes on with a preparation and --overwrite replaces it; give one of them.")
+        raise UsageError("--resume continues a preparation and --overwrite replaces it; give one of them.")
     if options.dry_run or options.overwrite:
         return
-    interrupted = Unfinished(begun(folder)).is_there
+    interrupted = ResumeState(resume_folder(folder)).exists
     if options.resume and not interrupted:
-        raise UsageError(f"There is no interrupted preparation of {folder} to go on with; leave --resume out.")
+        raise UsageError(f"There is no interrupted preparation of {folder} to resume; omit --resume.")
     if interrupted and not options.resume:
-        raise UsageError(f"The preparation of {folder} was interrupted; go on with --resume, or start anew with --overwrite.")
-    if folder.exists() and not options.resume:  # what goes on where an artefact is was begun with --overwrite
-        raise UsageError(f"{folder} exists; prepare anew with --overwrite.")
+        raise UsageError(f"The preparation of {folder} was interrupted; continue with --resume, or start again with --overwrite.")
+    if folder.exists() and not options.resume:  # with --resume, the preparation was started with --overwrite
+        raise UsageError(f"{folder} exists; prepare again with --overwrite.")
 
 
-def _about(run: Run, options: PrepareOptions, resolved: Any) -> dict[str, Any]:
-    """Return what a preparation depends on."""
+def _inputs(run: Run, options: PrepareOptions, resolved: Any) -> dict[str, Any]:
+    """Return the inputs of a preparation. A resume state with other inputs is refused; renamed options do not change them."""
     return {
         "method": options.method,
         "method_from": Plugins(METHODS).origin(options.method),
         "version": versions()["oneshui-hf"],
         "weights": run.weights,
-        "options": dataclasses.asdict(resolved),
+        "options": original_names(type(resolved), dataclasses.asdict(resolved)),
         "seed": options.seed,
     }
 
@@ -135,27 +137,31 @@ def prepare(
     folder: Path | None = None,
     vault: Path | None = None,
 ) -> Path:
-    """Prepare a method for a run's model and return the artefact's folder; see `Preparation.open` for what is raised.
+    """Prepare a method for a run's model and return the artefact's folder.
 
     Args:
         run: The model.
-        options: Which method, and how.
-        method_options: The method's own.
+        options: The method, and options of every preparation.
+        method_options: Options of the method.
         accelerator: For several processes.
         reporter: For progress.
-        folder: Where the artefact goes; into the run by default.
-        vault: Where the secrets of its people go; the user's own vault by default.
+        folder: Folder of the artefact; in the run by default.
+        vault: Folder of the secrets of its per-identity data; the user's vault by default.
+
+    Raises:
+        UsageError: See `Preparation.open`; or the vault is inside the run.
+        OneshuiError: See `Preparation.open`.
     """
-    vault = _vault(vault, run)
+    vault = _vault_outside(run, vault)
     ready = Preparation.open(run, options, method_options or {}, accelerator, reporter, folder)
-    unfinished = ready.context.unfinished
+    resume_state = ready.context.resume_state
     if options.overwrite:
-        on_main(ready.context.accelerator, unfinished.forget)
+        on_main(ready.context.accelerator, resume_state.delete)
     started = time.perf_counter()
-    with Peak(ready.context.device) as peak:
+    with PeakMemory(ready.context.device) as peak:
         artefact = ready.method.prepare(ready.model, ready.data, ready.options, ready.context)
         if ready.encoder is not None and artefact.people:
-            enrol_people(artefact, ready.encoder, options.face_encoder, ready.run_data, ready.context)
+            add_face_templates(artefact, ready.encoder, options.face_encoder, ready.run_data, ready.context)
     artefact.options = dataclasses.asdict(ready.options)
     artefact.report |= ready.context.report | {
         "preset": options.preset,
@@ -167,44 +173,36 @@ def prepare(
 
     def save() -> None:
         artefact.save(ready.folder, options.method, run.weights, replace=options.overwrite or options.resume, vault=vault)
-        unfinished.forget()
+        resume_state.delete()
 
     on_main(ready.context.accelerator, save)
     return ready.folder
 
 
-def _vault(given: Path | None, run: Run) -> Path:
+def _vault_outside(run: Run, given: Path | None) -> Path:
+    """Return the vault: the given one or the user's.
+
+    Raises:
+        UsageError: It is inside the run.
+    """
     vault = given or vault_root()
     if run.path.resolve() in (vault.resolve(), *vault.resolve().parents):
-        raise UsageError(f"The vault {vault} lies in {run.path}, so whoever gets the run gets the secrets; set ONESHUI_VAULT elsewhere.")
+        raise UsageError(f"The vault {vault} is inside {run.path}, so a copy of the run contains the secrets; set ONESHUI_VAULT elsewhere.")
     return vault
 
 
-def foresee(
+def estimate(
     run: Run,
     options: PrepareOptions,
     method_options: Mapping[str, Any] | None = None,
     accelerator: Accelerator | None = None,
     reporter: Reporter = SILENT,
 ) -> dict[str, Any]:
-    """Return what preparing would take: photos forward and backward, bytes, and seconds, from a few photos timed on this machine."""
+    """Return the estimated cost of a preparation: photos forward and backward, bytes, and seconds on this machine."""
     ready = Preparation.open(run, options, method_options or {}, accelerator, reporter)
     cost = ready.method.cost(ready.model, ready.data, ready.options, ready.context)
-    forward, backward = _seconds_a_photo(ready)
-    seconds = (cost.forward * forward + cost.backward * backward) / ready.context.accelerator.num_processes
+    train = ready.data.train
+    pixels, labels = train.batch(torch.arange(min(TIMED_PHOTOS, len(train))), ready.context.device)
+    photo = time_per_photo(ready.model, pixels, labels, ready.context.task.kind)
+    seconds = (cost.forward * photo.forward + cost.backward * photo.backward) / ready.context.accelerator.num_processes
     return {"method": options.method, **dataclasses.asdict(cost), "seconds": round(seconds, 1)}
-
-
-def _seconds_a_photo(ready: Preparation) -> tuple[float, float]:
-    """Time one photo, forward alone and differentiated; the second of two turns counts."""
-    train, kind = ready.data.train, ready.context.task.kind
-    pixels, labels = train.batch(torch.arange(min(TRIED, len(train))), ready.context.device)
-    for _ in range(2):
-        started = time.perf_counter()
-        with torch.no_grad():
-            ready.model(pixel_values=pixels)
-        between = time.perf_counter()
-        loss = losses(ready.model(pixel_values=pixels).logits, labels, kind).mean()
-        torch.autograd.grad(loss, list(ready.model.parameters()), allow_unused=True)
-        ended = time.perf_counter()
-    return (between - started) / len(pixels), (ended - between) / len(pixels)

@@ -1,17 +1,17 @@
-"""The report: one HTML file of tables and figures that reads by itself, with every figure as an SVG beside it.
+"""The report: one self-contained HTML file with tables and figures, and every figure as an SVG file next to it.
 
     oneshui report RUN
     oneshui report BENCHMARK
 
-It is made from what `oneshui evaluate` or a benchmark wrote, never from a model. The file fetches nothing. It holds numbers, and the names
-of methods and data sets; people are numbered. Photos stand in it only with `--with-images`, in a copy that is not to be passed on.
+It is made from the files of `oneshui evaluate` or of a benchmark; no model is needed. The page loads nothing from the network. It contains
+numbers and the names of methods and data sets; identities are numbered. Only `--with-images` adds photos, in a copy that must not be
+shared.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,19 +22,19 @@ from ..errors import UsageError
 from ..reporting import SILENT, Reporter
 from ..results import figures as draw
 from ..results.aggregate import Group, Line, Value, row_name, sections, summarise
-from ..results.load import Result, of_benchmark, of_run, run_label
-from ..results.report_figures import Drawn, Shown, draw_all, slug
-from ..results.table_columns import COLUMNS, MARK, Column, fixed
-from ..runs import RECORD, ROWS, Run, new_folder, write_bytes
+from ..results.load import Result, load_benchmark, load_run, run_label
+from ..results.report_figures import FiguresByKind, LineResults, draw_figures, slug
+from ..results.table_columns import COLUMNS, MARK, Column, format_fixed
+from ..runs import RECORD, ROWS, Run, new_folder, require_writable_file, write_bytes
 from .command_options import ReportOptions
 
 TEMPLATE = "report.html"
 COSTS = {
-    "prepare_s": Column("seconds of preparing", "", 1),
-    "prepare_mb": Column("MB of memory, preparing", "", 0),
-    "kept_mb": Column("MB kept for requests", "", 1),
-    "apply_s": Column("seconds at the request", "", 2),
-    "apply_mb": Column("MB of memory at the request", "", 0),
+    "prepare_s": Column("preparation time, s", "", 1),
+    "prepare_mb": Column("peak memory of preparation, MB", "", 0),
+    "kept_mb": Column("stored for requests, MB", "", 1),
+    "apply_s": Column("request time, s", "", 2),
+    "apply_mb": Column("peak memory of the request, MB", "", 0),
 }
 
 
@@ -45,27 +45,27 @@ def report(options: ReportOptions, reporter: Reporter = SILENT) -> dict[str, Any
         `report`, the HTML file, and `figures`, the SVG files.
 
     Raises:
-        UsageError: The source is neither a run nor a benchmark, was not evaluated, or the output is in the way.
+        UsageError: The source is neither a run nor a benchmark, was not evaluated, or the output exists or cannot be written.
         OneshuiError: A file is damaged, no row is done, or matplotlib is not installed.
     """
     source = Path(options.source)
-    run = _run(source, options)
+    run = _open_source(source, options)
     output = Path(options.output) if options.output else source / ("report-private.html" if options.with_images else "report.html")
     folder = output.with_name(f"{output.stem}-figures")
-    _claim(output, folder, options.overwrite)
+    _require_writable_report(output, folder, options.overwrite)
     draw.require_matplotlib()
-    results = of_run(run) if run else of_benchmark(source)
+    results = load_run(run) if run else load_benchmark(source)
     groups = summarise([result.row for result in results])
-    photos = _photos(run, options.data_dir, reporter) if run and options.with_images else []
+    photos = _support_images(run, options.data_dir, reporter) if run and options.with_images else []
     pages = []
     figures: dict[str, str] = {}
     for number, group in enumerate(reporter.track(groups, "Drawing"), 1):
-        shown = [Shown(line, _of(line, group, results)) for line in group.lines]
-        drawn = draw_all(shown, f"{number}-{slug(group.dataset)}-{group.forget}")
+        shown = [LineResults(line, _results_of_line(line, group, results)) for line in group.lines]
+        drawn = draw_figures(shown, f"{number}-{slug(group.dataset)}-{group.forget}")
         for kind in drawn.values():
             figures |= kind
-        pages.append(_page(group, shown, drawn))
-    html = _render(pages, photos, _about(run))
+        pages.append(_page_context(group, shown, drawn))
+    html = _render_page(pages, photos, _run_context(run))
     with new_folder(folder, replace=options.overwrite) as scratch:
         for name, svg in figures.items():
             (scratch / f"{name}.svg").write_text(svg, encoding="utf-8")
@@ -73,54 +73,50 @@ def report(options: ReportOptions, reporter: Reporter = SILENT) -> dict[str, Any
     return {"report": str(output), "figures": [str(folder / f"{name}.svg") for name in figures]}
 
 
-def _run(source: Path, options: ReportOptions) -> Run | None:
-    """Return the run at a folder; None where it is a benchmark's."""
+def _open_source(source: Path, options: ReportOptions) -> Run | None:
+    """Return the run in a folder; None if the folder is a benchmark."""
     if not source.is_dir():
-        raise UsageError(f"There is no folder {source}; name a run, or the folder of a benchmark.")
+        raise UsageError(f"Folder {source} does not exist; name a run, or the folder of a benchmark.")
     if options.data_dir and not options.with_images:
-        raise UsageError("--data-dir tells where photos lie, which only --with-images reads; leave it out.")
+        raise UsageError("--data-dir is the folder of the photos, which only --with-images reads; leave it out.")
     if (source / RECORD).is_file():
         return Run.open(source)
     if not (source / ROWS).is_dir():
-        raise UsageError(f"{source} is neither a run (it holds no {RECORD}) nor a benchmark (it holds no folder {ROWS}).")
+        raise UsageError(f"{source} is neither a run (it has no {RECORD}) nor a benchmark (it has no folder {ROWS}).")
     if options.with_images:
-        raise UsageError(f"{source} is a benchmark, whose report shows no photo; name one of its runs with --with-images.")
+        raise UsageError(f"{source} is a benchmark, and its report shows no photos; name one of its runs with --with-images.")
     return None
 
 
-def _claim(output: Path, folder: Path, overwrite: bool) -> None:
-    """Check that the report may be written.
+def _require_writable_report(output: Path, folder: Path, overwrite: bool) -> None:
+    """Check that the report can be written.
 
     Raises:
-        UsageError: Its folder is missing or closed, or something is there that may not be replaced.
+        UsageError: Its folder is missing or not writable, or the report exists and may not be replaced.
     """
     if not output.parent.is_dir():
-        raise UsageError(f"There is no folder {output.parent}; make it, or name another file with --output.")
-    if not os.access(output.parent, os.W_OK | os.X_OK):
-        raise UsageError(f"There is no permission to write in {output.parent}; name another file with --output.")
-    if output.is_dir():
-        raise UsageError(f"{output} is a folder; name a file with --output.")
-    for there in (output, folder):
-        if there.exists() and not overwrite:
-            raise UsageError(f"{there} exists; name another file with --output, or replace it with --overwrite.")
+        raise UsageError(f"Folder {output.parent} does not exist; create it, or name another file with --output.")
+    require_writable_file(output, overwrite=overwrite)
+    if folder.exists() and not overwrite:
+        raise UsageError(f"{folder} exists; name another file with --output, or replace it with --overwrite.")
     if folder.exists() and not (folder.is_dir() and all(file.suffix == ".svg" for file in folder.iterdir())):
-        raise UsageError(f"{folder} holds more than figures, so --overwrite leaves it alone; name another file with --output.")
+        raise UsageError(f"{folder} contains other files than figures, so it is not replaced; name another file with --output.")
 
 
-def _of(line: Line, group: Group, results: Sequence[Result]) -> list[Result]:
-    """Return what a line is the mean of, by seed."""
+def _results_of_line(line: Line, group: Group, results: Sequence[Result]) -> list[Result]:
+    """Return the results that a line is the mean of, by seed."""
     key = (group.dataset, group.forget, line.row, line.label)
-    ours = [one for one in results if (one.row["dataset"], one.row["forget"], one.row["row"], row_name(one.row)) == key]
-    return sorted((one for one in ours if one.row["state"] == "done"), key=lambda one: one.row["seed"])
+    matching = [one for one in results if (one.row["dataset"], one.row["forget"], one.row["row"], row_name(one.row)) == key]
+    return sorted((one for one in matching if one.row["state"] == "done"), key=lambda one: one.row["seed"])
 
 
-def _page(group: Group, shown: Sequence[Shown], drawn: Drawn) -> dict[str, Any]:
-    """Return what the template tells of a group."""
+def _page_context(group: Group, shown: Sequence[LineResults], drawn: FiguresByKind) -> dict[str, Any]:
+    """Return the template's variables for a group."""
     methods = [one for one in shown if one.line.row == "method"]
     measured = [result.row for one in shown for result in one.results if result.row["metrics"].get("retain")]
     costs = {name: column for name, column in COSTS.items() if any(one.cost(name) is not None for one in methods)}
     cost_lines = [replace(one.line, values={name: Value(one.cost(name)) for name in costs}) for one in methods]
-    further = [line for line in group.lines if not line.done or any(line.values[name].mean is not None for name in group.further)]
+    secondary = [line for line in group.lines if not line.done or any(line.values[name].mean is not None for name in group.secondary)]
     drawn_attacks = {attack for one in shown for result in one.results for attack in result.roc}
     return {
         "id": f"{slug(group.dataset)}-{group.forget}",
@@ -130,9 +126,9 @@ def _page(group: Group, shown: Sequence[Shown], drawn: Drawn) -> dict[str, Any]:
         "seeds": group.seeds,
         "first": measured[0] if measured else None,
         "methods": len(methods),
-        "main": _table(group.lines, {name: COLUMNS[name] for name in group.columns}, group.score),
-        "further": _table(further, {name: COLUMNS[name] for name in group.further}, group.score),
-        "costs": _table(cost_lines, costs, group.score),
+        "main": _table_context(group.lines, {name: COLUMNS[name] for name in group.columns}, group.score),
+        "secondary": _table_context(secondary, {name: COLUMNS[name] for name in group.secondary}, group.score),
+        "costs": _table_context(cost_lines, costs, group.score),
         "relearning": "relearning" in group.columns,
         "marked": any(value.within_floor for line in group.lines for value in line.values.values()),
         "floor": bool(group.floor),
@@ -143,39 +139,43 @@ def _page(group: Group, shown: Sequence[Shown], drawn: Drawn) -> dict[str, Any]:
     }
 
 
-def _table(lines: Sequence[Line], columns: Mapping[str, Column], score: str) -> dict[str, Any]:
-    """Return a table as text: its headings, and its lines under the title of their part."""
-    ideals = {"up": "higher is better", "oracle": "the oracle's is ideal", "": ""}
-    heads = [(column.named(score), ideals.get(column.ideal, f"{column.ideal} is ideal")) for column in columns.values()]
-    blocks = [{"title": _block(part[0]), "lines": [_told(line, columns) for line in part]} for part in sections(lines)]
+def _table_context(lines: Sequence[Line], columns: Mapping[str, Column], score: str) -> dict[str, Any]:
+    """Return a table as text: its headings, and its lines under the title of their block."""
+    ideals = {"up": "higher is better", "oracle": "the oracle's value is ideal", "": ""}
+    heads = [(column.heading(score), ideals.get(column.ideal, f"{column.ideal} is ideal")) for column in columns.values()]
+    blocks = [{"title": _block_title(part[0]), "lines": [_line_context(line, columns) for line in part]} for part in sections(lines)]
     return {"heads": heads, "blocks": blocks}
 
 
-def _block(line: Line) -> str:
+def _block_title(line: Line) -> str:
     if line.row != "method":
-        return "To compare with"
-    return "Methods that also read training data at the request" if line.reference else "Methods that read the photo alone"
+        return "For comparison"
+    return (
+        "Methods that also read training data at request time" if line.is_upper_reference else "Methods that read the support image alone"
+    )
 
 
-def _told(line: Line, columns: Mapping[str, Column]) -> dict[str, Any]:
+def _line_context(line: Line, columns: Mapping[str, Column]) -> dict[str, Any]:
     note = f"{line.done} of {line.seeds} seeds" if 0 < line.done < line.seeds else ""
-    cells = [_cell(line.values[name], column.decimals) for name, column in columns.items()]
+    cells = [_cell_context(line.values[name], column.decimals) for name, column in columns.items()]
     return {"label": line.label, "note": note, "failed": not line.done, "cells": cells}
 
 
-def _cell(value: Value, decimals: int) -> dict[str, Any]:
+def _cell_context(value: Value, decimals: int) -> dict[str, Any]:
     if value.mean is None:
         return {"text": "-", "interval": "", "note": "", "within": False}
-    mean, *ends = (fixed(end, decimals).replace("-", "\N{MINUS SIGN}") for end in (value.mean, value.low, value.high) if end is not None)
-    return {"text": value.sign + mean, "interval": " to ".join(ends), "note": value.note, "within": bool(value.within_floor)}
+    mean, *ends = (
+        format_fixed(end, decimals).replace("-", "\N{MINUS SIGN}") for end in (value.mean, value.low, value.high) if end is not None
+    )
+    return {"text": value.prefix + mean, "interval": " to ".join(ends), "note": value.note, "within": bool(value.within_floor)}
 
 
 def _unique(sentences: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(sentences))
 
 
-def _photos(run: Run, data_dir: str | None, reporter: Reporter) -> list[str]:
-    """Return the support photos of the split's own request, as PNG in base64."""
+def _support_images(run: Run, data_dir: str | None, reporter: Reporter) -> list[str]:
+    """Return the support images of the split's own request, as PNG in base64."""
     import torch
     from PIL import Image
 
@@ -184,19 +184,19 @@ def _photos(run: Run, data_dir: str | None, reporter: Reporter) -> list[str]:
 
     support = open_data(run, make_accelerator(), data_dir, reporter).sets["support"]
     photos = []
-    for pixels in support.raw(torch.arange(len(support))):
+    for pixels in support.raw_pixels(torch.arange(len(support))):
         stream = io.BytesIO()
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(stream, "PNG")
         photos.append(base64.b64encode(stream.getvalue()).decode())
     return photos
 
 
-def _about(run: Run | None) -> dict[str, str] | None:
-    """Return what the model of a run is; None of a benchmark."""
+def _run_context(run: Run | None) -> dict[str, str] | None:
+    """Return kind and label of a run's model; None for a benchmark."""
     return {"kind": run.record.kind, "label": run_label(run)} if run else None
 
 
-def _render(pages: Sequence[Mapping[str, Any]], photos: Sequence[str], single: Mapping[str, str] | None) -> str:
+def _render_page(pages: Sequence[Mapping[str, Any]], photos: Sequence[str], single: Mapping[str, str] | None) -> str:
     from importlib import resources
 
     from jinja2 import Environment, StrictUndefined

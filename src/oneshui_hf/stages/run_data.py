@@ -1,4 +1,4 @@
-"""The data of an existing run: read again from where training read it, and checked to be the same."""
+"""The data of an existing run: read again from its source, and verified to be unchanged."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ..data.preprocess import Preprocess
 from ..data.schema import Faces
 from ..data.split import Split, load_split
 from ..errors import OneshuiError
+from ..options import current_names
 from ..reporting import SILENT, Reporter
 from ..runs import SPLIT, Run
 from .command_options import TrainOptions
@@ -28,19 +29,24 @@ class RunData:
     sets: dict[str, FaceSet]
 
 
+def training_options(run: Run) -> TrainOptions:
+    """Return the training options of a run, stored under current or earlier names."""
+    return TrainOptions(**current_names(TrainOptions, run.record.options))
+
+
 def open_data(run: Run, accelerator: Accelerator, data_dir: str | None = None, reporter: Reporter = SILENT) -> RunData:
     """Read the data that a run was trained on.
 
     Args:
-        run: Any run; unlearned ones carry the options of their original. An oracle's train is what it was trained on: retain.
+        run: Any run; unlearned runs have the training options of their original. The train set of an oracle is its retain set.
         accelerator: One process builds caches before the others read them.
-        data_dir: Where the data lies now, where it has moved.
+        data_dir: The data's folder, if it has moved.
         reporter: For progress.
 
     Raises:
-        OneshuiError: The data or the split is missing, or the data has changed since.
+        OneshuiError: The data or the split is missing, or the data has changed since training.
     """
-    recipe = TrainOptions(**run.require_split().record.options)
+    recipe = training_options(run.require_split())
     recipe = dataclasses.replace(recipe, data_dir=data_dir or recipe.data_dir)
     preprocess = Preprocess.load(run.path)
     with accelerator.main_process_first():
@@ -50,12 +56,12 @@ def open_data(run: Run, accelerator: Accelerator, data_dir: str | None = None, r
         split = load_split(run.path / SPLIT)
         sets = face_sets(faces, pixels, split, preprocess)
     if run.record.kind == "oracle":
-        sets["train"] = _without_those_who_ask(sets)
+        sets["train"] = _drop_forget_identities(sets)
     return RunData(faces, split, sets)
 
 
-def _without_those_who_ask(sets: dict[str, FaceSet]) -> FaceSet:
-    """Return the training set of a model that never saw those who ask, and whose preparation must not see them, either."""
+def _drop_forget_identities(sets: dict[str, FaceSet]) -> FaceSet:
+    """Return the training set of an oracle, which was not trained on the forget identities; its preparation excludes them, too."""
     train, people = sets["train"], set(sets["forget"].identities.tolist())
-    reserved = train.reserved and train.reserved.subset(train.reserved.without(people))
-    return dataclasses.replace(train.subset(train.without(people)), reserved=reserved)
+    reserved = train.reserved and train.reserved.subset(train.reserved.positions_without(people))
+    return dataclasses.replace(train.subset(train.positions_without(people)), reserved=reserved)

@@ -1,13 +1,13 @@
-"""Tuning: look for a method's options on simulated requests, and write those that did best as a preset file.
+"""Tuning: search a method's options on simulated requests, and write the best setting as a preset file.
 
 oneshui tune --method NAME --run RUN --trials 20
 oneshui prepare --method NAME --run RUN --preset RUN/tuned/NAME.json
 
-Whoever asks in a simulated request is a training person who does not ask in the run's own, and whom the method's own preparation then
-leaves alone, unless it prepares for people one by one, and so for these, too. Those who do ask are training people like others to the
-method, but no setting is judged by their photos, and the photos that they hand in and the test set are never looked at. (Strangers are
-those of val, which some methods learn from, too.) The best setting is the one with the highest ToW among those that cost the others no
-more than a bound. Every trial is written at once, so a search that was stopped goes on from there, to the same bytes.
+The identities of a simulated request are training identities outside the forget set. The method's own preparation excludes them from its
+simulated requests, unless it prepares per-identity data: then it prepares these identities as well. The forget identities are ordinary
+training identities to the method, but no setting is scored on their photos. The support images and the test set are never read. (The unseen
+identities are those of val, from which some methods also learn.) The best setting has the highest ToW among the settings whose retain drop
+is within a bound. Every trial is written at once, so an interrupted search resumes to the same bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import dataclasses
 import functools
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,14 +28,14 @@ from ..errors import OneshuiError, UsageError
 from ..methods.artefact import Artefact
 from ..methods.base import Context, DataAccess, Method
 from ..methods.requests import Request
-from ..methods.simulation import Rehearsal, Simulated, damage, mean, simulate
+from ..methods.simulation import SimulatedRequest, SimulatedRequestTrial, mean_scores, retain_drop, simulate
 from ..models.load import load_model
-from ..options import field_name, fields, names
+from ..options import current_names, fields
 from ..plugins import METHODS, Plugins
 from ..public_names import dataset_name
 from ..random_search import axes, propose
 from ..reporting import SILENT, Reporter
-from ..runs import TUNED, Run, hash_file, read_object, write_json
+from ..runs import TUNED, Run, hash_file, read_object, require_writable_file, write_json
 from ..seeding import generator
 from .command_options import TuneOptions
 from .distributed import make_accelerator, on_main
@@ -46,7 +45,7 @@ from .run_data import open_data
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Trial = dict[str, Any]  # values, and scores, or none where the method failed: its words might tell of people or places
+Trial = dict[str, Any]  # values, and scores or None if the method failed: error messages may contain names or paths
 
 
 def tune(
@@ -56,25 +55,24 @@ def tune(
     accelerator: Accelerator | None = None,
     reporter: Reporter = SILENT,
 ) -> Path:
-    """Look for a method's options and return the preset's file.
+    """Search a method's options and return the preset file.
 
     Raises:
-        UsageError: The method is unknown or declares no ranges, an option is wrong, or a file is in the way.
+        UsageError: The method is unknown or declares no ranges, an option is wrong, or the file exists.
         OneshuiError: The data is missing or has changed, no request can be simulated, or no setting worked.
     """
     name, method_class, method_options = options.method, Plugins(METHODS).load(options.method), method_options or {}
-    spellings = names(method_class.options)
     resolved = method_class.prepare_options(name, {}, method_options)
     defaults = dataclasses.asdict(resolved)
-    given = {field: defaults[field] for field in (spellings[field_name(key)] for key in method_options)}
-    idle = method_class.idle(resolved)
-    space = {key: axis for key, axis in axes(method_class.options).items() if key not in given and key not in idle}
+    given = {field: defaults[field] for field in current_names(method_class.options, method_options)}
+    inactive = method_class.inactive_options(resolved)
+    space = {key: axis for key, axis in axes(method_class.options).items() if key not in given and key not in inactive}
     if not space:
         raise UsageError(f"Method '{name}' has no option to search here; `oneshui methods show {name}` lists those that have a range.")
     file = Path(options.output or run.path / TUNED / f"{name}.json")
-    _claim(file, options)
+    _require_writable_preset(file, options)
     if run.require_complete().record.kind == "oracle":
-        raise UsageError(f"{run.path} is an oracle, which knows nobody to forget; tune on the original model.")
+        raise UsageError(f"{run.path} is an oracle, which has no identity to forget; tune on the original model.")
     about = {
         "format": FORMAT,
         "method": name,
@@ -82,154 +80,166 @@ def tune(
         "dataset": dataset_name(run.record),
         "weights": run.weights,
         "given": given,
-        "searched": {key: list(axis.words or (axis.low, axis.high)) for key, axis in space.items()},
-        "judged_by": {"damage": options.max_retain_drop} | {key: getattr(options, key) for key in ("seed", "requests", "sample")},
+        "searched": {key: list(axis.choices or (axis.low, axis.high)) for key, axis in space.items()},
+        "judged_by": {"damage": options.retain_budget} | {key: getattr(options, key) for key in ("seed", "requests", "sample")},
     }
-    trials = _earlier(file, name, method_class, about) if options.resume and file.exists() else []
+    trials = _read_trials(file, name, method_class, about) if options.resume and file.exists() else []
     accelerator = accelerator or make_accelerator()
-    stage = _Stage.open(run, options, method_class, accelerator, reporter)
-    best, written = best_of(trials, stage.nothing, options.max_retain_drop), hash_file(file) if file.exists() else None
+    runner = TrialRunner.open(run, options, method_class, accelerator, reporter)
+    best, written = best_trial(trials, runner.baseline, options.retain_budget), hash_file(file) if file.exists() else None
     for number in reporter.track(range(len(trials), options.trials), f"Tuning {name}"):
         values = propose(space, number, options.seed, defaults | best["values"] if best else None)
-        trials.append(stage.attempt(given | values, number))
-        best = best_of(trials, stage.nothing, options.max_retain_drop)
-        found = {"values": best["values"], "scores": best["scores"]} if best else {"values": given, "scores": None}
-        told = about | found | {"people": stage.people, "unseen_photos": stage.unseen, "nothing": stage.nothing, "trials": trials}
-        written = on_main(accelerator, functools.partial(_write, file, told, written))
+        trials.append(runner.run_trial(given | values, number))
+        best = best_trial(trials, runner.baseline, options.retain_budget)
+        result = {"values": best["values"], "scores": best["scores"]} if best else {"values": given, "scores": None}
+        preset = about | result | {"people": runner.people, "unseen_photos": runner.unseen, "nothing": runner.baseline, "trials": trials}
+        written = on_main(accelerator, functools.partial(_write, file, preset, written))
     if best is None:
-        raise OneshuiError(f"None of {len(trials)} settings of method '{name}' worked; what each failed with was told as it happened.")
-    if damage(best["scores"], stage.nothing) > options.max_retain_drop:
+        raise OneshuiError(f"None of {len(trials)} settings of method '{name}' worked; each failure was reported above.")
+    if retain_drop(best["scores"], runner.baseline) > options.retain_budget:
         reporter.warn(
-            f"Every setting cost the others more than {options.max_retain_drop:g} points of score; the one that cost least is taken."
+            f"Every setting has a retain drop above {options.retain_budget:g} points of score; the one with the smallest drop is used."
         )
-    elif not best["scores"]["tow"] > stage.nothing["tow"]:
-        reporter.warn(f"No setting was better than doing nothing (ToW {stage.nothing['tow']:.1f}, the best {best['scores']['tow']:.1f}).")
+    elif not best["scores"]["tow"] > runner.baseline["tow"]:
+        reporter.warn(
+            f"No setting is better than the unchanged model (ToW {runner.baseline['tow']:.1f}, best {best['scores']['tow']:.1f})."
+        )
     return file
 
 
-def _claim(file: Path, options: TuneOptions) -> None:
-    """Check that the preset may be written, before anything takes long.
+def _require_writable_preset(file: Path, options: TuneOptions) -> None:
+    """Check that the preset file may be written, before any long computation.
 
     Raises:
-        UsageError: It may not: its name or its place is wrong, or a file is there that is neither to be gone on with nor to be replaced.
+        UsageError: The options exclude each other, the name is wrong, or the file may not be written, resumed or replaced.
     """
     if options.resume and options.overwrite:
-        raise UsageError("--resume goes on with a search and --overwrite replaces it; give one of them.")
+        raise UsageError("--resume continues a search and --overwrite replaces it; give one of them.")
     if file.suffix != ".json":
-        raise UsageError(f"--output {file} must end in .json, by which --preset knows a file.")
-    place = next(folder for folder in (file.parent, *file.absolute().parents) if folder.exists())
-    if file.is_dir() or not place.is_dir() or not os.access(place, os.W_OK):
-        raise UsageError(f"--output {file} cannot be written there; name another file.")
-    if not file.exists():
-        return
-    if not (options.resume or options.overwrite):
-        raise UsageError(f"{file} exists; go on with --resume, search anew with --overwrite, or name another --output.")
-    if options.overwrite and "trials" not in read_object(file):
-        raise UsageError(f"{file} is no preset, so --overwrite leaves it alone; name another --output.")
+        raise UsageError(f"--output {file} must end in .json, so that --preset recognises it as a file.")
+    require_writable_file(file, overwrite=options.resume or options.overwrite, resumable=True)
+    if file.exists() and options.overwrite and "trials" not in read_object(file):
+        raise UsageError(f"{file} is not a preset, so --overwrite does not replace it; name another file with --output.")
 
 
-CHANGED = {
+SETTINGS = {  # keys of a preset file that a resumed search must share, and their names in messages
     "method_from": "version of the method",
     "dataset": "data set",
     "weights": "model",
     "given": "option of the method",
     "searched": "range of the method's options, or other options given",
-    "judged_by": "--seed, --requests, --sample or --max-retain-drop",
+    "judged_by": "--seed, --requests, --sample or --retain-budget",
 }
 
 
-def _earlier(file: Path, name: str, method_class: type[Method[Any]], about: dict[str, Any]) -> list[Trial]:
+def _read_trials(file: Path, name: str, method_class: type[Method[Any]], about: dict[str, Any]) -> list[Trial]:
     """Return the trials of an interrupted search.
 
     Raises:
-        UsageError: It was made with other settings.
+        UsageError: The search had other settings.
     """
-    earlier = read_preset(file, name, method_class)
-    for key, words in CHANGED.items():
-        if earlier.get(key) != json.loads(json.dumps(about[key])):
-            raise UsageError(f"{file} was made with another {words}; search anew with --overwrite, or name another --output.")
-    return list(earlier["trials"])
+    stored = read_preset(file, name, method_class)
+    for key, noun in SETTINGS.items():
+        if stored.get(key) != json.loads(json.dumps(about[key])):
+            raise UsageError(f"{file} was made with another {noun}; search again with --overwrite, or name another file with --output.")
+    return list(stored["trials"])
 
 
-def _write(file: Path, told: dict[str, Any], written: str | None) -> str:
-    """Write what is known so far over what this search wrote last, and return its hash.
+def _write(file: Path, preset: dict[str, Any], written: str | None) -> str:
+    """Replace the preset file and return its hash.
+
+    Args:
+        file: The file.
+        preset: Its new contents.
+        written: Hash of what this search wrote last; None if the file did not exist.
 
     Raises:
-        OneshuiError: Somebody else wrote meanwhile.
+        OneshuiError: Another process has changed the file.
     """
     if (hash_file(file) if file.exists() else None) != written:
-        raise OneshuiError(f"{file} was written by somebody else meanwhile; name another --output for one of two searches.")
-    write_json(file, told)
+        raise OneshuiError(f"{file} was changed by another process; name another file with --output for one of the two searches.")
+    write_json(file, preset)
     return hash_file(file)
 
 
-def best_of(trials: list[Trial], nothing: Mapping[str, float], bound: float) -> Trial | None:
-    """Return the trial with the highest ToW among those within the bound, else the one that did least damage; the earlier of equals."""
+def best_trial(trials: list[Trial], baseline: Mapping[str, float], bound: float) -> Trial | None:
+    """Return the trial with the highest ToW among those with a retain drop within the bound, else the one with the smallest drop.
+
+    Of equal trials, the earlier one is returned.
+    """
     worked = [trial for trial in trials if trial["scores"] is not None]
-    within = [trial for trial in worked if damage(trial["scores"], nothing) <= bound]
+    within = [trial for trial in worked if retain_drop(trial["scores"], baseline) <= bound]
     if within:
         return max(within, key=lambda trial: trial["scores"]["tow"])
-    return min(worked, key=lambda trial: damage(trial["scores"], nothing), default=None)
+    return min(worked, key=lambda trial: retain_drop(trial["scores"], baseline), default=None)
 
 
-class _Stage:
-    """Where settings are tried: the model, the data of a preparation, and the requests on which they are judged."""
+class TrialRunner:
+    """Runs and scores settings: the model, the data of preparations, and the simulated requests.
+
+    Attributes:
+        baseline: Mean scores of the unchanged model over the requests.
+        unseen: Whether the support images are photos that the model has not seen.
+    """
 
     def __init__(
         self,
         model: PreTrainedModel,
         sets: dict[str, FaceSet],
-        rehearsals: list[Rehearsal],
+        requests: list[SimulatedRequestTrial],
         unseen: bool,
         options: TuneOptions,
         method_class: type[Method[Any]],
         context: Context,
         reporter: Reporter,
     ) -> None:
-        self.model, self.sets, self.rehearsals, self.options = model, sets, rehearsals, options
+        self.model, self.sets, self.requests, self.options = model, sets, requests, options
         self.unseen, self.method_class, self.context, self.reporter = unseen, method_class, context, reporter
-        self.nothing = mean([rehearsal.nothing() for rehearsal in rehearsals])
-        self.prepared: tuple[dict[str, Any], Artefact] | None = None  # the last one, with the options that it was made with
+        self.baseline = mean_scores([request.baseline() for request in requests])
+        self._prepared: tuple[dict[str, Any], Artefact] | None = None  # the latest artefact, with its preparation options
 
     @classmethod
-    def open(cls, run: Run, options: TuneOptions, method_class: type[Method[Any]], accelerator: Accelerator, reporter: Reporter) -> _Stage:
+    def open(
+        cls, run: Run, options: TuneOptions, method_class: type[Method[Any]], accelerator: Accelerator, reporter: Reporter
+    ) -> TrialRunner:
         """Load model and data, and simulate the requests."""
         data = open_data(run, accelerator, options.data_dir, reporter)
         model, _, task = load_model(run.path, accelerator.device)
         sets = dict(data.sets)
-        real = set(sets["forget"].identities.tolist())
-        requests, unseen = _requests(sets["train"], real, run.request_size, options, reporter)
-        asked = {person for request in requests for person in request.people}
-        if not method_class.personal:
-            # A method that simulates requests of its own, to learn from, must not learn from those that it is judged on. One that acts
-            # on people one by one prepares for them, as it will for those who really ask.
-            sets["train"] = dataclasses.replace(sets["train"], spared=sets["train"].spared | asked)
-        context = Context(task, options.seed, accelerator, SILENT, request_size=len(requests[0].people))
+        forget = set(sets["forget"].identities.tolist())
+        simulated, unseen = _simulate_requests(sets["train"], forget, run.request_size, options, reporter)
+        requested = {person for request in simulated for person in request.people}
+        if not method_class.per_identity:
+            # A method that learns from simulated requests must not learn from those on which it is scored. A method with per-identity
+            # data prepares these identities as well, as it does for those of a real request.
+            excluded = sets["train"].excluded_from_simulation | requested
+            sets["train"] = dataclasses.replace(sets["train"], excluded_from_simulation=excluded)
+        context = Context(task, options.seed, accelerator, SILENT, request_size=len(simulated[0].people))
         draws = generator(options.seed, "judging")
         train, val = sets["train"], sets["val"]
-        rehearsals = [Rehearsal(model, train, val, request, context, draws, options.sample, besides=real) for request in requests]
-        return cls(model, sets, rehearsals, unseen, options, method_class, context, reporter)
+        requests = [SimulatedRequestTrial(model, train, val, one, context, draws, options.sample, exclude=forget) for one in simulated]
+        return cls(model, sets, requests, unseen, options, method_class, context, reporter)
 
     @property
     def people(self) -> list[int]:
-        """How many people ask in each request."""
-        return [len(rehearsal.request.people) for rehearsal in self.rehearsals]
+        """Number of identities of each request."""
+        return [len(trial.request.people) for trial in self.requests]
 
-    def attempt(self, values: dict[str, Any], number: int) -> Trial:
-        """Prepare and apply with these values, and return the mean scores over the requests.
+    def run_trial(self, values: dict[str, Any], number: int) -> Trial:
+        """Prepare and apply the method with these values, and return the mean scores over the requests.
 
         Raises:
-            UsageError: The first setting, of what was given and the defaults, cannot be used at all.
+            UsageError: The first setting (given values and defaults) is invalid.
         """
         name = self.options.method
         try:
             resolved = self.method_class.prepare_options(name, {}, values)
             artefact = self._prepare(resolved)
-            scores = mean([rehearsal.judge(self._apply(rehearsal.request, artefact, resolved)) for rehearsal in self.rehearsals])
+            scores = mean_scores([trial.score(self._apply(trial.request, artefact, resolved)) for trial in self.requests])
             if all(map(math.isfinite, scores.values())):
                 return {"values": values, "scores": scores}
             reason: object = "the scores are not finite."
-        except (OneshuiError, RuntimeError) as error:  # torch's errors are such; a setting may be out of bounds for this model
+        except (OneshuiError, RuntimeError) as error:  # torch raises RuntimeError, for example if a value is out of bounds for this model
             if number == 0 and isinstance(error, UsageError):
                 raise
             reason = error
@@ -237,52 +247,56 @@ class _Stage:
         return {"values": values, "scores": None}
 
     def _prepare(self, resolved: Any) -> Artefact | None:
+        """Return the artefact of a setting; settings with the same preparation options share it."""
         if self.method_class.prepares == "never":
             return None
         known = fields(self.method_class.options)
         key = {name: value for name, value in dataclasses.asdict(resolved).items() if known[name].metadata["at"] == "prepare"}
-        if self.prepared is None or self.prepared[0] != key:
+        if self._prepared is None or self._prepared[0] != key:
             data = DataAccess(self.sets, self.method_class.needs.prepare)
-            self.prepared = key, self.method_class().prepare(self.model, data, resolved, self._context())
-        return self.prepared[1]
+            self._prepared = key, self.method_class().prepare(self.model, data, resolved, self._new_context())
+        return self._prepared[1]
 
-    def _apply(self, request: Simulated, artefact: Artefact | None, resolved: Any) -> torch.nn.Module:
-        """Return the model that has forgotten a simulated request."""
+    def _apply(self, request: SimulatedRequest, artefact: Artefact | None, resolved: Any) -> torch.nn.Module:
+        """Return the unlearned model of a simulated request."""
         train = self.sets["train"]
         pixels, labels = request.support_set.batch(request.support, self.context.device)
         names = tuple(train.people[person] for person in request.people)
         granted = self.sets | {
             "support": Request(pixels, names, labels, labels_given=True),
             "forget": train.subset(request.forget),
-            "retain": train.subset(train.without(request.people)),
+            "retain": train.subset(train.positions_without(request.people)),
         }
         return self.method_class().apply(
-            self.model, DataAccess(granted, self.method_class.needs.apply), artefact, resolved, self._context()
+            self.model, DataAccess(granted, self.method_class.needs.apply), artefact, resolved, self._new_context()
         )
 
-    def _context(self) -> Context:
-        """Return a context of this call's own; what a method reports of a trial is not kept."""
+    def _new_context(self) -> Context:
+        """Return a context with an empty report; a method's reports of trials are discarded."""
         return dataclasses.replace(self.context, report={})
 
 
-def _requests(train: FaceSet, real: set[int], size: int, options: TuneOptions, reporter: Reporter) -> tuple[list[Simulated], bool]:
-    """Return requests like the run's own, and whether their photos are unseen.
+def _simulate_requests(
+    train: FaceSet, forget: set[int], size: int, options: TuneOptions, reporter: Reporter
+) -> tuple[list[SimulatedRequest], bool]:
+    """Return simulated requests like the run's own, and whether their support images are unseen photos.
 
-    Each is of as many people, and of different ones, none of whom asks in the real request.
-    Half of those who can ask are left to methods that learn from simulated requests.
+    Each request has as many identities as the run's own if possible. All identities are different, and none is in the forget set.
+    Half of the eligible identities are left to methods that learn from simulated requests.
     """
-    train = dataclasses.replace(train, spared=train.spared | real)
-    unseen = train.reserved is not None and any(person not in train.spared for person in train.reserved.positions_of)
+    train = dataclasses.replace(train, excluded_from_simulation=train.excluded_from_simulation | forget)
+    unseen = train.reserved is not None and any(person not in train.excluded_from_simulation for person in train.reserved.positions_of)
     if not unseen:
-        reporter.warn("No photo is reserved in the split, so photos that the model was trained on are handed in; results will flatter.")
+        reporter.warn("The split reserves no photo, so support images are training photos of the model; results will be too optimistic.")
     people = sum(len(request.people) for request in simulate(train, (1, 1), generator(options.seed, "people"), unseen=unseen))
-    most = max(1, people // 2)
-    fit = min(size, most)
-    drawn = simulate(train, (fit, fit), generator(options.seed, "people"), unseen=unseen)
-    requests = [request for request in drawn if len(request.people) == fit][: min(options.requests, most // fit)]
-    judged = f"Judging on {len(requests)} simulated request{'s' if len(requests) > 1 else ''} of {fit}, out of {people} people who can ask."
+    limit = max(1, people // 2)
+    fit = min(size, limit)
+    simulated = simulate(train, (fit, fit), generator(options.seed, "people"), unseen=unseen)
+    requests = [request for request in simulated if len(request.people) == fit][: min(options.requests, limit // fit)]
+    plural = "s" if len(requests) > 1 else ""
+    summary = f"Scoring on {len(requests)} simulated request{plural} of {fit}, out of {people} eligible identities."
     if fit < size:
-        reporter.warn(f"{judged} The run's own has {size}; train with a larger --reserve-supports to simulate such.")
+        reporter.warn(f"{summary} The run's own request has {size}; train with a larger --reserve-supports to simulate as many.")
     else:
-        reporter.note(judged)
+        reporter.note(summary)
     return requests, unseen

@@ -1,4 +1,4 @@
-"""Unlearning: model, artefact and photos in, new model out. No training data in sight.
+"""Unlearning: compute a new model from a model, an artefact and support images, without training data.
 
 oneshui unlearn --method NAME --image face.jpg
 oneshui unlearn --method NAME --from-split --run RUN
@@ -20,22 +20,24 @@ from ..data.images import decode, to_pixels
 from ..data.preprocess import Preprocess
 from ..data.schema import Task
 from ..errors import OneshuiError, UsageError, did_you_mean
-from ..memory import Peak
+from ..memory import PeakMemory
 from ..methods.artefact import Artefact
 from ..methods.base import Context, DataAccess, Method
 from ..methods.requests import Request
 from ..models.load import load_model, save_model
-from ..models.outputs import guess
-from ..options import flag
+from ..models.outputs import predicted_labels
+from ..options import current_names, flag
 from ..plugins import METHODS, Plugins
 from ..reporting import SILENT, Reporter
-from ..runs import SPLIT, Record, Run, claim, hash_weights, new_folder, write_bytes, write_record
+from ..runs import SPLIT, Record, Run, hash_weights, new_folder, require_writable, write_bytes, write_record
 from .command_options import UnlearnOptions
 from .distributed import make_accelerator, on_main
-from .identify import recognise_people
-from .presets import acting, preset_values
+from .identify import identify_people
+from .presets import preset_values, values_for_step
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from .run_data import RunData
 
 
@@ -48,62 +50,64 @@ def unlearn(
     artefact: Path | None = None,
     vault: Path | None = None,
 ) -> Run:
-    """Forget the people on the photos and write the new model as a run of its own.
+    """Unlearn the identities of a request and write the new model as a run.
 
     Args:
         run: The model.
-        options: The request, and the method.
-        method_options: The method's own.
+        options: The request and the method.
+        method_options: Options of the method.
         accelerator: For several processes.
         reporter: For progress.
-        artefact: Where the method's artefact lies; in the run by default, or in the one that the method made it from.
-        vault: Where the secrets of the artefact's people lie; the user's own vault by default.
+        artefact: Folder of the method's artefact; by default in the run, or in the run from which the method computed it.
+        vault: Folder of the secrets of the artefact's per-identity data; the user's vault by default.
 
     Raises:
-        UsageError: Method, option, identity or label is unknown; no photo was given; the output folder is in the way.
-        OneshuiError: A photo cannot be read, the artefact is for another model, or it is not certain who is on a photo and the method must
-            know.
+        UsageError: Method, option, identity or label is unknown; no photo was given; the output folder exists.
+        OneshuiError: A photo cannot be read, the artefact belongs to another model, or the method needs to know the identity on a photo and
+            it is not certain.
     """
     name, started = options.method, time.perf_counter()
     method_class: type[Method[Any]] = Plugins(METHODS).load(name)
-    _check(options, method_class)
+    _check_options(options, method_class)
     path = Path(options.output_dir or f"{run.path}-{name}")
-    claim(path, overwrite=options.overwrite, source=run.require_complete().path)
-    found = _artefact(run, method_class, options, artefact, vault)
-    prepared = (found.options if found else {}) | _preset(run, method_class, options, found, reporter)
-    resolved = method_class.apply_options(name, prepared, method_options or {})
+    require_writable(path, overwrite=options.overwrite, source=run.require_complete().path)
+    prepared = _load_artefact(run, method_class, options, artefact, vault)
+    earlier = (prepared.options if prepared else {}) | _preset_values(run, method_class, options, prepared, reporter)
+    resolved = method_class.apply_options(name, earlier, method_options or {})
 
     accelerator = accelerator or make_accelerator()
     model, preprocess, task = load_model(run.path, accelerator.device)
+    identification: dict[str, Any] = {"found_by": "name"} if method_class.per_identity else {}
     if options.from_split:
-        from .run_data import open_data  # request time reads no data set, unless this run's own split is asked for
+        from .run_data import open_data  # a request reads a data set only if it is the split's own
 
         data = open_data(run, accelerator, options.data_dir, reporter)
-        granted: dict[str, Any] = data.sets | {"support": _split_request(run, data, accelerator)}
+        granted: dict[str, Any] = data.sets | {"support": _request_from_split(run, data, accelerator)}
     else:
-        granted = {"support": photo_request(options, model, preprocess, task, accelerator)}
+        photos = [decode(image) for image in options.images]
+        people: tuple[str | None, ...] = _per_photo(options.identity, len(photos), "--identity") or (None,) * len(photos)
+        labels = _given_labels(options, task)
+        if method_class.per_identity and prepared and not options.identity:
+            people, identification = identify_people(photos, prepared, accelerator, reporter)
+        granted = {"support": _request_from_photos(photos, people, labels, model, preprocess, task, accelerator)}
     request: Request = granted["support"]
-    found_by: dict[str, Any] = {"found_by": "name"} if method_class.personal else {}
-    if method_class.personal and found and options.images and not options.identity:
-        people, found_by = recognise_people(options.images, found, accelerator, reporter)
-        granted["support"] = request = dataclasses.replace(request, people=people)
 
     context = Context(task, options.seed, accelerator, reporter, request_size=len(request))
     applying = time.perf_counter()
-    with Peak(accelerator.device) as peak:
-        unlearned = method_class().apply(model, DataAccess(granted, method_class.needs.apply), found, resolved, context)
+    with PeakMemory(accelerator.device) as peak:
+        unlearned = method_class().apply(model, DataAccess(granted, method_class.needs.apply), prepared, resolved, context)
     now = time.perf_counter()
     record = Record(
         kind="unlearned",
         seed=options.seed,
-        options=run.record.options,  # of the training, so that the data is found; this request's own are in the report
+        options=run.record.options,  # the training options, to find the data; the options of this request are in the report
         dataset=run.record.dataset,
         parent={"run": str(run.path.resolve()), "weights": run.record.weights},
         report={
             **_receipt(options, method_class, request),
-            **found_by,
+            **identification,
             "method_options": dataclasses.asdict(resolved),
-            "prepared": found is not None,
+            "prepared": prepared is not None,
             "split": run.record.report.get("split"),
             "seconds": round(now - applying, 3),
             "seconds_in_all": round(now - started, 3),
@@ -112,47 +116,47 @@ def unlearn(
             "destroyed": 0,
         },
     )
-    on_main(accelerator, lambda: _write(path, run, unlearned, preprocess, record, options.overwrite))
-    if found and not _keeps(options):
-        on_main(accelerator, lambda: _destroy(path, record, found, request, reporter))
+    on_main(accelerator, lambda: _write_run(path, run, unlearned, preprocess, record, options.overwrite))
+    if prepared and not _keeps_identity_data(options):
+        on_main(accelerator, lambda: _destroy_identity_data(path, record, prepared, request, reporter))
     return Run.open(path)
 
 
-def _preset(
+def _preset_values(
     run: Run, method_class: type[Method[Any]], options: UnlearnOptions, artefact: Artefact | None, reporter: Reporter
 ) -> dict[str, Any]:
-    """Return the values of a preset that act at the request, and tell of those that act when preparing and were not prepared with."""
+    """Return the preset values that `apply` reads. Warn about values that `prepare` reads and that differ from the artefact's options."""
     values = preset_values(run, options.method, method_class, options.preset, reporter)
-    ours = acting(method_class, values, "apply")
+    used = values_for_step(method_class, values, "apply")
     prepared = artefact.options if artefact else {}
-    if other := [flag(key) for key, value in values.items() if key not in ours and (artefact is None or prepared.get(key) != value)]:
-        found = "was prepared with other values" if artefact else "is not prepared"
+    if ignored := [flag(key) for key, value in values.items() if key not in used and (artefact is None or prepared.get(key) != value)]:
+        reason = "was prepared with other values" if artefact else "is not prepared"
         reporter.warn(
-            f"Method '{options.method}' {found}, and {', '.join(other)} of the preset act when preparing; "
-            f"they are left out (`oneshui prepare --preset {options.preset}` takes them)."
+            f"Method '{options.method}' {reason}, and the preset's {', '.join(ignored)} apply to preparation only, so they are ignored; "
+            f"`oneshui prepare --preset {options.preset}` uses them."
         )
-    return ours
+    return used
 
 
-def _check(options: UnlearnOptions, method_class: type[Method[Any]]) -> None:
+def _check_options(options: UnlearnOptions, method_class: type[Method[Any]]) -> None:
     if bool(options.images) == options.from_split:
-        raise UsageError("Hand in the photo with --image FILE, or take the split's own request with --from-split.")
+        raise UsageError("Give a photo with --image FILE, or use the split's own request with --from-split.")
     if options.images and options.data_dir:
-        raise UsageError("--data-dir goes with --from-split; a photo that is handed in needs no data set.")
+        raise UsageError("--data-dir is for --from-split; a request with --image reads no data set.")
     if options.images and not method_class.needs.one_shot:
         reads = ", ".join(sorted(method_class.needs.apply - {"support"}))
         raise UsageError(f"Method '{options.method}' reads {reads} at request time, so one photo is not enough; run it with --from-split.")
 
 
 def _receipt(options: UnlearnOptions, method_class: type[Method[Any]], request: Request) -> dict[str, Any]:
-    """Return what is kept of a request: how many, how, never who."""
+    """Return the stored facts of a request: numbers and settings, never a name."""
     named = {person for person in request.people if person is not None}
     unnamed = request.people.count(None)
     return {
         "method": options.method,
         "method_from": Plugins(METHODS).origin(options.method),
         "photos": len(request),
-        # Several photos without a name may show one person or several.
+        # Several photos without a name may show one person or several, so their number is unknown.
         "people": len(named) + unnamed if unnamed <= 1 else None,
         "labels": "given" if request.labels_given else "guessed by the model",
         "reads": sorted(method_class.needs.apply),
@@ -161,83 +165,97 @@ def _receipt(options: UnlearnOptions, method_class: type[Method[Any]], request: 
     }
 
 
-def _artefact(
+def _load_artefact(
     run: Run, method_class: type[Method[Any]], options: UnlearnOptions, folder: Path | None, vault: Path | None
 ) -> Artefact | None:
+    """Return the method's artefact with its options under their current names; None if the method runs without one."""
     if method_class.prepares == "never":
         return None
     if folder is None:
-        run = _prepared_for(run, options.method) if method_class.sequential else run
+        run = _nearest_prepared_run(run, options.method) if method_class.sequential else run
         folder = run.artefact(options.method)
     if method_class.prepares == "optional" and not folder.exists():
         return None
-    return Artefact.load(folder, options.method, run.weights, force=options.force, vault=vault)
+    artefact = Artefact.load(folder, options.method, run.weights, force=options.force, vault=vault)
+    artefact.options = current_names(method_class.options, artefact.options)
+    return artefact
 
 
-def _prepared_for(run: Run, method: str) -> Run:
-    """Return the model that a method was prepared for: this one, or the nearest of those that the method alone has made it from.
+def _nearest_prepared_run(run: Run, method: str) -> Run:
+    """Return the run with the method's artefact: this run, or its nearest ancestor if all runs in between were unlearned by the method.
 
-    This one, too, where nothing was prepared: it is the one to name then.
+    Returns this run if no such run has an artefact, so that the error message names it.
 
     Raises:
-        UsageError: A model in between is not where it was, or is another one by now.
+        UsageError: A run in between was moved or has changed.
     """
     found = run
     while not found.artefact(method).is_dir():
         parent = found.record.parent or {}
         if found.record.kind != "unlearned" or found.record.report.get("method") != method or "run" not in parent:
             return run
-        place = Path(str(parent["run"]))
-        if not place.is_dir() or Run.open(place).weights != parent.get("weights"):
-            raise UsageError(f"{found.path} was made from {place}, which is gone or has changed, so what '{method}' prepared is not found.")
-        found = Run.open(place)
+        path = Path(str(parent["run"]))
+        if not path.is_dir() or Run.open(path).weights != parent.get("weights"):
+            raise UsageError(
+                f"{found.path} was computed from {path}, which is missing or has changed, so the artefact of '{method}' cannot be found."
+            )
+        found = Run.open(path)
     return found
 
 
-def _keeps(options: UnlearnOptions) -> bool:
-    """Whether what was prepared for those who ask stays: experiments repeat a split's request, a person asks once."""
+def _keeps_identity_data(options: UnlearnOptions) -> bool:
+    """Whether per-identity data is kept. By default it is kept with --from-split only, since experiments repeat the split's request."""
     return options.from_split if options.keep is None else options.keep
 
 
-def _destroy(path: Path, record: Record, artefact: Artefact, request: Request, reporter: Reporter) -> None:
-    """Destroy what was prepared for those who asked, and tell in the receipt of how many.
+def _destroy_identity_data(path: Path, record: Record, artefact: Artefact, request: Request, reporter: Reporter) -> None:
+    """Destroy the data prepared for the identities of the request, and count them in the receipt.
 
-    The new model is written by now: a failure leaves it as it is and is a warning. The receipt never tells of more than was destroyed.
+    The new model is already written, so a failure is only a warning. The receipt never counts more than was destroyed.
     """
     for person in sorted({person for person in request.people if person is not None}):
         try:
             record.report["destroyed"] += artefact.destroy(person)
         except OneshuiError as error:
-            reporter.warn(f"What was prepared for one of those who asked is still there. {error}")
+            reporter.warn(f"The data prepared for one of the requested identities still exists. {error}")
     if record.report["destroyed"]:
         write_record(path, record)
-        reporter.note(f"Destroyed what was prepared for {record.report['destroyed']} of those who asked.")
+        reporter.note(f"Destroyed the data prepared for {record.report['destroyed']} of the requested identities.")
 
 
-def photo_request(options: UnlearnOptions, model: torch.nn.Module, preprocess: Preprocess, task: Task, accelerator: Accelerator) -> Request:
-    """Read the photos handed in."""
-    photos = len(options.images)
-    pixels = np.stack([to_pixels(decode(image), preprocess.size) for image in options.images])
-    ready = preprocess(torch.from_numpy(pixels).to(accelerator.device))
-    people = _each(options.identity, photos, "--identity") or (None,) * photos
-    given = _each(options.labels, photos, "--labels")
-    if given:
-        labels = torch.stack([parse_labels(text, task) for text in given]).to(accelerator.device)
-    else:
-        with torch.inference_mode():
-            labels = guess(model(pixel_values=ready).logits, task.kind)
-        labels = labels.clone()  # an inference tensor could not be saved for a gradient
-    return Request(ready, people, labels, bool(given))
+def _request_from_photos(
+    photos: Sequence[Image],
+    people: tuple[str | None, ...],
+    labels: torch.Tensor | None,
+    model: torch.nn.Module,
+    preprocess: Preprocess,
+    task: Task,
+    accelerator: Accelerator,
+) -> Request:
+    """Return the request of decoded photos. Without labels, the model predicts them."""
+    pixels = np.stack([to_pixels(photo, preprocess.size) for photo in photos])
+    inputs = preprocess(torch.from_numpy(pixels).to(accelerator.device))
+    if labels is not None:
+        return Request(inputs, people, labels.to(accelerator.device), labels_given=True)
+    with torch.inference_mode():
+        predicted = predicted_labels(model(pixel_values=inputs).logits, task.kind)
+    return Request(inputs, people, predicted.clone(), labels_given=False)  # cloned: autograd cannot save an inference tensor
 
 
-def _each(values: Sequence[str], photos: int, flag: str) -> tuple[str, ...]:
+def _given_labels(options: UnlearnOptions, task: Task) -> torch.Tensor | None:
+    texts = _per_photo(options.labels, len(options.images), "--labels")
+    return torch.stack([parse_labels(text, task) for text in texts]) if texts else None
+
+
+def _per_photo(values: Sequence[str], photos: int, flag: str) -> tuple[str, ...]:
+    """Return one value per photo; a single value applies to all photos."""
     if len(values) not in (0, 1, photos):
-        raise UsageError(f"{flag} is given {len(values)} times for {photos} photos; give it once, or once a photo.")
+        raise UsageError(f"{flag} is given {len(values)} times for {photos} photos; give it once, or once per photo.")
     return tuple(values) * photos if len(values) == 1 else tuple(values)
 
 
 def parse_labels(text: str, task: Task) -> torch.Tensor:
-    """Read 'Smiling,Young' (all others do not hold) or a class name.
+    """Read 'Smiling,Young' (all other attributes are absent) or a class name.
 
     Raises:
         UsageError: A label is unknown.
@@ -249,23 +267,23 @@ def parse_labels(text: str, task: Task) -> torch.Tensor:
     if task.kind == "multi_label":
         return torch.tensor([float(name in words) for name in task.label_names])
     if len(words) != 1:
-        raise UsageError(f"This model gives each photo one class, so --labels takes one, not '{text}'.")
+        raise UsageError(f"This model predicts one class per photo, so --labels takes one, not '{text}'.")
     return torch.tensor(task.label_names.index(words[0]))
 
 
-def _split_request(run: Run, data: RunData, accelerator: Accelerator) -> Request:
-    """Return the split's own request: the support images, with identities and labels as the data set has them.
+def _request_from_split(run: Run, data: RunData, accelerator: Accelerator) -> Request:
+    """Return the split's own request: the support images with their identities and labels.
 
-    To an oracle, which is asked to forget them so that attackers can compare, those who ask are strangers without a name.
+    An oracle runs the same request, so that attacks can compare. It was not trained on these identities, so they have no name.
     """
     support = data.sets["support"]
     pixels, labels = support.batch(torch.arange(len(support)), accelerator.device)
-    strangers = run.record.kind == "oracle"
-    people = tuple(None if strangers else support.people[number] for number in support.identities.tolist())
-    return Request(pixels, people, labels, labels_given=True, strangers=strangers)
+    unseen = run.record.kind == "oracle"
+    people = tuple(None if unseen else support.people[number] for number in support.identities.tolist())
+    return Request(pixels, people, labels, labels_given=True, unseen_identities=unseen)
 
 
-def _write(path: Path, run: Run, model: torch.nn.Module, preprocess: Preprocess, record: Record, overwrite: bool) -> None:
+def _write_run(path: Path, run: Run, model: torch.nn.Module, preprocess: Preprocess, record: Record, overwrite: bool) -> None:
     with new_folder(path, replace=overwrite) as scratch:
         save_model(model, preprocess, scratch)
         record.weights = hash_weights(scratch)

@@ -1,4 +1,4 @@
-"""The method under check: how it is found, prepared and applied, and what it reads meanwhile."""
+"""The method under test: how it is found, prepared and applied, and which data it reads."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ..methods.artefact import Artefact
 from ..methods.base import DataAccess, Method
 from ..options import fields, parse_words
 from ..plugins import METHODS, Plugins
-from .toy_problem import SEED, World
+from .toy_problem import SEED, ToyProblem
 
 
 @dataclasses.dataclass(frozen=True)
-class Checked:
-    """A method with the options that it is checked with.
+class Subject:
+    """A method under test, with its options.
 
     Attributes:
-        spec: An installed method's name, or MODULE:CLASS.
+        spec: Name of an installed method, or MODULE:CLASS.
         method: The class.
         words: The options, as KEY=VALUE.
     """
@@ -32,50 +32,50 @@ class Checked:
     words: tuple[str, ...]
 
     @classmethod
-    def load(cls, spec: str, words: Sequence[str] = ()) -> Checked:
+    def load(cls, spec: str, words: Sequence[str] = ()) -> Subject:
         """Find a method.
 
         Raises:
-            UsageError: There is none of that name.
+            UsageError: No method of this name is installed.
         """
         module, colon, name = spec.partition(":")
         method = getattr(import_module(module), name) if colon else Plugins(METHODS).load(spec)
         return cls(spec, method, tuple(words))
 
-    def with_options(self, **values: object) -> Checked:
-        """Return the same method with further options."""
+    def with_options(self, **values: object) -> Subject:
+        """Return the same method with additional options."""
         return dataclasses.replace(self, words=(*self.words, *(f"{name}={value}" for name, value in values.items())))
 
-    def _given(self, at: Sequence[str]) -> dict[str, Any]:
+    def _given_options(self, at: Sequence[str]) -> dict[str, Any]:
         values = parse_words([f"--{word}" for word in self.words], self.method.options, f"method '{self.spec}'")
         known = fields(self.method.options)
         return {name: value for name, value in values.items() if known[name].metadata["at"] in at}
 
-    def prepare(self, world: World, *, model: torch.nn.Module | None = None, data: Any = None) -> Artefact | None:
-        """Prepare the method, where it prepares anything."""
+    def prepare(self, problem: ToyProblem, *, model: torch.nn.Module | None = None, data: Any = None) -> Artefact | None:
+        """Return what the method prepares; None if it prepares nothing."""
         if self.method.prepares == "never":
             return None
-        options = self.method.prepare_options(self.spec, {}, self._given(("prepare", "apply")))
-        data = data or DataAccess(world.sets, self.method.needs.prepare)
-        artefact = self.method().prepare(model or copy.deepcopy(world.model), data, options, world.context())
+        options = self.method.prepare_options(self.spec, {}, self._given_options(("prepare", "apply")))
+        data = data or DataAccess(problem.sets, self.method.needs.prepare)
+        artefact = self.method().prepare(model or copy.deepcopy(problem.model), data, options, problem.context())
         artefact.options = dataclasses.asdict(options)
         return artefact
 
     def apply(
-        self, world: World, artefact: Artefact | None, *, seed: int = SEED, model: torch.nn.Module | None = None, data: Any = None
+        self, problem: ToyProblem, artefact: Artefact | None, *, seed: int = SEED, model: torch.nn.Module | None = None, data: Any = None
     ) -> torch.nn.Module:
-        """Apply the method to the request of the world."""
+        """Return the model after the method has unlearned the request of the toy problem."""
         prepared = artefact.options if artefact else {}
-        options = self.method.apply_options(self.spec, prepared, self._given(("apply",) if prepared else ("prepare", "apply")))
-        data = data or DataAccess({**world.sets, "support": world.request}, self.method.needs.apply)
-        return self.method().apply(model or copy.deepcopy(world.model), data, artefact, options, world.context(seed))
+        options = self.method.apply_options(self.spec, prepared, self._given_options(("apply",) if prepared else ("prepare", "apply")))
+        data = data or DataAccess({**problem.sets, "support": problem.request}, self.method.needs.apply)
+        return self.method().apply(model or copy.deepcopy(problem.model), data, artefact, options, problem.context(seed))
 
 
-class Spied(DataAccess):
-    """Data that keeps a list of what was refused, also where the refusal is swallowed."""
+class RecordingDataAccess(DataAccess):
+    """Data access that records which sets were refused, also if the method suppresses the error."""
 
-    def __init__(self, world: World, declared: frozenset[str]) -> None:
-        super().__init__({**world.sets, "support": world.request}, declared)
+    def __init__(self, problem: ToyProblem, declared: frozenset[str]) -> None:
+        super().__init__({**problem.sets, "support": problem.request}, declared)
         self.refused: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -88,5 +88,5 @@ class Spied(DataAccess):
 
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Return copies of all parameters and buffers."""
+    """Return copies of all parameters and buffers by name."""
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}

@@ -1,7 +1,7 @@
-"""A world small enough to check a method in: fourteen people, a tiny ViT that knows its training people by heart.
+"""A toy problem for checking methods: fourteen identities, and a tiny ViT that has memorised its training identities.
 
-Each photo is its person's colours under noise, and the labels belong to the person: nothing can be told of a stranger, so what the model
-knows of a training person it knows by memory, and forgetting shows.
+A photo is its identity's colours plus noise, and labels belong to the identity. Labels of an unseen identity cannot be predicted, so the
+model predicts those of a training identity from memory alone, and forgetting is visible.
 """
 
 from __future__ import annotations
@@ -20,32 +20,36 @@ from ..data.schema import Task, TaskKind
 from ..methods.base import Context
 from ..methods.requests import Request
 from ..models.outputs import losses
-from ..models.sharded import ShardedClassifier, assemble, over, part_of, shard_of
+from ..models.sharded import ShardedClassifier, combine_shards, shard_of, shard_weights, wrap_backbone
 from ..seeding import generator, seeded
 from ..stages.distributed import make_accelerator
 
-SIDE, PHOTOS = 16, 6
-PEOPLE = {"retain": 6, "forget": 2, "val": 3, "test": 3}
+IMAGE_SIZE, PHOTOS_PER_IDENTITY = 16, 6
+IDENTITIES = {"retain": 6, "forget": 2, "val": 3, "test": 3}  # per set
 SEED = 0
 SHARDS, RANK = 3, 8
 
 
 @dataclass(frozen=True)
-class Course:
-    """How a model learns its people by heart: how many steps, the learning rate, and the photos of a step."""
+class TrainingSchedule:
+    """How the model is trained: number of steps, learning rate with cosine decay, and batch size."""
 
     steps: int
-    rate: float
-    batch: int
+    lr: float
+    batch_size: int
 
 
-# The second one gently, from all photos at once: classes are learned in leaps, and each machine's rounding would leap elsewhere.
-COURSES: dict[TaskKind, Course] = {"multi_label": Course(80, 5e-3, 16), "single_label": Course(120, 2e-3, 64)}
+# Classes are learned in sudden steps, at which rounding errors decide. A low rate and batches of all photos give the same model on every
+# machine.
+SCHEDULES: dict[TaskKind, TrainingSchedule] = {
+    "multi_label": TrainingSchedule(80, 5e-3, 16),
+    "single_label": TrainingSchedule(120, 2e-3, 64),
+}
 
 
 @dataclass(frozen=True)
-class World:
-    """Model, task and sets (train, retain, forget, val, test, support, reserved), and the request of the people to forget."""
+class ToyProblem:
+    """Model, task, sets (train, retain, forget, val, test, support, reserved), and a request of the forget identities."""
 
     model: torch.nn.Module
     task: Task
@@ -53,17 +57,17 @@ class World:
 
     @property
     def request(self) -> Request:
-        """The support photos, with identities and labels."""
+        """The support images, with identities and labels."""
         support = self.sets["support"]
         pixels, labels = support.batch(torch.arange(len(support)))
         return Request(pixels, tuple(support.people[i] for i in support.identities.tolist()), labels, labels_given=True)
 
     def context(self, seed: int = SEED) -> Context:
-        """Return a fresh context."""
-        return Context(self.task, seed, make_accelerator(), request_size=PEOPLE["forget"])
+        """Return a new context."""
+        return Context(self.task, seed, make_accelerator(), request_size=IDENTITIES["forget"])
 
     def loss(self, model: torch.nn.Module, name: str) -> float:
-        """Return the mean loss of a model on a set."""
+        """Return the mean loss of a model on a set, in nats."""
         faces = self.sets[name]
         pixels, labels = faces.batch(torch.arange(len(faces)))
         with torch.inference_mode():
@@ -71,53 +75,52 @@ class World:
 
 
 @cache
-def world(kind: TaskKind, sharded: bool = False) -> World:
-    """Return the world of a task, its model trained, as a whole or in shards; made once a process."""
+def toy_problem(kind: TaskKind, sharded: bool = False) -> ToyProblem:
+    """Return the toy problem of a task, with its model trained as a whole or in shards. Made once per process."""
     task = Task(kind, ("a", "b", "c", "d"))
     sets, model = _sets(task), _model(task)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums in one order: rounding grows while a model learns, and everybody is to meet the same one
+    torch.set_num_threads(1)  # a fixed order of sums: training amplifies rounding differences, and every process must get the same model
     try:
         if sharded:
-            model = _in_shards(model, sets["train"], task)
+            model = _train_in_shards(model, sets["train"], task)
         else:
-            _learn(model, sets["train"], task)
+            _train(model, sets["train"], task)
     finally:
         torch.set_num_threads(threads)
-    return World(model.eval(), task, sets)
+    return ToyProblem(model.eval(), task, sets)
 
 
 def _sets(task: Task) -> dict[str, FaceSet]:
-    draws = np.random.default_rng(SEED)
-    whole = sum(PEOPLE.values())
-    owner = np.repeat(np.arange(whole), PHOTOS)
-    colours = draws.uniform(40, 215, (whole, 3, 4, 4)).repeat(4, axis=2).repeat(4, axis=3)  # 4 x 4 fields of colour a person
-    store = np.clip(colours[owner] + draws.normal(0, 12, (len(owner), 3, SIDE, SIDE)), 0, 255).astype(np.uint8)
+    random = np.random.default_rng(SEED)
+    count = sum(IDENTITIES.values())
+    identity = np.repeat(np.arange(count), PHOTOS_PER_IDENTITY)
+    colours = random.uniform(40, 215, (count, 3, 4, 4)).repeat(4, axis=2).repeat(4, axis=3)  # 4 x 4 colour patches per identity
+    noise = random.normal(0, 12, (len(identity), 3, IMAGE_SIZE, IMAGE_SIZE))
+    store = np.clip(colours[identity] + noise, 0, 255).astype(np.uint8)
     if task.kind == "multi_label":
-        traits: Any = draws.integers(0, 2, (whole, len(task.label_names))).astype(np.float32)
+        labels_of_identity: Any = random.integers(0, 2, (count, len(task.label_names))).astype(np.float32)
     else:
-        traits = np.arange(whole) % len(task.label_names)
-    labels = torch.from_numpy(traits[owner])
-    names = tuple(f"person {number}" for number in range(whole))
-    first = np.arange(len(owner)) % PHOTOS == 0  # of everybody, one photo that nobody trains on
-    ends = np.cumsum(list(PEOPLE.values()))
-    place = np.searchsorted(ends, owner, side="right")
+        labels_of_identity = np.arange(count) % len(task.label_names)
+    labels = torch.from_numpy(labels_of_identity[identity])
+    names = tuple(f"person {number}" for number in range(count))
+    is_reserved = np.arange(len(identity)) % PHOTOS_PER_IDENTITY == 0  # the first photo of each identity is kept out of training
+    set_number = np.searchsorted(np.cumsum(list(IDENTITIES.values())), identity, side="right")
 
     def take(rows: np.ndarray, reserved: FaceSet | None = None) -> FaceSet:
         positions = np.flatnonzero(rows)
-        people = torch.from_numpy(owner[positions])
-        return FaceSet(store, positions, labels[positions], people, Preprocess(SIDE), names, reserved)
+        return FaceSet(store, positions, labels[positions], torch.from_numpy(identity[positions]), Preprocess(IMAGE_SIZE), names, reserved)
 
-    sets = {name: take((place == number) & ~first) for number, name in enumerate(PEOPLE)}
-    sets |= {"support": take((place == 1) & first), "reserved": take((place == 0) & first)}
-    return sets | {"train": take((place <= 1) & ~first, sets["reserved"])}
+    sets = {name: take((set_number == number) & ~is_reserved) for number, name in enumerate(IDENTITIES)}
+    sets |= {"support": take((set_number == 1) & is_reserved), "reserved": take((set_number == 0) & is_reserved)}
+    return sets | {"train": take((set_number <= 1) & ~is_reserved, sets["reserved"])}
 
 
 def _model(task: Task) -> Any:
     from transformers import ViTConfig, ViTForImageClassification
 
     config = ViTConfig(
-        image_size=SIDE,
+        image_size=IMAGE_SIZE,
         patch_size=4,
         hidden_size=32,
         num_hidden_layers=2,
@@ -132,27 +135,27 @@ def _model(task: Task) -> Any:
         return ViTForImageClassification(config)
 
 
-def _in_shards(backbone: Any, train: FaceSet, task: Task) -> ShardedClassifier:
-    """Return a model of shards over a backbone that knows nobody, each trained on its own people."""
-    model = over(backbone, SIDE, SHARDS, RANK, SEED)
-    owners = torch.tensor([shard_of(train.people[person], SEED, SHARDS) for person in train.identities.tolist()])
+def _train_in_shards(backbone: Any, train: FaceSet, task: Task) -> ShardedClassifier:
+    """Return a sharded model over an untrained backbone, each shard trained on its own identities."""
+    model = wrap_backbone(backbone, IMAGE_SIZE, SHARDS, RANK, SEED)
+    shard_of_photo = torch.tensor([shard_of(train.people[person], SEED, SHARDS) for person in train.identities.tolist()])
     parts = {}
-    for shard in sorted(set(owners.tolist())):
-        model.begin(shard)
-        _learn(model, train.subset((owners == shard).nonzero().squeeze(1)), task)
-        parts[shard] = part_of(model, shard)
-    return assemble(model, parts)
+    for shard in sorted(set(shard_of_photo.tolist())):
+        model.initialize_shard(shard)
+        _train(model, train.subset((shard_of_photo == shard).nonzero().squeeze(1)), task)
+        parts[shard] = shard_weights(model, shard)
+    return combine_shards(model, parts)
 
 
-def _learn(model: torch.nn.Module, train: FaceSet, task: Task) -> None:
+def _train(model: torch.nn.Module, train: FaceSet, task: Task) -> None:
     pixels, labels = train.batch(torch.arange(len(train)))
-    course = COURSES[task.kind]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=course.rate)
+    schedule = SCHEDULES[task.kind]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.lr)
     model.train()
-    for step in range(course.steps):
-        optimizer.param_groups[0]["lr"] = course.rate * 0.5 * (1 + math.cos(math.pi * step / course.steps))
-        mine = torch.randperm(len(train), generator=generator(SEED, "order", step))[: course.batch]
-        loss = losses(model(pixel_values=pixels[mine]).logits, labels[mine], task.kind).mean()
+    for step in range(schedule.steps):
+        optimizer.param_groups[0]["lr"] = schedule.lr * 0.5 * (1 + math.cos(math.pi * step / schedule.steps))
+        batch = torch.randperm(len(train), generator=generator(SEED, "order", step))[: schedule.batch_size]
+        loss = losses(model(pixel_values=pixels[batch]).logits, labels[batch], task.kind).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -1,4 +1,4 @@
-"""What the kit launches twice at once: prepare and apply, the model written by the main process.
+"""Prepare and apply a method in two processes; the main process writes the resulting model. Launched by the conformance kit.
 
 torchrun --nproc-per-node 2 -m oneshui_hf.testing.two_processes METHOD KIND OUTPUT [KEY=VALUE ...]
 """
@@ -9,19 +9,19 @@ import sys
 
 from safetensors.torch import save_file
 
-from .subject import Checked, weights
-from .toy_problem import world
+from .subject import Subject, weights
+from .toy_problem import toy_problem
 
 
 def main(spec: str, kind: str, output: str, *words: str) -> None:
-    """Prepare and apply, and write the model."""
-    checked = Checked.load(spec, words)
-    here = world(kind, checked.method.sharded)  # type: ignore[arg-type]
-    result = checked.apply(here, checked.prepare(here))
-    accelerator = here.context().accelerator
+    """Prepare and apply the method, and write the model."""
+    subject = Subject.load(spec, words)
+    problem = toy_problem(kind, subject.method.sharded)  # type: ignore[arg-type]
+    result = subject.apply(problem, subject.prepare(problem))
+    accelerator = problem.context().accelerator
     if accelerator.is_main_process:
         save_file(weights(result), output)
-    accelerator.wait_for_everyone()  # gloo aborts a process that leaves while the other is still at work
+    accelerator.wait_for_everyone()  # gloo aborts if a process exits while another is still working
     accelerator.end_training()
 
 

@@ -1,4 +1,4 @@
-"""Annotation files as text: whatever their padding, separators, line ends and header, the table is that of a plain reading."""
+"""Annotation files: tables with any padding, separators, line ends and header equal the result of a plain parser."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from oneshui_hf.data.builders.annotation_files import line_of, read_table
+from oneshui_hf.data.builders.annotation_files import line_of, read_integer_table
 from oneshui_hf.errors import OneshuiError
 
 NAMES = st.from_regex(r"[A-Za-z0-9_]{1,6}\.(jpg|JPG|png)", fullmatch=True)
@@ -33,7 +33,7 @@ def rows_in(table: pd.DataFrame) -> Rows:
 
 @st.composite
 def tables(draw: st.DrawFn, header: Sequence[str] | None = None) -> tuple[Rows, bytes]:
-    """Rows, and one of the many ways to write them down."""
+    """Draw rows, and one of many notations of them."""
     width = len(COLUMNS) if header else draw(st.integers(1, 3))
     rows = draw(st.dictionaries(NAMES, st.lists(NUMBERS, min_size=width, max_size=width), min_size=1, max_size=6))
     comma = draw(st.booleans())
@@ -59,10 +59,10 @@ def tables(draw: st.DrawFn, header: Sequence[str] | None = None) -> tuple[Rows, 
 
 @settings(max_examples=150, deadline=None)
 @given(tables())
-def test_however_a_table_is_written_it_is_read(file: Path, written: tuple[Rows, bytes]) -> None:
+def test_table_is_read_in_any_notation(file: Path, written: tuple[Rows, bytes]) -> None:
     rows, content = written
     file.write_bytes(content)
-    table = read_table(file, COLUMNS[: len(next(iter(rows.values())))])
+    table = read_integer_table(file, COLUMNS[: len(next(iter(rows.values())))])
     assert rows_in(table) == rows
     assert list(table.index) == list(rows)
 
@@ -72,7 +72,7 @@ def test_however_a_table_is_written_it_is_read(file: Path, written: tuple[Rows, 
 def test_named_columns_are_found_in_any_order(file: Path, case: tuple[list[str], tuple[Rows, bytes]]) -> None:
     header, (rows, content) = case
     file.write_bytes(content)
-    table = read_table(file, COLUMNS, named=True)
+    table = read_integer_table(file, COLUMNS, named=True)
     assert list(table.columns) == list(COLUMNS)
     assert rows_in(table[header]) == rows
 
@@ -81,10 +81,10 @@ def test_named_columns_are_found_in_any_order(file: Path, case: tuple[list[str],
 @given(st.text("ab.01- \t,\n\r", max_size=60).filter(str.strip))
 @example("a.a 1\n \n\t\nb.b 1")
 @example("a.a,1\rb.b,-1\r\n\r\n")
-def test_what_is_read_of_any_text_is_what_its_lines_say(file: Path, text: str) -> None:
+def test_result_for_any_text_equals_its_lines(file: Path, text: str) -> None:
     file.write_text(text, newline="")
     try:
-        found = rows_in(read_table(file, ("x",)))
+        found = rows_in(read_integer_table(file, ("x",)))
     except OneshuiError:
         return
     lines = [[cell.strip() for cell in re.split("," if "," in text else r"\s+", line.strip())] for line in re.split("[\r\n]+", text)]
@@ -101,10 +101,10 @@ def test_what_is_read_of_any_text_is_what_its_lines_say(file: Path, text: str) -
     st.sampled_from([b"", b"a.jpg 1\n", b"2\nphoto x\na.jpg 1\n", b"photo,x\na.jpg,1\n", b"\xef\xbb\xbf"]),
     st.booleans(),
 )
-def test_any_bytes_give_a_table_or_an_error_of_ours(file: Path, content: bytes, before: bytes, named: bool) -> None:
+def test_any_bytes_give_a_table_or_a_oneshui_error(file: Path, content: bytes, before: bytes, named: bool) -> None:
     file.write_bytes(before + content)
     try:
-        table = read_table(file, ("x",), named=named)
+        table = read_integer_table(file, ("x",), named=named)
     except OneshuiError as error:
         assert str(file) in str(error)
     else:
@@ -115,73 +115,73 @@ def test_any_bytes_give_a_table_or_an_error_of_ours(file: Path, content: bytes, 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("c.jpg", "has 1 columns where 2 are expected"),
-        ("c.jpg{}1{}2", "has 3 columns where 2 are expected"),
-        ("c.jpg{}x", "holds 'x' where a whole number"),
-        ("c.jpg{}1.5", r"holds '1\.5' where"),
-        ("c.jpg{}+1", r"holds '\+1' where"),
-        ("c.jpg{}NA", "holds 'NA' where"),
-        ("c.jpg{}3000000000", "holds '3000000000' where"),
-        ("a.jpg{}5", r"names a\.jpg a second time"),
+        ("c.jpg", "has 1 columns instead of 2"),
+        ("c.jpg{}1{}2", "has 3 columns instead of 2"),
+        ("c.jpg{}x", "contains 'x' instead of an integer"),
+        ("c.jpg{}1.5", r"contains '1\.5' instead"),
+        ("c.jpg{}+1", r"contains '\+1' instead"),
+        ("c.jpg{}NA", "contains 'NA' instead"),
+        ("c.jpg{}3000000000", "contains '3000000000' instead"),
+        ("a.jpg{}5", r"contains a\.jpg a second time"),
     ],
 )
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize(("separator", "start"), [(" ", []), ("  ", ["2", "", "image identity"]), (",", ["", "image,identity", ""])])
-def test_the_line_at_fault_is_named_after_blank_lines(
+def test_message_names_the_invalid_line_after_blank_lines(
     file: Path, row: str, message: str, end: str, separator: str, start: list[str]
 ) -> None:
     lines = [*start, f"a.jpg{separator}1", "", "", f"b.jpg{separator}2", "", row.replace("{}", separator), f"d.jpg{separator}4"]
     file.write_bytes(end.join(lines).encode())
     with pytest.raises(OneshuiError, match=f"^Line {len(start) + 6} of {file} {message}"):
-        read_table(file, ("identity",))
+        read_integer_table(file, ("identity",))
 
 
-def test_a_first_row_that_is_damaged_is_not_taken_for_a_header(file: Path) -> None:
+def test_invalid_first_row_is_not_treated_as_a_header(file: Path) -> None:
     for row in ("a.jpg x", "a.jpg 1 x", "1 2 x"):
         file.write_text(f"{row}\nb.jpg 2\n")
         with pytest.raises(OneshuiError, match="^Line 1 of"):
-            read_table(file, ("identity",))
+            read_integer_table(file, ("identity",))
 
 
-def test_a_form_feed_does_not_shift_the_line_that_is_named(file: Path) -> None:
+def test_form_feed_does_not_change_line_numbers(file: Path) -> None:
     file.write_text("a\x0cb.jpg,1\nc\u2028d.jpg,2\ne.jpg,x\n")
     with pytest.raises(OneshuiError, match="^Line 3 of"):
-        read_table(file, ("identity",))
+        read_integer_table(file, ("identity",))
 
 
-def test_the_line_of_a_row_counts_all_lines(file: Path) -> None:
+def test_line_number_of_a_row_counts_all_lines(file: Path) -> None:
     file.write_bytes(b"2\r\n\r\nimage identity\r\na.jpg 1\r\n \r\n\r\nb.jpg 2\r\n")
     assert [line_of(file, row) for row in range(2)] == [4, 7]
 
 
-def test_a_header_that_names_other_columns_is_refused(file: Path) -> None:
+def test_header_with_other_columns_raises(file: Path) -> None:
     for header in ("image x z", "x x", "a.jpg 1 2"):
         file.write_text(f"\n{header}\na.jpg 1 2\n")
         with pytest.raises(OneshuiError, match=f"Line 2 of {file} does not name the 2 attributes"):
-            read_table(file, ("x", "y"), named=True)
+            read_integer_table(file, ("x", "y"), named=True)
 
 
-def test_a_file_of_no_rows_is_refused(file: Path) -> None:
+def test_file_without_rows_raises(file: Path) -> None:
     for text in ("image identity\n", "0\n", "0\nimage identity"):
         file.write_text(text)
         with pytest.raises(OneshuiError, match=str(file)):
-            read_table(file, ("identity",))
+            read_integer_table(file, ("identity",))
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(OneshuiError, match=f"There is no annotation file {tmp_path / 'absent.txt'}"):
-        read_table(tmp_path / "absent.txt", ("identity",))
+def test_missing_file_raises(tmp_path: Path) -> None:
+    with pytest.raises(OneshuiError, match=f"Annotation file {tmp_path / 'absent.txt'} does not exist"):
+        read_integer_table(tmp_path / "absent.txt", ("identity",))
 
 
 @pytest.mark.parametrize("content", [b"<!doctype html>", b"\xef\xbb\xbf\r\n <HTML>", b'<?xml version="1.0"?>', b"<head><title>"])
-def test_a_web_page_is_refused(file: Path, content: bytes) -> None:
+def test_web_page_raises(file: Path, content: bytes) -> None:
     file.write_bytes(content)
     with pytest.raises(OneshuiError, match=f"{file} is a web page, not the annotation file"):
-        read_table(file, ("identity",))
+        read_integer_table(file, ("identity",))
 
 
-def test_the_published_attributes_agree_with_a_plain_reading(assets: Path) -> None:
+def test_published_attributes_equal_a_plain_parser(assets: Path) -> None:
     place = assets / "annotations/celeba/list_attr_celeba.first2000_blankheader.csv"
     header, *lines = [line.split(",") for line in place.read_text().splitlines()]
-    table = read_table(place, header[1:], named=True)
+    table = read_integer_table(place, header[1:], named=True)
     assert rows_in(table) == {name: list(map(int, values)) for name, *values in lines}

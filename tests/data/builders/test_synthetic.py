@@ -1,4 +1,4 @@
-"""Generated people: stable faces, changing photos, and traits that only recognising the person can tell."""
+"""Generated people: constant faces, varying photos, and traits that can be predicted only from the identity."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def faces() -> Faces:
 
 def photos(faces: Faces, person: int) -> np.ndarray:
     rows = np.flatnonzero(faces.identities == person)
-    return np.stack([np.asarray(Image.open(io.BytesIO(faces.rows[int(row)]["image"]["bytes"])), dtype=float) for row in rows])
+    return np.stack([np.asarray(Image.open(io.BytesIO(faces.arrow_dataset[int(row)]["image"]["bytes"])), dtype=float) for row in rows])
 
 
 def test_sixty_people_in_the_schema(faces: Faces) -> None:
@@ -29,7 +29,7 @@ def test_sixty_people_in_the_schema(faces: Faces) -> None:
     assert faces.task.label_names == SEEN + PERSONAL
 
 
-def test_traits_belong_to_the_person_and_the_seen_change(faces: Faces) -> None:
+def test_traits_are_constant_per_person_and_visible_attributes_vary(faces: Faces) -> None:
     labels = faces.labels.numpy()
     varies = np.zeros(labels.shape[1])
     for person in range(len(faces.people)):
@@ -39,7 +39,7 @@ def test_traits_belong_to_the_person_and_the_seen_change(faces: Faces) -> None:
     assert (np.abs(labels.mean(axis=0) - 0.5) < 0.35).all()  # none is nearly constant
 
 
-def test_a_person_looks_more_like_themselves_than_like_others(faces: Faces) -> None:
+def test_photos_of_a_person_are_most_similar_to_their_own_mean(faces: Faces) -> None:
     shots = [photos(faces, person) for person in range(12)]
     means = np.stack([shot[7:].mean(axis=0) for shot in shots])
     hits = [np.argmin(((means - shot) ** 2).mean(axis=(1, 2, 3))) == person for person, many in enumerate(shots) for shot in many[:7]]
@@ -47,7 +47,7 @@ def test_a_person_looks_more_like_themselves_than_like_others(faces: Faces) -> N
     assert all(len({shot.tobytes() for shot in many}) == len(many) for many in shots)
 
 
-def test_drawing_again_gives_the_same(faces: Faces) -> None:
+def test_generation_is_deterministic(faces: Faces) -> None:
     from oneshui_hf.data.builders.synthetic import Person
 
     person = Person.draw(np.random.default_rng([0, 3]))

@@ -1,4 +1,4 @@
-"""Forget keys as a method: those who ask become strangers, the others stay, and only the keys asked for are read."""
+"""Forget keys as a method: forget identities become unseen ones, all others are preserved, and no other keys are read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import copy
 import dataclasses
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,105 +14,140 @@ import torch
 from oneshui_hf.data.schema import TaskKind
 from oneshui_hf.errors import OneshuiError, UsageError
 from oneshui_hf.methods import Artefact, DataAccess, Request, losses, predict
-from oneshui_hf.testing.toy_problem import World, world
+from oneshui_hf.testing.toy_problem import ToyProblem, toy_problem
 from oneshui_plugins.forget_keys.method import ForgetKeys
 from oneshui_plugins.forget_keys.options import ForgetKeysOptions
-from oneshui_plugins.forget_keys.target_logits import Said, as_strangers, sureness
+from oneshui_plugins.forget_keys.target_logits import LabelledLogits, margin, match_quantiles
 
-OPTIONS = ForgetKeysOptions(together=4, damping=0.1, strength=1.0)  # a small world: more of what a few photos hide is chance
+OPTIONS = ForgetKeysOptions(max_identities_per_step=4, damping=0.1, strength=1.0)  # few photos: more of what hides them is noise
 
 
-def train_and_val(w: World) -> DataAccess:
-    return DataAccess(w.sets, frozenset({"train", "val"}))
+def train_and_val(problem: ToyProblem) -> DataAccess:
+    return DataAccess(problem.sets, frozenset({"train", "val"}))
 
 
 @cache
 def prepared(kind: TaskKind) -> Artefact:
-    w = world(kind)
-    return ForgetKeys().prepare(w.model, train_and_val(w), OPTIONS, w.context())
+    problem = toy_problem(kind)
+    return ForgetKeys().prepare(problem.model, train_and_val(problem), OPTIONS, problem.context())
 
 
-def forget(w: World, request: Request, artefact: Artefact, options: ForgetKeysOptions = OPTIONS) -> torch.nn.Module:
-    return ForgetKeys().apply(w.model, DataAccess({"support": request}, frozenset({"support"})), artefact, options, w.context())
+def unlearn(problem: ToyProblem, request: Request, artefact: Artefact, options: ForgetKeysOptions = OPTIONS) -> torch.nn.Module:
+    data = DataAccess({"support": request}, frozenset({"support"}))
+    return ForgetKeys().apply(problem.model, data, artefact, options, problem.context())
 
 
-def certainty(said: Said, kind: TaskKind) -> float:
-    """Return the mean probability that is given to what is true."""
+def mean_true_probability(labelled: LabelledLogits, kind: TaskKind) -> float:
     if kind == "multi_label":
-        return float(torch.where(said.labels > 0, said.logits.sigmoid(), (-said.logits).sigmoid()).mean())
-    return float(said.logits.softmax(dim=1).gather(1, said.labels.unsqueeze(1)).mean())
+        return float(torch.where(labelled.labels > 0, labelled.logits.sigmoid(), (-labelled.logits).sigmoid()).mean())
+    return float(labelled.logits.softmax(dim=1).gather(1, labelled.labels.unsqueeze(1)).mean())
 
 
-@pytest.mark.parametrize(("kind", "asking"), [("multi_label", [6, 7]), ("single_label", [2, 5])])
-def test_those_who_ask_are_answered_like_strangers_and_the_others_as_before(kind: TaskKind, asking: list[int]) -> None:
-    w, train = world(kind), world(kind).sets["train"]
-    request = dataclasses.replace(w.request, people=tuple(train.people[person] for person in asking))
-    after = forget(w, request, prepared(kind))
+@pytest.mark.parametrize(("kind", "requested"), [("multi_label", [6, 7]), ("single_label", [2, 5])])
+def test_forget_identities_are_predicted_like_unseen_ones_and_all_others_as_before(kind: TaskKind, requested: list[int]) -> None:
+    problem, train = toy_problem(kind), toy_problem(kind).sets["train"]
+    request = dataclasses.replace(problem.request, people=tuple(train.people[identity] for identity in requested))
+    after = unlearn(problem, request, prepared(kind))
     sets = {
-        "forget": train.subset(torch.cat([train.positions_of[person] for person in asking])),
-        "retain": train.subset(train.without(asking)),
-        "val": w.sets["val"],
+        "forget": train.subset(torch.cat([train.positions_of[identity] for identity in requested])),
+        "retain": train.subset(train.positions_without(requested)),
+        "val": problem.sets["val"],
     }
 
-    def said(model: torch.nn.Module, name: str) -> Said:
-        return Said(predict(model, sets[name], w.context().accelerator), sets[name].labels)
+    def labelled_logits(model: torch.nn.Module, name: str) -> LabelledLogits:
+        return LabelledLogits(predict(model, sets[name], problem.context().accelerator), sets[name].labels)
 
-    # A person's photos look alike here, so that no key can give them a stranger's spread; what it can give them is the stranger's mean.
-    luck = torch.full(sets["forget"].labels.shape, 0.5)
-    known = said(w.model, "forget")
-    targets = as_strangers(known, said(w.model, "val"), sureness(known, kind), luck, kind)
-    before, level = certainty(known, kind), certainty(Said(targets, known.labels), kind)
+    # All photos of an identity look the same here, so no key can give them the spread of unseen identities, but it can give them the mean.
+    u = torch.full(sets["forget"].labels.shape, 0.5)
+    memorised = labelled_logits(problem.model, "forget")
+    targets = match_quantiles(memorised, labelled_logits(problem.model, "val"), margin(memorised, kind), u, kind)
+    before, level = mean_true_probability(memorised, kind), mean_true_probability(LabelledLogits(targets, memorised.labels), kind)
     assert abs(before - level) > 0.1
-    assert abs(certainty(said(after, "forget"), kind) - level) < 0.7 * abs(before - level)
+    assert abs(mean_true_probability(labelled_logits(after, "forget"), kind) - level) < 0.7 * abs(before - level)
     for name in ("retain", "val"):
-        assert abs(certainty(said(after, name), kind) - certainty(said(w.model, name), kind)) < 0.4 * abs(before - level) + 0.01
+        new, old = (mean_true_probability(labelled_logits(model, name), kind) for model in (after, problem.model))
+        assert abs(new - old) < 0.4 * abs(before - level) + 0.01
 
 
-def test_mirror_images_that_were_learned_are_forgotten_too() -> None:
-    w = world("multi_label")
-    model, faces = copy.deepcopy(w.model), w.sets["train"]
+def test_memorised_mirror_images_are_forgotten_too() -> None:
+    problem = toy_problem("multi_label")
+    model, faces = copy.deepcopy(problem.model), problem.sets["train"]
     pixels, labels = faces.batch(torch.arange(len(faces)))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     for _ in range(40):
         optimizer.zero_grad()
         losses(model(pixel_values=torch.cat([pixels, pixels.flip(-1)])).logits, labels.repeat(2, 1), "multi_label").mean().backward()
         optimizer.step()
-    both = dataclasses.replace(w, model=model)
-    after = forget(both, w.request, ForgetKeys().prepare(model, train_and_val(w), OPTIONS, w.context()))
-    photos, truth = w.sets["forget"].batch(torch.arange(len(w.sets["forget"])))
-    rise = []
-    for shown in (photos, photos.flip(-1)):
+    mirrored = dataclasses.replace(problem, model=model)
+    after = unlearn(mirrored, problem.request, ForgetKeys().prepare(model, train_and_val(problem), OPTIONS, problem.context()))
+    photos, truth = problem.sets["forget"].batch(torch.arange(len(problem.sets["forget"])))
+    increase = []
+    for version in (photos, photos.flip(-1)):
         with torch.no_grad():
-            before, now = (float(losses(some(pixel_values=shown).logits, truth, "multi_label").mean()) for some in (model, after))
-        rise.append(now - before)
-    assert min(rise) > 0.2
-    assert rise[1] > 0.95 * rise[0]  # 0.8 times as much where keys are learned on photos as they are
+            before, now = (float(losses(some(pixel_values=version).logits, truth, "multi_label").mean()) for some in (model, after))
+        increase.append(now - before)
+    assert min(increase) > 0.2
+    assert increase[1] > 0.95 * increase[0]  # 0.8 times as much where keys are trained on original photos only
 
 
-def test_a_key_serves_its_own_person() -> None:
-    w = world("multi_label")
-    support = w.sets["support"]
-    alone = dataclasses.replace(w.request, pixels=w.request.pixels[:1], people=w.request.people[:1], labels=w.request.labels[:1])
-    after = forget(w, alone, prepared("multi_label"))
-    asks, waits = support.identities[:2].tolist()
-    faces = w.sets["forget"]
-    rise = {}
-    for person in (asks, waits):
-        own = dataclasses.replace(w, sets={"own": faces.subset(faces.positions_of[person])})
-        rise[person] = own.loss(after, "own") - own.loss(w.model, "own")
-    assert rise[asks] > 4 * rise[waits]
+def test_key_acts_on_its_own_identity() -> None:
+    problem = toy_problem("multi_label")
+    request, support = problem.request, problem.sets["support"]
+    single = dataclasses.replace(request, pixels=request.pixels[:1], people=request.people[:1], labels=request.labels[:1])
+    after = unlearn(problem, single, prepared("multi_label"))
+    requested, other = support.identities[:2].tolist()
+    faces = problem.sets["forget"]
+    increase = {}
+    for identity in (requested, other):
+        own = dataclasses.replace(problem, sets={"own": faces.subset(faces.positions_of[identity])})
+        increase[identity] = own.loss(after, "own") - own.loss(problem.model, "own")
+    assert increase[requested] > 4 * increase[other]
 
 
-def test_a_saved_artefact_says_the_same(tmp_path: Path) -> None:
-    w, artefact = world("multi_label"), prepared("multi_label")
+def test_saved_artefact_gives_the_same_model(tmp_path: Path) -> None:
+    problem, artefact = toy_problem("multi_label"), prepared("multi_label")
     artefact.save(tmp_path / "artefact", "forget-keys", "0" * 64, replace=False, vault=tmp_path / "vault")
     loaded = Artefact.load(tmp_path / "artefact", "forget-keys", "0" * 64, vault=tmp_path / "vault")
-    for one, two in zip(forget(w, w.request, artefact).parameters(), forget(w, w.request, loaded).parameters(), strict=True):
-        assert torch.equal(one, two)
+    one, two = (unlearn(problem, problem.request, some) for some in (artefact, loaded))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
 
 
-def test_only_the_keys_of_those_who_ask_are_read() -> None:
-    w, artefact = world("multi_label"), prepared("multi_label")
+def test_artefact_with_earlier_option_names_gives_the_same_bytes(tmp_path: Path) -> None:
+    problem = toy_problem("multi_label")
+    earlier = {
+        **{"rank": 3, "bits": 8, "share": 0.6, "visits": 2, "together": 3, "lr": 0.01, "balance": 2.0, "damping": 0.1, "retain": 0.5},
+        **{"val": 0.5, "guesses": 0.5, "photos": 4, "cohort": 5, "chunk": 32, "strength": 0.9},
+    }
+    options = ForgetKeysOptions(
+        rank=3,
+        bits=8,
+        target_fraction=0.6,
+        steps_per_identity=2,
+        max_identities_per_step=3,
+        lr=0.01,
+        preservation_weight=2.0,
+        damping=0.1,
+        retain_ratio=0.5,
+        val_ratio=0.5,
+        probe_weight=0.5,
+        max_photos_per_identity=4,
+        cohort_size=5,
+        chunk=32,
+        strength=0.9,
+    )
+    assert ForgetKeys.prepare_options("forget-keys", {}, earlier) == options
+    artefact = ForgetKeys().prepare(problem.model, train_and_val(problem), options, problem.context())
+    artefact.options = earlier
+    artefact.save(tmp_path / "artefact", "forget-keys", "0" * 64, replace=False, vault=tmp_path / "vault")
+    loaded = Artefact.load(tmp_path / "artefact", "forget-keys", "0" * 64, vault=tmp_path / "vault")
+    resolved = ForgetKeys.apply_options("forget-keys", loaded.options, {})
+    assert resolved == options
+    one, two = unlearn(problem, problem.request, artefact, options), unlearn(problem, problem.request, loaded, resolved)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_only_the_keys_of_the_requested_identities_are_read() -> None:
+    problem, artefact = toy_problem("multi_label"), prepared("multi_label")
     read: list[str] = []
 
     class Watched(dict[str, Any]):
@@ -122,81 +156,88 @@ def test_only_the_keys_of_those_who_ask_are_read() -> None:
             return super().__getitem__(person)
 
         def __iter__(self) -> Any:
-            raise AssertionError("all people were gone through")
+            raise AssertionError("all identities were read")
 
         items = values = keys = __iter__  # type: ignore[assignment]
 
-    forget(w, w.request, dataclasses.replace(artefact, people=Watched(artefact.people)))
-    assert sorted(read) == sorted(set(w.request.people))  # type: ignore[type-var]
+    unlearn(problem, problem.request, dataclasses.replace(artefact, people=Watched(artefact.people)))
+    assert sorted(read) == sorted(set(problem.request.people))  # type: ignore[type-var]
 
 
-def test_several_photos_of_a_person_use_the_key_once() -> None:
-    w, artefact = world("multi_label"), prepared("multi_label")
-    once = dataclasses.replace(w.request, pixels=w.request.pixels[:1], people=w.request.people[:1], labels=w.request.labels[:1])
+def test_several_photos_of_an_identity_merge_its_key_once() -> None:
+    problem, artefact = toy_problem("multi_label"), prepared("multi_label")
+    request = problem.request
+    once = dataclasses.replace(request, pixels=request.pixels[:1], people=request.people[:1], labels=request.labels[:1])
     twice = dataclasses.replace(once, pixels=once.pixels.repeat(2, 1, 1, 1), people=once.people * 2, labels=once.labels.repeat(2, 1))
-    for one, two in zip(forget(w, once, artefact).parameters(), forget(w, twice, artefact).parameters(), strict=True):
-        assert torch.equal(one, two)
+    one, two = (unlearn(problem, some, artefact) for some in (once, twice))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
 
 
-def test_everybody_of_train_who_may_ask_has_a_key_of_the_size_that_is_told() -> None:
-    w, artefact = world("multi_label"), prepared("multi_label")
-    train = w.sets["train"]
-    assert set(artefact.people) == {train.people[person] for person in train.positions_of}
-    for codes in artefact.people.values():
-        assert sum(part.numel() * part.element_size() for part in codes.values()) == artefact.report["bytes_a_person"]
+def test_each_training_identity_that_is_not_excluded_has_a_key_of_the_reported_size() -> None:
+    problem, artefact = toy_problem("multi_label"), prepared("multi_label")
+    train = problem.sets["train"]
+    assert set(artefact.people) == {train.people[identity] for identity in train.positions_of}
+    for key in artefact.people.values():
+        assert sum(part.numel() * part.element_size() for part in key.values()) == artefact.report["bytes_a_person"]
 
-    spared = dataclasses.replace(train, spared=frozenset(w.sets["forget"].identities.tolist()))
-    quick = ForgetKeysOptions(visits=1)
-    without = ForgetKeys().prepare(w.model, DataAccess({**w.sets, "train": spared}, frozenset({"train", "val"})), quick, w.context())
-    assert set(without.people) == {train.people[person] for person in w.sets["retain"].positions_of}
-    nobody = dataclasses.replace(train, spared=frozenset(train.positions_of))
-    with pytest.raises(UsageError, match="spares all"):
-        ForgetKeys().prepare(w.model, DataAccess({**w.sets, "train": nobody}, frozenset({"train", "val"})), quick, w.context())
+    def prepare_excluding(excluded: frozenset[int]) -> Artefact:
+        sets = {**problem.sets, "train": dataclasses.replace(train, excluded_from_simulation=excluded)}
+        quick = ForgetKeysOptions(steps_per_identity=1)
+        return ForgetKeys().prepare(problem.model, DataAccess(sets, frozenset({"train", "val"})), quick, problem.context())
+
+    without_forget = prepare_excluding(frozenset(problem.sets["forget"].identities.tolist()))
+    assert set(without_forget.people) == {train.people[identity] for identity in problem.sets["retain"].positions_of}
+    with pytest.raises(UsageError, match="excludes all"):
+        prepare_excluding(frozenset(train.positions_of))
 
 
-def test_how_strongly_keys_are_used_is_up_to_the_request() -> None:
-    w = world("multi_label")
+def test_strength_does_not_change_the_prepared_keys() -> None:
+    problem = toy_problem("multi_label")
     one, two = (
-        ForgetKeys().prepare(w.model, train_and_val(w), ForgetKeysOptions(visits=1, strength=strength), w.context()).people
+        ForgetKeys()
+        .prepare(problem.model, train_and_val(problem), ForgetKeysOptions(steps_per_identity=1, strength=strength), problem.context())
+        .people
         for strength in (0.5, 2.0)
     )
-    assert all(torch.equal(part, two[person][name]) for person, codes in one.items() for name, part in codes.items())
+    assert all(torch.equal(part, two[person][name]) for person, key in one.items() for name, part in key.items())
 
 
-def test_a_model_that_never_saw_them_stays_as_it_is() -> None:
-    w = world("multi_label")
-    strangers = dataclasses.replace(w.request, people=(None,) * len(w.request), strangers=True)
-    after = forget(w, strangers, prepared("multi_label"))
-    assert after is not w.model
-    assert all(torch.equal(one, two) for one, two in zip(after.parameters(), w.model.parameters(), strict=True))
+def test_request_of_unseen_identities_leaves_the_model_unchanged() -> None:
+    problem = toy_problem("multi_label")
+    unseen = dataclasses.replace(problem.request, people=(None,) * len(problem.request), unseen_identities=True)
+    after = unlearn(problem, unseen, prepared("multi_label"))
+    assert after is not problem.model
+    assert all(torch.equal(one, two) for one, two in zip(after.parameters(), problem.model.parameters(), strict=True))
 
 
-def test_without_a_name_or_a_key_there_is_a_sentence() -> None:
-    w, artefact = world("multi_label"), prepared("multi_label")
+def test_missing_identity_or_missing_key_raises_an_error() -> None:
+    problem, artefact = toy_problem("multi_label"), prepared("multi_label")
+    request = problem.request
     with pytest.raises(UsageError, match="--identity"):
-        forget(w, dataclasses.replace(w.request, people=(None,) * len(w.request)), artefact)
+        unlearn(problem, dataclasses.replace(request, people=(None,) * len(request)), artefact)
     with pytest.raises(OneshuiError, match="no key for 1 of the 2"):
-        forget(w, dataclasses.replace(w.request, people=(w.request.people[0], "nobody")), artefact)
+        unlearn(problem, dataclasses.replace(request, people=(request.people[0], "nobody")), artefact)
 
 
-def test_the_cost_is_what_is_passed() -> None:
-    w = world("multi_label")
-    options = ForgetKeysOptions(visits=2, together=3, photos=4, retain=0.5, val=0.25)
+def test_cost_is_the_number_of_photos_that_pass() -> None:
+    problem = toy_problem("multi_label")
+    options = ForgetKeysOptions(
+        steps_per_identity=2, max_identities_per_step=3, max_photos_per_identity=4, retain_ratio=0.5, val_ratio=0.25
+    )
     passed = {True: 0, False: 0}
 
     def count(module: torch.nn.Module, arguments: Any, values: dict[str, Any]) -> None:
         passed[torch.is_grad_enabled() and not torch.is_inference_mode_enabled()] += len(values["pixel_values"])
 
-    watched = SimpleNamespace(model=w.model)
-    hook = watched.model.register_forward_pre_hook(count, with_kwargs=True)
+    hook = problem.model.register_forward_pre_hook(count, with_kwargs=True)
     try:
-        artefact = ForgetKeys().prepare(w.model, train_and_val(w), options, w.context())
+        artefact = ForgetKeys().prepare(problem.model, train_and_val(problem), options, problem.context())
     finally:
         hook.remove()
-    told = ForgetKeys().cost(w.model, train_and_val(w), options, w.context())
-    assert passed[False] == told.forward
-    assert passed[True] == pytest.approx(told.backward, rel=0.1)  # shares of a step's photos are rounded up
-    assert told.bytes == sum(part.numel() * part.element_size() for codes in artefact.people.values() for part in codes.values())
+    cost = ForgetKeys().cost(problem.model, train_and_val(problem), options, problem.context())
+    assert passed[False] == cost.forward
+    assert passed[True] == pytest.approx(cost.backward, rel=0.1)  # the numbers of retain and val photos of a step are rounded up
+    assert cost.bytes == sum(part.numel() * part.element_size() for key in artefact.people.values() for part in key.values())
 
 
 def test_bits_are_four_eight_or_sixteen() -> None:

@@ -1,4 +1,4 @@
-"""Learning keys: the objective and its gradient by hand, Adam against torch's own, the plan's properties, and going on after a stop."""
+"""Training keys: the objective and its gradient by hand, Adam against torch's own, the plan's properties, and resuming."""
 
 from __future__ import annotations
 
@@ -13,58 +13,58 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oneshui_hf.errors import OneshuiError
-from oneshui_hf.methods import Context, Unfinished
-from oneshui_hf.testing.toy_problem import World, world
-from oneshui_plugins.common.kl import divergence
-from oneshui_plugins.forget_keys.batches import Lessons, shown
-from oneshui_plugins.forget_keys.inference import said_with
-from oneshui_plugins.forget_keys.initialization import row_space, start
-from oneshui_plugins.forget_keys.low_rank import Factors, opened
+from oneshui_hf.methods import Context, ResumeState
+from oneshui_hf.testing.toy_problem import ToyProblem, toy_problem
+from oneshui_plugins.common.kl import kl_divergence
+from oneshui_plugins.forget_keys.batches import TrainingData, load_pixel_values
+from oneshui_plugins.forget_keys.inference import logits_with_adapters
+from oneshui_plugins.forget_keys.initialization import initialize, row_space
+from oneshui_plugins.forget_keys.low_rank import LowRankUpdate, merge
 from oneshui_plugins.forget_keys.options import ForgetKeysOptions
-from oneshui_plugins.forget_keys.preconditioner import Coordinates
-from oneshui_plugins.forget_keys.target_logits import Said, as_strangers
-from oneshui_plugins.forget_keys.training import Adam, gradient, learn, plan
-from support.key_training import KINDS, drawn, learner, lessons
+from oneshui_plugins.forget_keys.preconditioner import Preconditioner
+from oneshui_plugins.forget_keys.target_logits import LabelledLogits, match_quantiles
+from oneshui_plugins.forget_keys.training import PerIdentityAdam, objective_gradient, plan_steps, train_updates
+from support.key_training import KINDS, frozen_model, make_training_data, random_updates
 
 
-def plain(model: torch.nn.Module, layers: dict) -> Coordinates:  # type: ignore[type-arg]
+def identity_preconditioner(model: torch.nn.Module, layers: dict) -> Preconditioner:  # type: ignore[type-arg]
     weights = dict(model.named_parameters())
-    return Coordinates(
+    return Preconditioner(
         {name: torch.eye(len(weights[name])) for name in layers}, {name: torch.eye(weights[name][0].numel()) for name in layers}
     )
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_objective_is_the_one_that_is_stated(kind: str) -> None:
-    w = world(kind)  # type: ignore[arg-type]
-    model, layers, context = learner(w)
-    made = lessons(w, balance=3.0, retain=0.7, val=0.5)
-    people = sorted(w.sets["train"].positions_of)[2:4]
-    keys, lesson = drawn(model, 2), made.lesson(0, people)
-    wanted = torch.cat([torch.randn(len(lesson.forget), 4, generator=torch.Generator().manual_seed(9)), lesson.kept])
-    value, _ = gradient(model, layers, keys, lesson, wanted, 64, context)
+def test_objective_is_the_documented_one(kind: str) -> None:
+    problem = toy_problem(kind)  # type: ignore[arg-type]
+    model, layers, context = frozen_model(problem)
+    data = make_training_data(problem, preservation_weight=3.0, retain_ratio=0.7, val_ratio=0.5)
+    identities = sorted(problem.sets["train"].positions_of)[2:4]
+    updates, batch = random_updates(model, 2), data.sample_batch(0, identities)
+    forget_targets = torch.randn(len(batch.forget), 4, generator=torch.Generator().manual_seed(9))
+    target_logits = torch.cat([forget_targets, batch.preserved_logits])
+    value, _ = objective_gradient(model, layers, updates, batch, target_logits, 64, context)
 
-    changed = opened(model, [keys], 1.0)
-    (train, first), (val, second) = lesson.photos
-    pixels = torch.cat([train.batch(first)[0], val.batch(second)[0]])
-    pixels = torch.stack([photo.flip(2) if mirrored else photo for photo, mirrored in zip(pixels, lesson.mirrored, strict=True)])
+    merged = merge(model, [updates], 1.0)
+    (train, train_positions), (val, val_positions) = batch.photos
+    pixels = torch.cat([train.batch(train_positions)[0], val.batch(val_positions)[0]])
+    pixels = torch.stack([photo.flip(2) if mirrored else photo for photo, mirrored in zip(pixels, batch.mirrored, strict=True)])
     with torch.no_grad():
-        far = divergence(wanted, changed(pixel_values=pixels).logits, w.task.kind)
-    owner = torch.cat([train.identities[first], torch.full((len(second),), -1)])
-    asked = [far[owner == person].mean() for person in people]
-    others = far[~torch.isin(owner, torch.tensor(people))].mean()
-    assert value == pytest.approx(float(sum(asked) + 3.0 * 2 * others), rel=1e-4)
+        losses = kl_divergence(target_logits, merged(pixel_values=pixels).logits, problem.task.kind)
+    owner = torch.cat([train.identities[train_positions], torch.full((len(val_positions),), -1)])
+    forget_losses = [losses[owner == identity].mean() for identity in identities]
+    others = losses[~torch.isin(owner, torch.tensor(identities))].mean()
+    assert value == pytest.approx(float(sum(forget_losses) + 3.0 * 2 * others), rel=1e-4)
 
 
-def test_the_gradient_is_that_of_finite_differences_and_passes_do_not_matter() -> None:
-    w = world("multi_label")
-    model, layers, context = learner(w)
+def test_gradient_is_that_of_finite_differences_and_does_not_depend_on_the_chunk() -> None:
+    problem = toy_problem("multi_label")
+    model, layers, context = frozen_model(problem)
     model.double()
-    wide = copy.copy(lessons(w))
-    lesson = wide.lesson(0, sorted(w.sets["train"].positions_of)[:2])
-    lesson = copy.copy(lesson)
-    object.__setattr__(lesson, "own", torch.ones_like(lesson.own))  # as one function of all keys, which differences can follow
-    keys = {name: Factors(f.up.double(), f.down.double()) for name, f in drawn(model, 2).items()}
+    data = copy.copy(make_training_data(problem))
+    batch = copy.copy(data.sample_batch(0, sorted(problem.sets["train"].positions_of)[:2]))
+    unmasked = torch.ones_like(batch.gradient_mask)  # the objective as one function of all updates, as finite differences see it
+    updates = {name: LowRankUpdate(u.up.double(), u.down.double()) for name, u in random_updates(model, 2).items()}
 
     class Doubled:
         def __init__(self, faces) -> None:  # type: ignore[no-untyped-def]
@@ -74,275 +74,283 @@ def test_the_gradient_is_that_of_finite_differences_and_passes_do_not_matter() -
             pixels, labels = self.faces.batch(positions)
             return pixels.double(), labels
 
-    object.__setattr__(lesson, "photos", tuple((Doubled(faces), positions) for faces, positions in lesson.photos))
-    wanted = torch.randn(len(lesson.own), 4, generator=torch.Generator().manual_seed(9)).double()
-    object.__setattr__(lesson, "weight", lesson.weight.double())
-    object.__setattr__(lesson, "own", lesson.own.double())
-    _, exact = gradient(model, layers, keys, lesson, wanted, 64, context)
-    _, in_passes = gradient(model, layers, keys, lesson, wanted, 5, context)
-    draws = torch.Generator().manual_seed(5)
-    for name in list(keys)[:: len(keys) // 4]:
-        for way in ("up", "down"):
-            part = getattr(keys[name], way)
-            direction = torch.randn(part.shape, generator=draws, dtype=torch.float64)
+    object.__setattr__(batch, "photos", tuple((Doubled(faces), positions) for faces, positions in batch.photos))
+    object.__setattr__(batch, "weight", batch.weight.double())
+    object.__setattr__(batch, "gradient_mask", unmasked.double())
+    target_logits = torch.randn(len(batch.gradient_mask), 4, generator=torch.Generator().manual_seed(9)).double()
+    _, exact = objective_gradient(model, layers, updates, batch, target_logits, 64, context)
+    _, in_chunks = objective_gradient(model, layers, updates, batch, target_logits, 5, context)
+    rng = torch.Generator().manual_seed(5)
+    for name in list(updates)[:: len(updates) // 4]:
+        for side in ("up", "down"):
+            part = getattr(updates[name], side)
+            direction = torch.randn(part.shape, generator=rng, dtype=torch.float64)
             ends = []
             for sign in (1, -1):
-                moved = dict(keys)
-                moved[name] = Factors(**{"up": keys[name].up, "down": keys[name].down, way: part + sign * 1e-5 * direction})
-                ends.append(gradient(model, layers, moved, lesson, wanted, 64, context)[0])
+                displaced = dict(updates)
+                displaced[name] = LowRankUpdate(
+                    **{"up": updates[name].up, "down": updates[name].down, side: part + sign * 1e-5 * direction}
+                )
+                ends.append(objective_gradient(model, layers, displaced, batch, target_logits, 64, context)[0])
             measured = (ends[0] - ends[1]) / 2e-5
-            assert measured == pytest.approx(float((getattr(exact[name], way) * direction).sum()), rel=1e-4, abs=1e-8)
-            torch.testing.assert_close(getattr(in_passes[name], way), getattr(exact[name], way))
+            assert measured == pytest.approx(float((getattr(exact[name], side) * direction).sum()), rel=1e-4, abs=1e-8)
+            torch.testing.assert_close(getattr(in_chunks[name], side), getattr(exact[name], side))
 
 
-def test_what_the_model_says_now_is_said_with_the_keys() -> None:
-    w = world("multi_label")
-    model, layers, context = learner(w)
-    lesson, keys = lessons(w).lesson(0, sorted(w.sets["train"].positions_of)[2:4]), drawn(model, 2)
-    mirrored = lesson.mirrored[: len(lesson.forget)]
-    now = said_with(model, layers, keys, w.sets["train"], lesson.forget, mirrored, 4, context)
-    pixels, _ = w.sets["train"].batch(lesson.forget)
+def test_logits_with_adapters_are_those_of_the_merged_model() -> None:
+    problem = toy_problem("multi_label")
+    model, layers, context = frozen_model(problem)
+    batch = make_training_data(problem).sample_batch(0, sorted(problem.sets["train"].positions_of)[2:4])
+    updates, mirrored = random_updates(model, 2), batch.mirrored[: len(batch.forget)]
+    logits = logits_with_adapters(model, layers, updates, problem.sets["train"], batch.forget, mirrored, 4, context)
+    pixels, _ = problem.sets["train"].batch(batch.forget)
     pixels[mirrored] = pixels[mirrored].flip(-1)
     with torch.no_grad():
-        torch.testing.assert_close(now, opened(model, [keys], 1.0)(pixel_values=pixels).logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(logits, merge(model, [updates], 1.0)(pixel_values=pixels).logits, atol=1e-4, rtol=1e-4)
 
 
-def test_a_forget_photo_moves_its_own_persons_key_alone() -> None:
-    w = world("multi_label")
-    model, layers, context = learner(w)
-    made = lessons(w, balance=0.0)
-    people = sorted(w.sets["train"].positions_of)[:2]
-    lesson = made.lesson(0, people)
-    keys = drawn(model, 2)
-    first = w.sets["train"].identities[lesson.photos[0][1]] == people[0]
-    lesson.weight[: len(first)][first] = 0  # the first person's photos count nothing
-    wanted = torch.zeros(len(lesson.own), 4)
-    _, gradients = gradient(model, layers, keys, lesson, wanted, 64, context)
+def test_forget_photo_has_a_gradient_for_its_own_key_alone() -> None:
+    problem = toy_problem("multi_label")
+    model, layers, context = frozen_model(problem)
+    data = make_training_data(problem, preservation_weight=0.0)
+    identities = sorted(problem.sets["train"].positions_of)[:2]
+    batch = data.sample_batch(0, identities)
+    updates = random_updates(model, 2)
+    first = problem.sets["train"].identities[batch.photos[0][1]] == identities[0]
+    batch.weight[: len(first)][first] = 0  # excludes the photos of the first identity
+    target_logits = torch.zeros(len(batch.gradient_mask), 4)
+    _, gradients = objective_gradient(model, layers, updates, batch, target_logits, 64, context)
     assert all(not g.up[0].any() and not g.down[0].any() for g in gradients.values())
     assert any(g.up[1].any() for g in gradients.values())
 
 
-def test_adam_is_torchs_adam_for_each_person_by_itself() -> None:
-    draws = torch.Generator().manual_seed(0)
-    begin = Factors(torch.randn(3, 4, 2, generator=draws), torch.randn(3, 2, 5, generator=draws))
-    ours = Adam({"w": Factors(begin.up.clone(), begin.down.clone())})
+def test_adam_equals_that_of_torch_for_each_identity() -> None:
+    rng = torch.Generator().manual_seed(0)
+    begin = LowRankUpdate(torch.randn(3, 4, 2, generator=rng), torch.randn(3, 2, 5, generator=rng))
+    ours = PerIdentityAdam({"w": LowRankUpdate(begin.up.clone(), begin.down.clone())})
     theirs = [[begin.up[p].clone().requires_grad_(), begin.down[p].clone().requires_grad_()] for p in range(3)]
     optimizers = [torch.optim.Adam([{"params": [part]} for part in parameters], betas=(0.9, 0.99), eps=1e-8) for parameters in theirs]
-    for step, people in enumerate([[0, 1], [1], [0, 1, 2], [2], [1, 2]]):
+    for step, group in enumerate([[0, 1], [1], [0, 1, 2], [2], [1, 2]]):
         lr = 0.1 / (step + 1)
-        g = Factors(torch.randn(len(people), 4, 2, generator=draws), torch.randn(len(people), 2, 5, generator=draws))
-        ours.step(people, {"w": g}, lr)
-        for place, person in enumerate(people):
-            theirs[person][0].grad, theirs[person][1].grad = g.up[place], g.down[place]
-            up, down = optimizers[person].param_groups
-            up["lr"], down["lr"] = lr / 8**0.5, 10 * lr / 10**0.5  # V has 4 x 2 numbers, R 2 x 5
-            optimizers[person].step()
-    for person in range(3):
-        torch.testing.assert_close(ours.keys["w"].up[person], theirs[person][0].detach())
-        torch.testing.assert_close(ours.keys["w"].down[person], theirs[person][1].detach())
+        g = LowRankUpdate(torch.randn(len(group), 4, 2, generator=rng), torch.randn(len(group), 2, 5, generator=rng))
+        ours.step(group, {"w": g}, lr)
+        for row, index in enumerate(group):
+            theirs[index][0].grad, theirs[index][1].grad = g.up[row], g.down[row]
+            up, down = optimizers[index].param_groups
+            up["lr"], down["lr"] = lr / 8**0.5, 10 * lr / 10**0.5  # V has 4 x 2 entries, R 2 x 5
+            optimizers[index].step()
+    for index in range(3):
+        torch.testing.assert_close(ours.updates["w"].up[index], theirs[index][0].detach())
+        torch.testing.assert_close(ours.updates["w"].down[index], theirs[index][1].detach())
 
 
 @settings(deadline=None, max_examples=30)
-@given(people=st.integers(1, 40), together=st.integers(1, 20), visits=st.integers(1, 4), cohort=st.integers(1, 45))
-def test_everybody_asks_once_a_visit_in_groups_within_the_bound(people: int, together: int, visits: int, cohort: int) -> None:
-    made = SimpleNamespace(options=ForgetKeysOptions(together=together, visits=visits, cohort=cohort), seed=0)
-    made.groups = lambda *arguments: Lessons.groups(made, *arguments)  # type: ignore[arg-type]
-    steps = plan(made, list(range(100, 100 + people)))  # type: ignore[arg-type]
-    asked = Counter(step.cohort[place] for step in steps for place in step.group)
-    assert asked == dict.fromkeys(range(100, 100 + people), visits)
-    assert all(1 <= len(step.group) == len(set(step.group)) <= min(together, len(step.cohort)) for step in steps)
-    assert sum(step.last for step in steps) == -(-people // cohort) == len({step.cohort for step in steps})
-    assert all(step.done == 0 for step, before in zip(steps, [None, *steps], strict=False) if before is None or before.last)
+@given(identities=st.integers(1, 40), largest=st.integers(1, 20), rounds=st.integers(1, 4), cohort=st.integers(1, 45))
+def test_each_identity_is_trained_in_the_given_number_of_steps_in_bounded_groups(
+    identities: int, largest: int, rounds: int, cohort: int
+) -> None:
+    options = ForgetKeysOptions(max_identities_per_step=largest, steps_per_identity=rounds, cohort_size=cohort)
+    data = SimpleNamespace(options=options, seed=0)
+    data.sample_groups = lambda *arguments: TrainingData.sample_groups(data, *arguments)  # type: ignore[arg-type]
+    steps = plan_steps(data, list(range(100, 100 + identities)))  # type: ignore[arg-type]
+    counts = Counter(step.cohort[index] for step in steps for index in step.group)
+    assert counts == dict.fromkeys(range(100, 100 + identities), rounds)
+    assert all(1 <= len(step.group) == len(set(step.group)) <= min(largest, len(step.cohort)) for step in steps)
+    assert sum(step.is_last for step in steps) == -(-identities // cohort) == len({step.cohort for step in steps})
+    assert all(step.progress == 0 for step, before in zip(steps, [None, *steps], strict=False) if before is None or before.is_last)
 
 
-def test_few_and_many_ask_about_equally_often() -> None:
-    made = SimpleNamespace(options=ForgetKeysOptions(together=16), seed=0)
-    sizes = Counter(len(group) for group in Lessons.groups(made, range(200), 40, "groups"))  # type: ignore[arg-type]
-    few, many = sum(sizes[n] for n in range(1, 5)), sum(sizes[n] for n in range(5, 17))
-    assert 0.7 < few / many < 1.5  # log 5 against log 17/5
+def test_small_and_large_groups_are_about_equally_frequent() -> None:
+    data = SimpleNamespace(options=ForgetKeysOptions(max_identities_per_step=16), seed=0)
+    sizes = Counter(len(group) for group in TrainingData.sample_groups(data, range(200), 40, "groups"))  # type: ignore[arg-type]
+    small, large = sum(sizes[n] for n in range(1, 5)), sum(sizes[n] for n in range(5, 17))
+    assert 0.7 < small / large < 1.5  # log 5 against log 17/5
     assert set(sizes) == set(range(1, 17))
 
 
-def test_lessons_hold_the_photos_of_those_who_ask_and_none_of_theirs_among_the_others() -> None:
-    w = world("multi_label")
-    made = lessons(w, photos=3, retain=1.0, val=0.5)
-    people = sorted(w.sets["train"].positions_of)[1:3]
-    lesson = made.lesson(4, people)
-    (train, positions), (_, strange) = lesson.photos
+def test_batch_contains_the_forget_photos_and_none_of_these_identities_among_the_others() -> None:
+    problem = toy_problem("multi_label")
+    data = make_training_data(problem, max_photos_per_identity=3, retain_ratio=1.0, val_ratio=0.5)
+    identities = sorted(problem.sets["train"].positions_of)[1:3]
+    batch = data.sample_batch(4, identities)
+    (train, positions), (_, val_positions) = batch.photos
     owners = train.identities[positions]
-    assert owners[:12].tolist() == [people[0]] * 6 + [people[1]] * 6
-    assert not set(owners[12:].tolist()) & set(people)
-    assert (len(positions), len(strange)) == (18, 3)
-    torch.testing.assert_close(lesson.weight[:12], torch.full((12,), 1 / 6))
-    assert float(lesson.weight[12:].sum()) == pytest.approx(2.0)
-    assert lesson.own[:12].tolist() == [[1, 0]] * 6 + [[0, 1]] * 6
-    assert lesson.own[12:].all()
-    assert torch.equal(lesson.forget, positions[:12])
+    assert owners[:12].tolist() == [identities[0]] * 6 + [identities[1]] * 6
+    assert not set(owners[12:].tolist()) & set(identities)
+    assert (len(positions), len(val_positions)) == (18, 3)
+    torch.testing.assert_close(batch.weight[:12], torch.full((12,), 1 / 6))
+    assert float(batch.weight[12:].sum()) == pytest.approx(2.0)
+    assert batch.gradient_mask[:12].tolist() == [[1, 0]] * 6 + [[0, 1]] * 6
+    assert batch.gradient_mask[12:].all()
+    assert torch.equal(batch.forget, positions[:12])
     first, second = positions[:12].view(2, 2, 3).unbind(1)
-    assert torch.equal(first, second)  # each person's photos as they are, then mirrored
-    assert lesson.mirrored[:12].tolist() == 2 * ([False] * 3 + [True] * 3)
+    assert torch.equal(first, second)  # each identity's photos, then their mirror images
+    assert batch.mirrored[:12].tolist() == 2 * ([False] * 3 + [True] * 3)
 
 
-def test_what_stays_is_what_the_original_says_of_the_photo_as_it_is_shown() -> None:
-    w = world("multi_label")
-    made = lessons(w, retain=4.0, val=2.0)
-    lesson = made.lesson(4, sorted(w.sets["train"].positions_of)[1:3])
-    held = lesson.mirrored[len(lesson.forget) :]
-    assert held.any()
-    assert not held.all()
-    (train, positions), (val, strange) = lesson.photos
-    photos = torch.cat([train.batch(positions[len(lesson.forget) :])[0], val.batch(strange)[0]])
-    photos[held] = photos[held].flip(-1)
+def test_preserved_logits_are_those_of_the_original_model_for_the_version_of_the_photo() -> None:
+    problem = toy_problem("multi_label")
+    data = make_training_data(problem, retain_ratio=4.0, val_ratio=2.0)
+    batch = data.sample_batch(4, sorted(problem.sets["train"].positions_of)[1:3])
+    mirrored = batch.mirrored[len(batch.forget) :]
+    assert mirrored.any()
+    assert not mirrored.all()
+    (train, positions), (val, val_positions) = batch.photos
+    photos = torch.cat([train.batch(positions[len(batch.forget) :])[0], val.batch(val_positions)[0]])
+    photos[mirrored] = photos[mirrored].flip(-1)
     with torch.no_grad():
-        torch.testing.assert_close(lesson.kept, w.model(pixel_values=photos).logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(batch.preserved_logits, problem.model(pixel_values=photos).logits, atol=1e-4, rtol=1e-4)
 
 
-def test_a_photo_is_shown_as_it_is_or_mirrored() -> None:
-    train = world("multi_label").sets["train"]
-    pixels = shown(train, torch.tensor([3, 1]), torch.tensor([True, False]), torch.device("cpu"))
+def test_pixel_values_are_original_or_mirrored() -> None:
+    train = toy_problem("multi_label").sets["train"]
+    pixels = load_pixel_values(train, torch.tensor([3, 1]), torch.tensor([True, False]), torch.device("cpu"))
     torch.testing.assert_close(pixels[0], train.batch(torch.tensor([3]))[0][0].flip(-1))
     torch.testing.assert_close(pixels[1], train.batch(torch.tensor([1]))[0][0])
 
 
-def test_lessons_are_the_same_for_the_same_step() -> None:
-    w = world("multi_label")
-    made, people = lessons(w), sorted(w.sets["train"].positions_of)[1:3]
-    positions = made.lesson(4, people).photos[0][1]
-    assert torch.equal(made.lesson(4, people).photos[0][1], positions)
-    assert not torch.equal(made.lesson(5, people).photos[0][1], positions)
+def test_batches_of_the_same_step_are_equal() -> None:
+    problem = toy_problem("multi_label")
+    data, identities = make_training_data(problem), sorted(problem.sets["train"].positions_of)[1:3]
+    positions = data.sample_batch(4, identities).photos[0][1]
+    assert torch.equal(data.sample_batch(4, identities).photos[0][1], positions)
+    assert not torch.equal(data.sample_batch(5, identities).photos[0][1], positions)
 
 
-def test_targets_are_strangers_answers_among_those_who_ask_together() -> None:
-    w = world("multi_label")
-    made = lessons(w, guesses=0.5)
-    train = w.sets["train"]
-    people = sorted(train.positions_of)[:3]
-    now = made.known[0].logits.flip(0)
-    alone, together = train.positions_of[people[0]], torch.cat([train.positions_of[person] for person in people])
+def test_target_logits_are_matched_within_the_group() -> None:
+    problem = toy_problem("multi_label")
+    data = make_training_data(problem, probe_weight=0.5)
+    train = problem.sets["train"]
+    identities = sorted(train.positions_of)[:3]
+    current = data.train_logits[0].logits.flip(0)
+    alone, together = train.positions_of[identities[0]], torch.cat([train.positions_of[identity] for identity in identities])
     for positions in (alone, together):
-        said = Said(now[positions], train.labels[positions])
-        for version, strange in enumerate(made.strange):
+        source = LabelledLogits(current[positions], train.labels[positions])
+        for version, reference in enumerate(data.val_logits):
             mirrored = torch.full((len(positions),), version == 1)
-            spread = torch.from_numpy(strange.logits.numpy().std(axis=0))
-            order = said.logits + 0.5 * spread * made.guesses[version][positions]
-            by_hand = as_strangers(said, strange, order, made.luck[positions], "multi_label")
-            assert torch.equal(made.targets(positions, now[positions], mirrored), by_hand)
-    straight = torch.zeros(len(together), dtype=torch.bool)
-    three = made.targets(together, now[together], straight)
-    assert not torch.equal(made.targets(alone, now[alone], straight[: len(alone)]), three[: len(alone)])
-    both = made.targets(together.repeat(2), now[together].repeat(2, 1), torch.cat([straight, ~straight]))
-    assert torch.equal(both[: len(together)], three)  # mirror images do not change the ranks of photos as they are
-    assert torch.equal(both[len(together) :], made.targets(together, now[together], ~straight))
-    assert torch.equal(made.luck, lessons(w).luck)
+            spread = torch.from_numpy(reference.logits.numpy().std(axis=0))
+            ranking = source.logits + 0.5 * spread * data.probe_scores[version][positions]
+            by_hand = match_quantiles(source, reference, ranking, data.u[positions], "multi_label")
+            assert torch.equal(data.target_logits(positions, current[positions], mirrored), by_hand)
+    original = torch.zeros(len(together), dtype=torch.bool)
+    three = data.target_logits(together, current[together], original)
+    assert not torch.equal(data.target_logits(alone, current[alone], original[: len(alone)]), three[: len(alone)])
+    both = data.target_logits(together.repeat(2), current[together].repeat(2, 1), torch.cat([original, ~original]))
+    assert torch.equal(both[: len(together)], three)  # mirror images do not change the ranks of original photos
+    assert torch.equal(both[len(together) :], data.target_logits(together, current[together], ~original))
+    assert torch.equal(data.u, make_training_data(problem).u)
 
 
-def test_a_key_starts_silent_and_listens_where_its_gradient_lies() -> None:
-    w = world("multi_label")
-    model, layers, context = learner(w)
-    made, person = lessons(w, rank=2), sorted(w.sets["train"].positions_of)[0]
-    keys = start(model, layers, made, [person], plain(model, layers), context)
-    pixels, _ = w.sets["train"].batch(positions := w.sets["train"].positions_of[person])
-    free = copy.deepcopy(w.model).requires_grad_(True)
+def test_initial_update_has_zero_output_and_the_input_directions_of_the_gradient() -> None:
+    problem = toy_problem("multi_label")
+    model, layers, context = frozen_model(problem)
+    data, identity = make_training_data(problem, rank=2), sorted(problem.sets["train"].positions_of)[0]
+    updates = initialize(model, layers, data, [identity], identity_preconditioner(model, layers), context)
+    pixels, _ = problem.sets["train"].batch(positions := problem.sets["train"].positions_of[identity])
+    free = copy.deepcopy(problem.model).requires_grad_(True)
     for version, photos in enumerate((pixels, pixels.flip(-1))):
-        wanted = made.targets(positions, made.known[version].logits[positions], torch.full((len(positions),), version == 1))
-        divergence(wanted, free(pixel_values=photos).logits, "multi_label").sum().backward()
+        mirrored = torch.full((len(positions),), version == 1)
+        target_logits = data.target_logits(positions, data.train_logits[version].logits[positions], mirrored)
+        kl_divergence(target_logits, free(pixel_values=photos).logits, "multi_label").sum().backward()
     for name, weight in free.named_parameters():
-        if name in keys and weight.grad is not None:
+        if name in updates and weight.grad is not None:
             g = weight.grad.flatten(1)
-            most = torch.linalg.svdvals(g)[:2].square().sum()  # what no two directions can exceed
-            assert (g @ keys[name].down[0].mT).square().sum() > 0.75 * most, name
-            assert not keys[name].up.any()
+            most = torch.linalg.svdvals(g)[:2].square().sum()  # the upper bound for two directions
+            assert (g @ updates[name].down[0].mT).square().sum() > 0.75 * most, name
+            assert not updates[name].up.any()
 
 
-def test_the_row_space_of_a_matrix_of_that_rank_is_found_exactly() -> None:
-    draws = torch.Generator().manual_seed(0)
-    matrix = torch.randn(9, 2, generator=draws).double() @ torch.randn(2, 6, generator=draws).double()
-    rows = row_space(matrix, 2, draws)
+def test_row_space_of_a_matrix_of_equal_rank_is_exact() -> None:
+    rng = torch.Generator().manual_seed(0)
+    matrix = torch.randn(9, 2, generator=rng).double() @ torch.randn(2, 6, generator=rng).double()
+    rows = row_space(matrix, 2, rng)
     torch.testing.assert_close(matrix @ rows.mT @ rows, matrix)
     torch.testing.assert_close(rows @ rows.mT, torch.eye(2).double())
-    assert row_space(matrix[:, :3], 5, draws).shape == (5, 3)
-    noisy = row_space((matrix + 1e-7 * torch.randn(9, 6, generator=draws)).float(), 4, draws)
+    assert row_space(matrix[:, :3], 5, rng).shape == (5, 3)
+    noisy = row_space((matrix + 1e-7 * torch.randn(9, 6, generator=rng)).float(), 4, rng)
     assert noisy[:2].any(dim=1).all()
     assert not noisy[2:].any()
 
 
-def test_learning_ranks_photos_by_what_the_model_says_in_that_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    w = world("multi_label")
-    model, layers, context = learner(w)
-    made, people = lessons(w, visits=3, together=1, cohort=1), sorted(w.sets["train"].positions_of)[:1]
-    asked, targets = [], Lessons.targets
+def test_training_ranks_photos_by_the_current_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = toy_problem("multi_label")
+    model, layers, context = frozen_model(problem)
+    data = make_training_data(problem, steps_per_identity=3, max_identities_per_step=1, cohort_size=1)
+    identities = sorted(problem.sets["train"].positions_of)[:1]
+    calls, target_logits = [], TrainingData.target_logits
 
-    def spied(self: Lessons, positions: torch.Tensor, logits: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
-        asked.append((positions, logits))
-        return targets(self, positions, logits, mirrored)
+    def spy(self: TrainingData, positions: torch.Tensor, logits: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
+        calls.append((positions, logits))
+        return target_logits(self, positions, logits, mirrored)
 
-    monkeypatch.setattr(Lessons, "targets", spied)
-    learn(model, layers, made, people, context)
-    (_, at_start), *steps, _ = asked  # the first are asked for to find where a key starts, the last how long it shall be
-    positions = asked[0][0].view(2, -1)[0]  # as they are, then mirrored
-    known = torch.cat([said.logits[positions] for said in made.known])
+    monkeypatch.setattr(TrainingData, "target_logits", spy)
+    train_updates(model, layers, data, identities, context)
+    (_, at_start), *steps, _ = calls  # the first call is that of the initialization, the last that of the rescaling
+    positions = calls[0][0].view(2, -1)[0]  # original, then mirrored
+    original_logits = torch.cat([version.logits[positions] for version in data.train_logits])
     assert len(steps) == 3
-    torch.testing.assert_close(steps[0][1], known)  # a key starts silent
-    for _, logits in steps[1:]:  # what it says by then is no longer what it said before there was a key
-        assert not torch.allclose(logits, known, atol=1e-3)
-    torch.testing.assert_close(at_start, known)
+    torch.testing.assert_close(steps[0][1], original_logits)  # the initial update has zero output
+    for _, logits in steps[1:]:  # later the logits differ from those of the original model
+        assert not torch.allclose(logits, original_logits, atol=1e-3)
+    torch.testing.assert_close(at_start, original_logits)
 
 
-def test_interrupted_learning_goes_on_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    w = world("multi_label")
-    model, layers, context = learner(w)
-    made, people = lessons(w, visits=3, together=3, cohort=5), sorted(w.sets["train"].positions_of)
-    whole, history = learn(model, layers, made, people, context)
+def test_interrupted_training_resumes_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = toy_problem("multi_label")
+    model, layers, context = frozen_model(problem)
+    data = make_training_data(problem, steps_per_identity=3, max_identities_per_step=3, cohort_size=5)
+    identities = sorted(problem.sets["train"].positions_of)
+    whole, history = train_updates(model, layers, data, identities, context)
 
-    monkeypatch.setattr(Unfinished, "due", lambda self: True)
+    monkeypatch.setattr(ResumeState, "should_save", lambda self: True)
 
     class StoppedError(Exception):
         pass
 
-    def stopping(limit: int):  # type: ignore[no-untyped-def]
-        taken = iter(range(limit))
+    def stop_after(limit: int):  # type: ignore[no-untyped-def]
+        steps = iter(range(limit))
 
-        def step(self: Adam, *arguments: object) -> None:
-            if next(taken, None) is None:
+        def step(self: PerIdentityAdam, *arguments: object) -> None:
+            if next(steps, None) is None:
                 raise StoppedError
             original(self, *arguments)  # type: ignore[arg-type]
 
         return step
 
-    original = Adam.step
+    original = PerIdentityAdam.step
     for limit in (2, len(history) // 2):
-        monkeypatch.setattr(Adam, "step", stopping(limit))
+        monkeypatch.setattr(PerIdentityAdam, "step", stop_after(limit))
         with pytest.raises(StoppedError):
-            learn(model, layers, made, people, _remembering(w, tmp_path / "state"))
-    monkeypatch.setattr(Adam, "step", original)
-    again, history_again = learn(model, layers, made, people, _remembering(w, tmp_path / "state"))
-    assert history_again == history
-    assert again.keys() == whole.keys()
-    for person, codes in whole.items():
-        assert all(torch.equal(again[person][part], codes[part]) for part in codes)
+            train_updates(model, layers, data, identities, _resumable_context(problem, tmp_path / "state"))
+    monkeypatch.setattr(PerIdentityAdam, "step", original)
+    resumed, resumed_history = train_updates(model, layers, data, identities, _resumable_context(problem, tmp_path / "state"))
+    assert resumed_history == history
+    assert resumed.keys() == whole.keys()
+    for identity, key in whole.items():
+        assert all(torch.equal(resumed[identity][part], key[part]) for part in key)
 
 
-def _remembering(w: World, folder: Path) -> Context:
-    context = w.context()
-    context.unfinished = Unfinished(folder, {"seed": 0})
+def _resumable_context(problem: ToyProblem, folder: Path) -> Context:
+    context = problem.context()
+    context.resume_state = ResumeState(folder, {"seed": 0})
     return context
 
 
-def test_another_preparations_state_is_refused(tmp_path: Path) -> None:
-    Unfinished(tmp_path / "state", {"seed": 0}).save({"a": torch.zeros(1)}, {})
+def test_resume_state_of_another_preparation_is_refused(tmp_path: Path) -> None:
+    ResumeState(tmp_path / "state", {"seed": 0}).save({"a": torch.zeros(1)}, {})
     with pytest.raises(OneshuiError, match="other options"):
-        Unfinished(tmp_path / "state", {"seed": 1}).load()
+        ResumeState(tmp_path / "state", {"seed": 1}).load()
     (tmp_path / "state" / "unfinished.safetensors").write_bytes(b"broken")
     with pytest.raises(OneshuiError, match="damaged"):
-        Unfinished(tmp_path / "state", {"seed": 0}).load()
+        ResumeState(tmp_path / "state", {"seed": 0}).load()
 
 
-def test_an_objective_that_is_not_finite_gets_a_sentence() -> None:
-    w = world("multi_label")
-    model, layers, context = learner(w)
-    keys = drawn(model, 1)
-    for factors in keys.values():
-        factors.up.fill_(torch.inf)
-    lesson = lessons(w).lesson(0, [sorted(w.sets["train"].positions_of)[0]])
+def test_objective_that_is_not_finite_raises_an_error() -> None:
+    problem = toy_problem("multi_label")
+    model, layers, context = frozen_model(problem)
+    updates = random_updates(model, 1)
+    for update in updates.values():
+        update.up.fill_(torch.inf)
+    batch = make_training_data(problem).sample_batch(0, [sorted(problem.sets["train"].positions_of)[0]])
     with pytest.raises(OneshuiError, match="no longer finite"):
-        gradient(model, layers, keys, lesson, torch.zeros(len(lesson.own), 4), 64, context)
+        objective_gradient(model, layers, updates, batch, torch.zeros(len(batch.gradient_mask), 4), 64, context)

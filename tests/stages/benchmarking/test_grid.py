@@ -1,4 +1,4 @@
-"""Grids: what a YAML file becomes, and that every mistake is told with its file and line."""
+"""Grids: a YAML file becomes cells and methods, and every error message names file and line."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import yaml
 
-from oneshui_hf.data.split import published
+from oneshui_hf.data.split import published_checksum
 from oneshui_hf.errors import UsageError
 from oneshui_hf.options import resolve
 from oneshui_hf.plugins import METHODS, Plugins
-from oneshui_hf.results.table_columns import OWN_ROWS
+from oneshui_hf.results.table_columns import BUILTIN_ROWS
 from oneshui_hf.stages.benchmarking.grid import Grid, read_grid
-from oneshui_hf.stages.benchmarking.yaml_lines import shipped
+from oneshui_hf.stages.benchmarking.yaml_lines import builtin_grids
 from oneshui_hf.stages.command_options import EvaluateOptions, TrainOptions
 
 
@@ -29,13 +29,14 @@ def write(folder: Path, text: str) -> str:
 
 
 def read(folder: Path, **changes: Any) -> Grid:
-    """Read a small grid, some of its keys replaced; None removes one."""
+    """Read a small grid with some of its keys replaced; None removes a key."""
     content: dict[str, Any] = {"name": "mine", "datasets": [{"dataset": "synthetic"}], "forget": [2], "seeds": [0], "methods": ["jit"]}
     content |= changes
     return read_grid(write(folder, yaml.safe_dump({k: v for k, v in content.items() if v is not None})))
 
 
-def refused(folder: Path, **changes: Any) -> str:
+def error_of(folder: Path, **changes: Any) -> str:
+    """Return the error message of a grid without its file name."""
     with pytest.raises(UsageError) as raised:
         read(folder, **changes)
     text = str(raised.value)
@@ -44,7 +45,7 @@ def refused(folder: Path, **changes: Any) -> str:
     return text.removeprefix(str(folder / "g.yaml"))
 
 
-def test_cells_are_data_sets_by_requests_by_seeds(tmp_path: Path) -> None:
+def test_cells_are_data_sets_by_request_sizes_by_seeds(tmp_path: Path) -> None:
     grid = read_grid(
         write(
             tmp_path,
@@ -72,19 +73,19 @@ methods: [jit]
     assert (grid.name, grid.evaluate) == ("mine", EvaluateOptions())
 
 
-def test_evaluation_takes_the_options_of_evaluate(tmp_path: Path) -> None:
+def test_evaluate_section_takes_the_options_of_evaluate(tmp_path: Path) -> None:
     assert read(tmp_path, evaluate={"references": "1", "batch-size": 8}).evaluate == EvaluateOptions(references=1, batch_size=8)
     assert read(tmp_path, evaluate=None).evaluate == EvaluateOptions()
 
 
-def test_a_grid_can_be_hashed_by_its_fields_and_not_be_changed(tmp_path: Path) -> None:
+def test_grid_is_immutable_and_equal_by_value(tmp_path: Path) -> None:
     grid = read(tmp_path)
     with pytest.raises(dataclasses.FrozenInstanceError):
         grid.name = "x"  # type: ignore[misc]
     assert grid == read(tmp_path)
 
 
-def test_a_path_is_never_a_name(tmp_path: Path) -> None:
+def test_path_of_a_data_set_is_never_its_name(tmp_path: Path) -> None:
     (tmp_path / "Jane Doe").mkdir()
     (tmp_path / "celeba").mkdir()
     datasets = [{"dataset": "synthetic"}, {"dataset": "Jane Doe"}, {"dataset": "jane/faces"}, {"dataset": "celeba", "data_dir": "celeba"}]
@@ -96,7 +97,7 @@ def test_a_path_is_never_a_name(tmp_path: Path) -> None:
     assert places[1:5] == [(jane, None), ("jane/faces", None), ("celeba", str(tmp_path / "celeba")), ("folder", jane)]
 
 
-def test_paths_are_found_beside_the_file_and_left_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_paths_start_from_the_folder_of_the_file_if_they_exist_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "grids").mkdir()
     (tmp_path / "grids" / "checkpoint").mkdir()
     (tmp_path / "grids" / "tiny").mkdir()
@@ -106,7 +107,7 @@ def test_paths_are_found_beside_the_file_and_left_elsewhere(tmp_path: Path, monk
     assert [cell.train.model for cell in grid.cells] == [str(tmp_path / "grids" / "checkpoint"), *models[1:]]
 
 
-def test_all_is_every_sound_method_that_reads_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_is_every_loadable_method_that_reads_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for methods in ("all", ["all"], None):
         grid = read(tmp_path, methods=methods)
         labels = [entry.label for entry in grid.methods]
@@ -119,15 +120,15 @@ def test_all_is_every_sound_method_that_reads_anything(tmp_path: Path, monkeypat
     assert [entry.label for entry in read(tmp_path, methods=["do-nothing"]).methods] == ["do-nothing"]
 
 
-def test_all_takes_methods_of_sharded_models_where_all_models_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_includes_methods_for_sharded_models_if_all_models_are_sharded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONESHUI_PLUGINS", "jit,drop-shard")
     whole, shards = {"dataset": "synthetic"}, {"dataset": "synthetic", "name": "shards", "sharded": 4}
     for datasets, found in (([shards], ["drop-shard", "jit"]), ([whole], ["jit"]), ([whole, shards], ["jit"])):
         assert [entry.label for entry in read(tmp_path, datasets=datasets, methods="all").methods] == found
-    assert [entry.label for entry in read(tmp_path, methods=["drop-shard"]).methods] == ["drop-shard"]  # where it is named
+    assert [entry.label for entry in read(tmp_path, methods=["drop-shard"]).methods] == ["drop-shard"]  # if the grid names it
 
 
-def test_all_leaves_out_what_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_leaves_out_methods_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONESHUI_PLUGINS", "jit,ssd")
     rows = Plugins.rows
     broken = [{"name": "pgu", "from": "x 1", "error": "cannot be loaded"}]
@@ -135,7 +136,7 @@ def test_all_leaves_out_what_cannot_be_loaded(tmp_path: Path, monkeypatch: pytes
     assert [entry.label for entry in read(tmp_path, methods="all").methods] == ["jit", "ssd"]
 
 
-def test_entries_run_where_they_say(tmp_path: Path) -> None:
+def test_methods_run_in_the_cells_that_when_selects(tmp_path: Path) -> None:
     methods = [
         "jit",
         {"method": "ssd", "when": {"forget": 4}, "options": {"selection": "5"}},
@@ -159,7 +160,7 @@ def preset_file(folder: Path, **changes: Any) -> Path:
     return folder / "tuned.json"
 
 
-def test_a_preset_is_a_name_or_a_file_beside_the_grid(tmp_path: Path) -> None:
+def test_preset_is_a_name_or_a_file_next_to_the_grid(tmp_path: Path) -> None:
     file = preset_file(tmp_path)
     methods = [{"method": "jit", "preset": "paper"}, {"method": "jit", "label": "tuned", "preset": "tuned.json"}]
     assert [entry.preset for entry in read(tmp_path, methods=methods).methods] == ["paper", str(file)]
@@ -170,13 +171,13 @@ def test_a_preset_is_a_name_or_a_file_beside_the_grid(tmp_path: Path) -> None:
     [
         ({"method": "ssd"}, "is a preset of method 'ssd', not of 'jit'."),
         ({"values": {"copies": 0}}, "--copies of method 'jit' in "),
-        ({"scores": None}, "has worked, so there is none to take."),
+        ({"scores": None}, "has worked, so it has no values"),
         ({"format": 9}, "is not a preset file that this version reads."),
     ],
 )
-def test_a_preset_file_that_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_unsuitable_preset_file_is_an_error(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     preset_file(tmp_path, **changes)
-    assert message in refused(tmp_path, methods=[{"method": "jit", "preset": "tuned.json"}])
+    assert message in error_of(tmp_path, methods=[{"method": "jit", "preset": "tuned.json"}])
 
 
 JIT = {"method": "jit"}
@@ -188,11 +189,11 @@ LONG = "x" * 41
     [
         ({"method": ["jit"]}, ", line 5: a grid has no 'method'. Did you mean 'methods'?"),
         ({"name": None}, " has no 'name: NAME' line."),
-        ({"name": "a|b"}, ", line 7: a name has 1 to 40 characters, all of which can be printed and none of which is '|'."),
-        ({"name": "../b"}, ", line 7: a name stands in tables for others to read, and '../b' looks like a path; write a word."),
-        ({"name": "a/b"}, ", line 7: the grid's name names its folder, so it holds no '/'."),
-        ({"name": ["a"]}, ", line 7: a name is a text; write it in quotes."),
-        ({"name": True}, ", line 7: a name is a text; write it in quotes."),
+        ({"name": "a|b"}, ", line 7: a name has 1 to 40 printable characters other than '|'."),
+        ({"name": "../b"}, ", line 7: a name appears in published tables, and '../b' looks like a path; write a word."),
+        ({"name": "a/b"}, ", line 7: the grid's name is the name of its folder, so it cannot contain '/'."),
+        ({"name": ["a"]}, ", line 7: a name is text; write it in quotes."),
+        ({"name": True}, ", line 7: a name is text; write it in quotes."),
         ({"datasets": None}, " has no list of data sets: 'datasets:' and a line '- dataset: NAME' for each."),
         ({"datasets": []}, " has no list of data sets: 'datasets:' and a line '- dataset: NAME' for each."),
         ({"datasets": ["synthetic"]}, "mapping with 'dataset: NAME' and options of `oneshui train`, not 'synthetic'."),
@@ -210,9 +211,9 @@ LONG = "x" * 41
         ({"datasets": [{"dataset": "synthetic", "output-dir": "x"}]}, "--output-dir does not go here: the benchmark names the folders of"),
         ({"datasets": [{"dataset": "synthetic", "resume": True}]}, "--resume does not go here"),
         ({"datasets": [{"dataset": "synthetic", "overwrite": False}]}, "--overwrite does not go here"),
-        ({"datasets": [{"dataset": "synthetic", "name": "a\tb"}]}, ", line 3: a name has 1 to 40 characters"),
-        ({"datasets": [{"dataset": "synthetic", "split": "none.json"}]}, ", line 3: There is no split file none.json;"),
-        ({"datasets": [{"dataset": "synthetic"}] * 2}, ": data set 'synthetic' with 2 people and seed 0 is there twice;"),
+        ({"datasets": [{"dataset": "synthetic", "name": "a\tb"}]}, ", line 3: a name has 1 to 40 printable characters"),
+        ({"datasets": [{"dataset": "synthetic", "split": "none.json"}]}, ", line 3: Split file none.json does not exist;"),
+        ({"datasets": [{"dataset": "synthetic"}] * 2}, ": data set 'synthetic' with 2 forget identities and seed 0 occurs twice;"),
         ({"forget": None}, ", line 2: neither the data set nor the grid has a list 'forget'."),
         ({"forget": []}, ", line 3: 'forget' is a list of whole numbers, such as [1, 2], not an empty list."),
         ({"forget": 5}, ", line 3: 'forget' is a list of whole numbers, such as [1, 2], not '5'."),
@@ -221,7 +222,7 @@ LONG = "x" * 41
         ({"forget": [True]}, "takes a whole number, not 'True'."),
         ({"forget": [None]}, "takes a whole number, not 'None'."),
         ({"forget": [[2]]}, "--forget takes one value, not a list."),
-        ({"forget": [2, "2"]}, ", line 3: 'forget' holds a number twice."),
+        ({"forget": [2, "2"]}, ", line 3: 'forget' contains a number twice."),
         ({"seeds": [-1]}, ": --seed of 'seeds' must be at least 0, not -1."),
         ({"seeds": [2**63]}, ": --seed of 'seeds' must be at most 9223372036854775807, not 9223372036854775808."),
         ({"seeds": list(range(101)), "forget": list(range(1, 101))}, ": the grid has more than 10,000 cells;"),
@@ -245,12 +246,15 @@ LONG = "x" * 41
             {"methods": [JIT | {"when": {"dataset": "synthetc"}}]},
             ": the grid has no cell with dataset 'synthetc'. Did you mean 'synthetic'?",
         ),
-        ({"methods": ["jit", "jit"]}, ": two methods are called 'jit' for data set 'synthetic' with 2 people; give one a label."),
-        ({"methods": [JIT | {"label": "oracle"}]}, ": every table has a row 'oracle' already; give the method another label."),
-        ({"methods": [JIT | {"label": "a\x07b"}]}, ": a label has 1 to 40 characters"),
-        ({"methods": [JIT | {"label": "a\u202eb"}]}, ": a label has 1 to 40 characters"),
-        ({"methods": [JIT | {"label": LONG}]}, ": a label has 1 to 40 characters"),
-        ({"methods": [JIT | {"label": " "}]}, ": a label has 1 to 40 characters"),
+        (
+            {"methods": ["jit", "jit"]},
+            ": two methods are called 'jit' for data set 'synthetic' with 2 forget identities; give one a label.",
+        ),
+        ({"methods": [JIT | {"label": "oracle"}]}, ": every table already has a row 'oracle'; give the method another label."),
+        ({"methods": [JIT | {"label": "a\x07b"}]}, ": a label has 1 to 40 printable characters"),
+        ({"methods": [JIT | {"label": "a\u202eb"}]}, ": a label has 1 to 40 printable characters"),
+        ({"methods": [JIT | {"label": LONG}]}, ": a label has 1 to 40 printable characters"),
+        ({"methods": [JIT | {"label": " "}]}, ": a label has 1 to 40 printable characters"),
         ({"evaluate": ["references"]}, ": 'evaluate' is a mapping of options of `oneshui evaluate`, not a list."),
         ({"evaluate": {"reference": 1}}, ": 'evaluate' has no option --reference. Did you mean '--references'?"),
         ({"evaluate": {"references": 9}}, ": --references of 'evaluate' must be at most 8, not 9."),
@@ -258,24 +262,25 @@ LONG = "x" * 41
         ({"evaluate": {"data_dir": "x"}}, ": --data-dir does not go here: it belongs to a data set, under 'datasets'."),
     ],
 )
-def test_every_mistake_is_told_with_its_place(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    assert message in refused(tmp_path, **changes)
+def test_every_error_names_its_location(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    assert message in error_of(tmp_path, **changes)
 
 
-def test_no_cell_with_both_is_refused(tmp_path: Path) -> None:
+def test_conditions_that_no_cell_fulfils_together_are_an_error(tmp_path: Path) -> None:
     datasets = [{"dataset": "synthetic"}, {"dataset": "synthetic", "name": "b", "forget": [4]}]
-    text = refused(tmp_path, datasets=datasets, methods=[JIT | {"when": {"dataset": "b", "forget": 2}}])
+    text = error_of(tmp_path, datasets=datasets, methods=[JIT | {"when": {"dataset": "b", "forget": 2}}])
     assert "the grid has no cell with both, so the method would never run." in text
 
 
-def test_a_split_tells_how_many_ask(tmp_path: Path) -> None:
+def test_split_file_determines_the_size_of_the_forget_set(tmp_path: Path) -> None:
     people = {"train": ["a", "b"], "val": ["c"], "test": ["d"]}
     split = {"format": 2, "seed": 0, "people": people, "forget": ["a"], "support": {"a": "1"}, "reserved": {}, "meta_identities": "all"}
     (tmp_path / "split.json").write_text(json.dumps(split))
     dataset = {"dataset": "synthetic", "split": "split.json"}
     assert read(tmp_path, datasets=[dataset], forget=[1]).cells[0].train.split == str(tmp_path / "split.json")
     for forget in ([2], [1, 2]):
-        assert "1 people of this split ask; write 'forget: [1]' for 'synthetic'." in refused(tmp_path, datasets=[dataset], forget=forget)
+        message = "the forget set of this split has 1 identities; write 'forget: [1]' for 'synthetic'."
+        assert message in error_of(tmp_path, datasets=[dataset], forget=forget)
 
 
 HEAD = "name: mine\nforget: [2]\nseeds: [0]\nmethods: [jit]\n"
@@ -284,30 +289,30 @@ HEAD = "name: mine\nforget: [2]\nseeds: [0]\nmethods: [jit]\n"
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", " must hold 'name: value' lines;"),
-        ("- a\n- b\n", " must hold 'name: value' lines;"),
-        ("just words", " must hold 'name: value' lines;"),
-        ("a: [1\nb: 2", ", line 2, is not YAML that can be read: "),
-        ("a: 1\n---\nb: 2", ", line 2, is not YAML that can be read: "),
-        ("a: \x00", " is not YAML that can be read: "),
-        ("name: 2026-13-77\n", " is not YAML that can be read: "),
-        ("name: !!python/object:os.system x\n", ", line 1, is not YAML that can be read: "),
-        (HEAD + "seeds: [1]\n", ", line 5, is not YAML that can be read: 'seeds' is given twice."),
-        (HEAD + "? [a, b]\n: 1\n", ", line 5, is not YAML that can be read: a key is no word."),
+        ("", " must consist of 'name: value' lines;"),
+        ("- a\n- b\n", " must consist of 'name: value' lines;"),
+        ("just words", " must consist of 'name: value' lines;"),
+        ("a: [1\nb: 2", ", line 2, is not readable YAML: "),
+        ("a: 1\n---\nb: 2", ", line 2, is not readable YAML: "),
+        ("a: \x00", " is not readable YAML: "),
+        ("name: 2026-13-77\n", " is not readable YAML: "),
+        ("name: !!python/object:os.system x\n", ", line 1, is not readable YAML: "),
+        (HEAD + "seeds: [1]\n", ", line 5, is not readable YAML: 'seeds' is given twice."),
+        (HEAD + "? [a, b]\n: 1\n", ", line 5, is not readable YAML: a key is not a word."),
         ("[" * 1000, " is nested too deeply or repeats itself too often to be a grid."),
         (HEAD + "datasets: " + "[" * 20 + "]" * 20, " is nested too deeply or repeats itself too often to be a grid."),
         (HEAD + "datasets: &a [*a]\n", " is nested too deeply or repeats itself too often to be a grid."),
         (HEAD + "datasets: [" + "1, " * 20_001 + "]\n", " is nested too deeply or repeats itself too often to be a grid."),
     ],
 )
-def test_what_is_no_grid_is_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_text_that_is_not_a_grid_is_an_error(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UsageError) as raised:
         read_grid(write(tmp_path, text))
     assert str(raised.value).startswith(f"{tmp_path / 'g.yaml'}{message}")
 
 
 @pytest.mark.parametrize("merge", [False, True])
-def test_aliases_that_multiply_are_refused_at_once(tmp_path: Path, merge: bool) -> None:
+def test_aliases_that_expand_exponentially_are_an_error(tmp_path: Path, merge: bool) -> None:
     lines = ["a0: &a0 {k: 1}"]
     for level in range(1, 10):
         many = ", ".join([f"*a{level - 1}"] * 10)
@@ -316,13 +321,13 @@ def test_aliases_that_multiply_are_refused_at_once(tmp_path: Path, merge: bool) 
         read_grid(write(tmp_path, "\n".join(lines)))
 
 
-def test_a_recipe_can_be_shared(tmp_path: Path) -> None:
+def test_data_sets_can_share_a_recipe(tmp_path: Path) -> None:
     text = HEAD + "datasets:\n  - &r {dataset: synthetic, epochs: 3, lr: 0.5}\n  - {<<: *r, name: other, lr: 0.25}\n"
     grid = read_grid(write(tmp_path, text))
     assert [(c.dataset, c.train.epochs, c.train.lr) for c in grid.cells] == [("synthetic", 3, 0.5), ("other", 3, 0.25)]
 
 
-def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
+def test_unreadable_file_is_an_error(tmp_path: Path) -> None:
     large = tmp_path / "large.yaml"
     large.write_bytes(b"#" * 1_000_001)
     binary = tmp_path / "binary.yaml"
@@ -331,41 +336,41 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     for source, message in (
         (large, "is larger than 1 MB"),
-        (binary, "is no text in UTF-8"),
-        (tmp_path, "is neither a file nor a grid"),
-        (pipe, "is neither a file nor a grid"),
-        ("demmo", "'demmo' is neither a file nor a grid that comes with the package. Did you mean 'demo'?"),
+        (binary, "is not UTF-8 text"),
+        (tmp_path, "is neither a file nor a built-in grid"),
+        (pipe, "is neither a file nor a built-in grid"),
+        ("demmo", "'demmo' is neither a file nor a built-in grid. Did you mean 'demo'?"),
     ):
         with pytest.raises(UsageError) as raised:
             read_grid(str(source))
         assert message in str(raised.value)
 
 
-def test_the_shipped_grids_are_read_and_packed() -> None:
-    assert shipped() == ["demo", "paper"]
-    assert all((resources.files("oneshui_hf") / "grids" / f"{name}.yaml").is_file() for name in shipped())
+def test_builtin_grids_are_found_and_packaged() -> None:
+    assert builtin_grids() == ["demo", "paper"]
+    assert all((resources.files("oneshui_hf") / "grids" / f"{name}.yaml").is_file() for name in builtin_grids())
     pyproject = (Path(__file__).parents[3] / "pyproject.toml").read_text()
     assert '"oneshui_hf" = ["py.typed", "grids/*.yaml"]' in pyproject
 
 
-def test_the_demo_runs_every_method_with_the_recipe_of_the_demo() -> None:
+def test_demo_grid_runs_every_method_with_the_recipe_of_the_demo() -> None:
     grid = read_grid("demo")
     assert [(cell.dataset, cell.forget, cell.seed) for cell in grid.cells] == [("synthetic", f, s) for f in (2, 4) for s in (0, 1)]
     recipe = {"epochs": 30, "batch_size": 32, "optimizer": "adamw", "lr": 1e-3, "augment": "flip", "keep": "last"}
     assert grid.cells[0].train == TrainOptions(dataset="synthetic", forget=2, seed=0, **recipe)  # type: ignore[arg-type]
     assert {entry.method for entry in grid.methods} == set(Plugins(METHODS).names) - {"do-nothing", "drop-shard"}
-    assert not {entry.label for entry in grid.methods} & set(OWN_ROWS.values())
+    assert not {entry.label for entry in grid.methods} & set(BUILTIN_ROWS.values())
     assert grid.evaluate.references == 1
 
 
-def test_the_grid_of_the_paper() -> None:
+def test_paper_grid_has_the_settings_of_the_paper() -> None:
     grid = read_grid("paper")
     sizes = {(cell.dataset, cell.forget) for cell in grid.cells}
     assert sizes == {("celebahq", 20), ("celebahq", 50), ("celeba", 5), ("celeba", 10), ("mufac", 5), ("mufac", 10)}
-    assert all(published(cell.dataset, cell.seed, cell.forget) for cell in grid.cells)  # the splits are those with a checksum
+    assert all(published_checksum(cell.dataset, cell.seed, cell.forget) for cell in grid.cells)  # published splits have a checksum
     assert {cell.train.weight_decay for cell in grid.cells if cell.dataset == "celebahq"} == {1e-3}
     assert {cell.train.weight_decay for cell in grid.cells if cell.dataset != "celebahq"} == {1e-4}
     plain = dataclasses.replace(grid.cells[0].train, dataset="-", weight_decay=1e-4, model=None, forget=5, seed=0)
-    assert plain == resolve(TrainOptions, {"dataset": "-"}, "")  # all else as trained by default, which is the paper's recipe
+    assert plain == resolve(TrainOptions, {"dataset": "-"}, "")  # everything else is the default, which is the paper's recipe
     with_paper = {name for name in Plugins(METHODS).names if "paper" in Plugins(METHODS).load(name).all_presets()}
     assert {entry.method for entry in grid.methods if entry.preset == "paper"} == with_paper

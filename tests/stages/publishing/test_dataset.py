@@ -1,4 +1,4 @@
-"""A data set to the Hub on the loopback interface and back: what arrives, what never leaves, what is read again."""
+"""Publication of a data set on a Hub on the loopback interface: what is sent, what never leaves this machine, and reading it again."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from support.faces import portrait
 from support.hub_server import Hub
 
 MakeFolder = Callable[..., Path]
-SECRET = "quimby7319"  # stands in every name, path and tag that must not leave
+CANARY = "quimby7319"  # occurs in every name, path and tag that must not leave this machine
 
-# HF_ENDPOINT is read when the client is imported, so it has a process of its own: Python calls in, their results out.
+# HF_ENDPOINT is read when the client is imported, so the client runs in a separate process: one call and one result per line.
 CLIENT = """
 import json, sys
 import oneshui_hf
@@ -38,8 +38,8 @@ def load(**options):
     faces, pixels = load_pixels(load_faces(**options), 16)
     people = [faces.people[i] for i in faces.identities]
     labels = {key: [person, label] for key, person, label in zip(faces.keys, people, faces.labels.tolist())}
-    sums = {key: int(pixels[faces.stored[[i]]].astype(int).sum()) for i, key in enumerate(faces.keys)}
-    return {"rows": labels, "sums": sums, "kind": faces.task.kind, "labels": faces.task.label_names, "notes": faces.left_out.sentences()}
+    sums = {key: int(pixels[faces.arrow_rows[[i]]].astype(int).sum()) for i, key in enumerate(faces.keys)}
+    return {"rows": labels, "sums": sums, "kind": faces.task.kind, "labels": faces.task.label_names, "notes": faces.exclusions.messages()}
 
 for line in sys.stdin:
     what, options = json.loads(line)
@@ -70,27 +70,27 @@ def client(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clien
     assert process.stdin
     assert process.stdout
 
-    def ask(what: str, **options: Any) -> dict[str, Any]:
+    def request(what: str, **options: Any) -> dict[str, Any]:
         process.stdin.write(json.dumps([what, options], default=str) + "\n")
         process.stdin.flush()
         return json.loads(process.stdout.readline())
 
-    yield ask
+    yield request
     process.stdin.close()
     process.wait()
 
 
 @pytest.fixture
-def secrets(photo_folder: MakeFolder) -> Path:
-    """A folder whose people, photos and path carry a name, and a photo that carries more than its pixels."""
-    folder = photo_folder(people=4, photos=3, name=SECRET)
+def named_folder(photo_folder: MakeFolder) -> Path:
+    """A folder whose identities, photos and path contain a name, and in which one photo has metadata."""
+    folder = photo_folder(people=4, photos=3, name=CANARY)
     for person in range(4):
-        (folder / f"p{person:02d}").rename(folder / f"{SECRET}-{person}")
+        (folder / f"p{person:02d}").rename(folder / f"{CANARY}-{person}")
     metadata = folder / "metadata.csv"
-    metadata.write_text("".join(line.replace("p0", f"{SECRET}-") for line in metadata.read_text().splitlines(keepends=True)))
+    metadata.write_text("".join(line.replace("p0", f"{CANARY}-") for line in metadata.read_text().splitlines(keepends=True)))
     exif = Image.Exif()
-    exif[0x010E] = SECRET
-    portrait(0, 0, (48, 40)).save(folder / f"{SECRET}-0/0.png", exif=exif)
+    exif[0x010E] = CANARY
+    portrait(0, 0, (48, 40)).save(folder / f"{CANARY}-0/0.png", exif=exif)
     return folder
 
 
@@ -100,47 +100,47 @@ def shard(hub: Hub, name: str) -> Any:
     return pq.read_table(io.BytesIO(data))
 
 
-def test_a_data_set_travels_without_names(hub: Hub, client: Client, secrets: Path) -> None:
-    before = client("load", dataset=str(secrets))["result"]
-    url = client("push", repo_id="owner/numbers", dataset=str(secrets))
+def test_data_set_is_published_without_names(hub: Hub, client: Client, named_folder: Path) -> None:
+    before = client("load", dataset=str(named_folder))["result"]
+    url = client("push", repo_id="owner/numbers", dataset=str(named_folder))
     assert "owner/numbers" in url["result"]
     assert hub.repos["datasets/owner/numbers"].private
-    assert SECRET.encode() not in hub.sent()
+    assert CANARY.encode() not in hub.sent()
     table = shard(hub, "owner/numbers")
-    assert SECRET.encode() not in b"".join(row["bytes"] for row in table.column("image").to_pylist())
+    assert CANARY.encode() not in b"".join(row["bytes"] for row in table.column("image").to_pylist())
     after = client("load", dataset="owner/numbers")["result"]
-    assert sorted(after["sums"].values()) == sorted(before["sums"].values())  # pixel by pixel the same photos
+    assert sorted(after["sums"].values()) == sorted(before["sums"].values())  # the pixels are the same
     by_sum = {after["sums"][key]: row for key, row in after["rows"].items()}
     numbers: dict[str, set[str]] = {}
     for key, (person, labels) in before["rows"].items():
         number, same = by_sum[before["sums"][key]]
         numbers.setdefault(person, set()).add(number)
         assert same == labels
-    assert all(len(mine) == 1 for mine in numbers.values())  # one number a person, whatever photo
+    assert all(len(found) == 1 for found in numbers.values())  # one number per identity, for all photos
     assert set().union(*numbers.values()) == set("0123")
     assert after["labels"] == before["labels"]
 
 
-def test_names_go_along_when_they_are_to(hub: Hub, client: Client, secrets: Path) -> None:
-    client("push", repo_id="owner/names", dataset=str(secrets), keep_names=True)
-    before, after = (client("load", dataset=place)["result"] for place in (str(secrets), "owner/names"))
+def test_names_are_published_on_request(hub: Hub, client: Client, named_folder: Path) -> None:
+    client("push", repo_id="owner/names", dataset=str(named_folder), keep_names=True)
+    before, after = (client("load", dataset=place)["result"] for place in (str(named_folder), "owner/names"))
     assert after["rows"] == before["rows"]
     assert after["sums"] == before["sums"]
     assert any("Photos are column 'image', people are column 'identity'." in note for note in after["notes"])
 
 
-def test_the_card_tells_counts_and_nobody(hub: Hub, client: Client, secrets: Path) -> None:
-    client("push", repo_id="owner/card", dataset=str(secrets))
+def test_data_card_contains_counts_and_no_names(hub: Hub, client: Client, named_folder: Path) -> None:
+    client("push", repo_id="owner/card", dataset=str(named_folder))
     card = hub.files("datasets/owner/card")["README.md"].decode()
     header = yaml.safe_load(card.split("---")[1])
     assert header["task_categories"] == ["image-classification"]
     assert "12 photos of 4 people, 3 to 3 each (median 3)" in card
     assert "oneshui train --dataset owner/card" in card
     assert "| Smiling |" in card
-    assert SECRET not in card
+    assert CANARY not in card
 
 
-def test_classes_travel_as_classes(hub: Hub, client: Client, photo_folder: MakeFolder) -> None:
+def test_classes_are_published_as_classes(hub: Hub, client: Client, photo_folder: MakeFolder) -> None:
     folder = photo_folder(people=3, photos=2, name="ages")
     rows = [line.split(",")[:2] for line in (folder / "metadata.csv").read_text().splitlines()]
     ages = ["age", *"cab" * 2]
@@ -150,7 +150,7 @@ def test_classes_travel_as_classes(hub: Hub, client: Client, photo_folder: MakeF
     assert (after["kind"], after["labels"], after["rows"]) == ("single_label", ["a", "b", "c"], before["rows"])
 
 
-def test_a_photo_that_cannot_be_read_stays_behind(hub: Hub, client: Client, photo_folder: MakeFolder) -> None:
+def test_unreadable_photo_is_not_published(hub: Hub, client: Client, photo_folder: MakeFolder) -> None:
     folder = photo_folder(people=3, photos=2, name="broken")
     (folder / "p01/0.png").write_bytes(b"no photo")
     client("push", repo_id="owner/broken", dataset=str(folder))
@@ -158,7 +158,7 @@ def test_a_photo_that_cannot_be_read_stays_behind(hub: Hub, client: Client, phot
     assert "1 photos that could not be read" in hub.files("datasets/owner/broken")["README.md"].decode()
 
 
-def test_a_second_push_replaces_the_first_and_keeps_other_files(hub: Hub, client: Client, photo_folder: MakeFolder) -> None:
+def test_second_push_replaces_the_first_and_keeps_other_files(hub: Hub, client: Client, photo_folder: MakeFolder) -> None:
     client("push", repo_id="owner/twice", dataset=str(photo_folder(people=3, photos=2, name="one")))
     hub.add("datasets/owner/twice", {"data/train-00000-of-00002.parquet": b"old", "LICENSE": b"mine"})
     client("push", repo_id="owner/twice", dataset=str(photo_folder(people=4, photos=2, name="two")))
@@ -169,19 +169,19 @@ def test_a_second_push_replaces_the_first_and_keeps_other_files(hub: Hub, client
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"repo_id": "stranger/mine"}, "The Hub does not let you do this with stranger/mine"),
+        ({"repo_id": "other/mine"}, "The Hub denies you this access to other/mine"),
         ({"repo_id": "a/b/c"}, "'a/b/c' is not the name of a repository"),
         ({"repo_id": "owner/mine", "dataset": "owner/absent"}, "owner/absent"),
         ({"repo_id": "owner/mine", "identity_column": "who"}, "no column 'who'"),
     ],
 )
-def test_each_failure_is_one_sentence(client: Client, photo_folder: MakeFolder, options: dict[str, str], words: str) -> None:
+def test_each_error_is_one_sentence(client: Client, photo_folder: MakeFolder, options: dict[str, str], words: str) -> None:
     answer = client("push", **({"dataset": str(photo_folder())} | options))
     assert words in answer["error"]
     assert "\n" not in answer["error"]
 
 
-def test_what_was_to_be_private_is_not_sent_to_a_public_place(hub: Hub, client: Client, photo_folder: MakeFolder) -> None:
+def test_private_push_to_a_public_repository_sends_nothing(hub: Hub, client: Client, photo_folder: MakeFolder) -> None:
     hub.add("datasets/owner/open", {}, private=False)
     answer = client("push", repo_id="owner/open", dataset=str(photo_folder()))
     assert "owner/open is public, so nothing was sent" in answer["error"]

@@ -1,4 +1,4 @@
-"""Publication against a Hub on the loopback interface: what arrives, what never leaves, what is said when it fails."""
+"""Publication of a run on a Hub on the loopback interface: what is sent, what never leaves this machine, and the error messages."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ import yaml
 from oneshui_hf.vault import vault_root
 from support.hub_server import Hub
 
-TOKEN = "quimby7319"  # stands in every name, path and text that must not leave
+CANARY = "quimby7319"  # occurs in every name, path and text that must not leave this machine
 PHOTO = b"\xff\xd8\xff" + random.Random(0).randbytes(900)
-FOLDER = f"/home/{TOKEN}/faces"
+FOLDER = f"/home/{CANARY}/faces"
 LABELS = ("Smiling", "Young", "Glasses")
 GRADIENT_ASCENT, METAUNLEARN = "gradient-ascent", "metaunlearn"
 
-# HF_ENDPOINT is read when the client is imported, so it has a process of its own: a request a line, an answer a line.
+# HF_ENDPOINT is read when the client is imported, so the client runs in a separate process: one request and one answer per line.
 CLIENT = """
 import json, os, sys
 from oneshui_hf.errors import OneshuiError
@@ -33,7 +33,7 @@ from oneshui_hf.runs import Run
 from oneshui_hf.stages.command_options import PullOptions, PushOptions
 from oneshui_hf.stages.publishing.model import pull, push
 
-class Heard(Reporter):
+class RecordingReporter(Reporter):
     def __init__(self): self.warnings = []
     def warn(self, message): self.warnings.append(message)
 
@@ -48,22 +48,22 @@ for line in sys.stdin:
     os.environ.pop("HF_TOKEN", None)
     if token:
         os.environ["HF_TOKEN"] = token
-    heard = Heard()
+    reporter = RecordingReporter()
     try:
         if what == "push":
-            answer = {"result": push(Run.open(run), PushOptions(**step), heard)}
+            answer = {"result": push(Run.open(run), PushOptions(**step), reporter)}
         else:
-            answer = {"result": str(pull(PullOptions(**step), heard).path)}
+            answer = {"result": str(pull(PullOptions(**step), reporter).path)}
     except OneshuiError as error:
         answer = {"error": str(error)}
     except Exception as error:
         answer = {"crash": f"{type(error).__name__}: {error}"}
-    print(json.dumps(answer | {"warnings": heard.warnings}), flush=True)
+    print(json.dumps(answer | {"warnings": reporter.warnings}), flush=True)
 """
 
 
 class Client:
-    """A machine with the Hub's client on it."""
+    """A process with the Hub's client."""
 
     def __init__(self, hub: Hub, home: Path) -> None:
         private = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(home)}
@@ -76,7 +76,7 @@ class Client:
             stdout=subprocess.PIPE,
             text=True,
         )
-        self.heavy = self._answer()
+        self.heavy_imports = self._answer()
 
     def _answer(self) -> Any:
         assert self.process.stdout
@@ -108,7 +108,7 @@ def client(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clien
 
 @pytest.fixture(scope="module")
 def make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Any]:
-    """Return a maker of runs as training leaves them, with split, metrics and artefacts."""
+    """Return a factory of runs as training writes them, with split, metrics and artefacts."""
     return lambda: build_run(tmp_path_factory.mktemp("runs") / "faces")
 
 
@@ -134,7 +134,7 @@ def build_run(path: Path) -> Any:
         report={"split": counts, "epochs": 4, "best_epoch": 3, "history": [{"epoch": 1, "train_loss": 0.5}]},
     )
     write_record(path, record)
-    person, photo = f"person_{TOKEN}", f"{TOKEN}/0001.jpg"
+    person, photo = f"person_{CANARY}", f"{CANARY}/0001.jpg"
     Split(0, {"train": [person], "val": [], "test": []}, [person], {person: photo}, {}, "all").save(path / SPLIT)
     write_json(path / METRICS, metrics_by_hand())
     run = Run(path, record)
@@ -158,19 +158,19 @@ def metrics_by_hand() -> dict[str, Any]:
 
 
 def prepare_by_hand(run: Any, model: Any) -> None:
-    """Write the artefacts that `prepare` would, with weights as they are drawn."""
-    from oneshui_hf.methods import Artefact, StepOptions, head_inputs
+    """Write artefacts as `prepare` does, with random weights."""
+    from oneshui_hf.methods import Artefact, StepOptions, feature_dim
+    from oneshui_plugins.metaunlearn import MetaUnlearnOptions
     from oneshui_plugins.metaunlearn.loss_network import MetaLoss
-    from oneshui_plugins.metaunlearn.method import MetaUnlearnOptions
 
     artefact = Artefact(values={"length": 1e-4}, options=asdict(StepOptions()))
     artefact.save(run.artefact(GRADIENT_ASCENT), GRADIENT_ASCENT, run.weights, replace=False)
-    state = MetaLoss(len(LABELS) + head_inputs(model), len(LABELS), 2).state_dict()  # the unknown row and two people
+    state = MetaLoss(len(LABELS) + feature_dim(model), len(LABELS), 2).state_dict()  # the row of unknown identities and two identities
     table = state.pop("embedding.weight")
     artefact = Artefact(
         tensors=state | {"unknown": table[:1]},
         values={"length": 1e-4},
-        people={f"person_{TOKEN}": {"learned": table[1], TOKEN: table[2]}, "somebody": {"learned": table[2]}},
+        people={f"person_{CANARY}": {"learned": table[1], CANARY: table[2]}, "somebody": {"learned": table[2]}},
         options=asdict(MetaUnlearnOptions()),
     )
     artefact.save(run.artefact(METAUNLEARN), METAUNLEARN, run.weights, replace=False)
@@ -189,7 +189,7 @@ def face(path: Path) -> str:
     return str(path)
 
 
-def test_a_run_travels_and_unlearns_where_there_is_no_data(hub: Hub, client: Client, make_run: Any, tmp_path: Path) -> None:
+def test_pulled_run_can_unlearn_without_the_data(hub: Hub, client: Client, make_run: Any, tmp_path: Path) -> None:
     from oneshui_hf.runs import Run
     from oneshui_hf.stages.command_options import UnlearnOptions
     from oneshui_hf.stages.unlearn import unlearn
@@ -206,26 +206,26 @@ def test_a_run_travels_and_unlearns_where_there_is_no_data(hub: Hub, client: Cli
         + [f"methods/{m}/artefact.{end}" for m in (GRADIENT_ASCENT, METAUNLEARN) for end in ("json", "safetensors")]
     )
 
-    pulled = client("pull", repo_id="owner/faces", output_dir=tmp_path / "there")
-    assert pulled["result"] == str(tmp_path / "there")
-    assert not (tmp_path / "there" / ".cache").exists()
-    there = Run.open(tmp_path / "there").require_complete()
-    assert there.weights == run.weights and there.record.options["lr"] == 1e-3
-    assert there.record.options["model"] == "tiny" and there.record.options["optimizer"] == "sgd"
-    assert there.record.report == run.record.report and there.record.dataset == run.record.dataset
+    pulled = client("pull", repo_id="owner/faces", output_dir=tmp_path / "pulled")
+    assert pulled["result"] == str(tmp_path / "pulled")
+    assert not (tmp_path / "pulled" / ".cache").exists()
+    pulled_run = Run.open(tmp_path / "pulled").require_complete()
+    assert pulled_run.weights == run.weights and pulled_run.record.options["lr"] == 1e-3
+    assert pulled_run.record.options["model"] == "tiny" and pulled_run.record.options["optimizer"] == "sgd"
+    assert pulled_run.record.report == run.record.report and pulled_run.record.dataset == run.record.dataset
     for method in (GRADIENT_ASCENT, METAUNLEARN):
         options = UnlearnOptions(method=method, images=(face(tmp_path / "face.png"),))
-        unlearned = unlearn(there, options)
-        assert unlearned.weights != there.weights
+        unlearned = unlearn(pulled_run, options)
+        assert unlearned.weights != pulled_run.weights
         assert unlearned.record.parent and unlearned.record.parent["weights"] == run.weights
 
-    pushed = client("push", run=unlearned.path, repo_id="owner/forgotten")  # made from a published run, and published in turn
+    pushed = client("push", run=unlearned.path, repo_id="owner/forgotten")  # made from a published run, and published itself
     card = hub.files("owner/forgotten")["README.md"].decode()
     assert "was destroyed afterwards" not in card
     assert pushed["result"] and "1 photo of 1 person" in card and "No method has been prepared" in card and "metaunlearn" in card
 
 
-def test_the_card_is_written_for_people_and_for_the_hub(hub: Hub, client: Client, make_run: Any) -> None:
+def test_model_card_has_metadata_for_the_hub_and_text_for_readers(hub: Hub, client: Client, make_run: Any) -> None:
     client("push", run=make_run().path, repo_id="owner/card")
     header, _, text = hub.files("owner/card")["README.md"].decode().removeprefix("---\n").partition("\n---\n")
     data = yaml.safe_load(header)
@@ -238,26 +238,26 @@ def test_the_card_is_written_for_people_and_for_the_hub(hub: Hub, client: Client
     assert "| forget | " in text and "| 10 | 5 | 81.50 [75.5, 86.5] | 0.2500 [0.125, 0.375] |" in text
     assert "| 10 | 5 | 81.50 | 0.2500 |" in text  # a set without intervals
     assert "| loss (strongest) | 0.375 [0.250, 0.562] | 0.625 |" in text and "| rmia-two-sided | 0.500 [0.250, 0.562] | 0.500 |" in text
-    assert "changes 1.2 points on retain, 2.5 on forget and 0.8 on test; its ToW is 95.5" in text
+    assert "differs by 1.2 points on retain, 2.5 on forget and 0.8 on test; its ToW is 95.5" in text
     assert "# card\n" in text and "No proof and no certificate" in text and 'model="owner/card"' in text
     assert "Nobody has been forgotten here" in text and "gap closure |" not in text
-    assert "Prepared for these very weights, under `methods/`: gradient-ascent, metaunlearn." in text
+    assert "Prepared for these weights, under `methods/`: gradient-ascent, metaunlearn." in text
     assert "{{" not in text and "{%" not in text and "None" not in text.replace("top_k=None", "") and "\n\n\n" not in text
 
 
 @pytest.mark.parametrize("destroyed", [0, 2])
-def test_the_card_tells_what_was_destroyed(make_run: Any, destroyed: int) -> None:
+def test_model_card_states_that_prepared_data_was_destroyed(make_run: Any, destroyed: int) -> None:
     from oneshui_hf.card import model_card
 
     record = make_run().record
     record.kind, record.report = "unlearned", {"method": METAUNLEARN, "photos": 2, "people": 2, "seconds": 1.5, "destroyed": destroyed}
     card = model_card(record, {"model_type": "vit"}, {})
-    assert ("It took 1.5 seconds. What had been prepared for 2 of them was destroyed afterwards." in card) == bool(destroyed)
+    assert ("It took 1.5 seconds. Data prepared for 2 of them was destroyed afterwards." in card) == bool(destroyed)
     assert ("destroyed" in card) == bool(destroyed)
     assert "\n\n\n" not in card
 
 
-def test_the_metrics_that_are_published_are_those_that_were_measured(hub: Hub, client: Client, make_run: Any) -> None:
+def test_published_metrics_equal_the_measured_ones(hub: Hub, client: Client, make_run: Any) -> None:
     client("push", run=make_run().path, repo_id="owner/measured")
     sent, measured = json.loads(hub.files("owner/measured")["metrics.json"]), metrics_by_hand()
     for name in ("retain", "forget", "val", "test", "tow", "gap_closure", "noise_floor", "relearning", "intervals", "attacks"):
@@ -265,169 +265,179 @@ def test_the_metrics_that_are_published_are_those_that_were_measured(hub: Hub, c
     assert sent["compared_with"] == {"original": None, "oracle": None}
 
 
-def test_nothing_personal_leaves(hub: Hub, client: Client, make_run: Any) -> None:
+def test_no_personal_data_is_sent(hub: Hub, client: Client, make_run: Any) -> None:
     run = make_run()
-    plant(run.path)
+    plant_canary(run.path)
     hub.requests.clear()
-    hub.large.clear()  # or the weights would be known from another test, and not be sent
-    told = client("push", run=run.path, repo_id="owner/canary", commit_message="first")
-    assert "result" in told and any("'teacher'" in warning for warning in told["warnings"])
+    hub.large.clear()  # otherwise the weights would be known from another test, and not be sent
+    answer = client("push", run=run.path, repo_id="owner/canary", commit_message="first")
+    assert "result" in answer and any("'teacher'" in warning for warning in answer["warnings"])
     sent = hub.sent()
-    assert (run.path / "model.safetensors").read_bytes() in sent and b'"best_epoch": 3' in sent  # it does look inside
+    assert (run.path / "model.safetensors").read_bytes() in sent and b'"best_epoch": 3' in sent  # `sent` contains the file contents
     assert b"a local checkpoint" in sent and b"a private data set" in sent
-    assert TOKEN.encode() not in sent and TOKEN.encode("utf-16-le") not in sent
+    assert CANARY.encode() not in sent and CANARY.encode("utf-16-le") not in sent
     assert PHOTO not in sent and PHOTO[100:200] not in sent
     assert str(run.path).encode() not in sent
     words = ("private", "people", "vault", ".key")
     assert not [name for name in hub.files("owner/canary") if any(word in name for word in words) or name.endswith((".jpg", ".bin"))]
-    assert not [secret for secret in secrets(run) if secret in sent or secret.hex().encode() in sent]
-    assert not [blob for blob in sealed(run) if blob[:64] in sent]
+    assert not [secret for secret in identity_keys(run) if secret in sent or secret.hex().encode() in sent]
+    assert not [blob for blob in encrypted_blobs(run) if blob[:64] in sent]
 
 
-def secrets(run: Any) -> list[bytes]:
-    """Return the secrets of a run's people."""
+def identity_keys(run: Any) -> list[bytes]:
+    """Return the encryption keys of a run's identities."""
     artefact = json.loads((run.path / "methods" / METAUNLEARN / "people.json").read_text())["artefact"]
     found = [file.read_bytes() for file in (vault_root() / artefact).iterdir()]
     assert len(found) == 3
     return found
 
 
-def sealed(run: Any) -> list[bytes]:
-    """Return what is encrypted with them."""
+def encrypted_blobs(run: Any) -> list[bytes]:
+    """Return the data encrypted with these keys."""
     from safetensors.numpy import load_file
 
     return [blob.tobytes() for blob in load_file(run.path / "methods" / METAUNLEARN / "people.safetensors").values()]
 
 
-def test_what_concerns_single_people_leaves_only_where_it_is_said_twice(hub: Hub, client: Client, make_run: Any, tmp_path: Path) -> None:
+def test_identity_data_is_only_sent_with_both_flags(hub: Hub, client: Client, make_run: Any, tmp_path: Path) -> None:
     from oneshui_hf.errors import OneshuiError
     from oneshui_hf.methods import Artefact
 
     run, before = make_run(), len(hub.requests)
-    told = client("push", run=run.path, repo_id="owner/people", with_people=True)["error"]
-    assert "personal data" in told
-    assert "--people-are-personal-data" in told
+    answer = client("push", run=run.path, repo_id="owner/people", with_people=True)["error"]
+    assert "personal data" in answer
+    assert "--people-are-personal-data" in answer
     assert "--with-people" in client("push", run=run.path, repo_id="owner/people", people_are_personal_data=True)["error"]
     assert len(hub.requests) == before
 
-    plant(run.path)
-    edit(run.path / "methods" / METAUNLEARN / "people.json", lambda v: v.update({TOKEN: TOKEN, "rows": {f"person_{TOKEN}": 1}}))
+    plant_canary(run.path)
+    edit(run.path / "methods" / METAUNLEARN / "people.json", lambda v: v.update({CANARY: CANARY, "rows": {f"person_{CANARY}": 1}}))
     hub.requests.clear()
     hub.large.clear()
-    twice = {"with_people": True, "people_are_personal_data": True}
-    assert "result" in client("push", run=run.path, repo_id="owner/people", **twice)
+    both_flags = {"with_people": True, "people_are_personal_data": True}
+    assert "result" in client("push", run=run.path, repo_id="owner/people", **both_flags)
     sent, files = hub.sent(), hub.files("owner/people")
     own = {f"methods/{METAUNLEARN}/people.{end}" for end in ("json", "safetensors")}
     assert {name for name in files if "people" in name} == own
-    assert all(blob in files[f"methods/{METAUNLEARN}/people.safetensors"] for blob in sealed(run))
+    assert all(blob in files[f"methods/{METAUNLEARN}/people.safetensors"] for blob in encrypted_blobs(run))
     assert set(json.loads(files[f"methods/{METAUNLEARN}/people.json"])) == {"format", "artefact", "index"}
-    assert TOKEN.encode() not in sent
+    assert CANARY.encode() not in sent
     assert PHOTO[100:200] not in sent
-    assert not [secret for secret in secrets(run) if secret in sent or secret.hex().encode() in sent]
+    assert not [secret for secret in identity_keys(run) if secret in sent or secret.hex().encode() in sent]
     card = files["README.md"].decode()
     assert "**Personal data:** the files `people.*`" in card
-    assert "what was prepared for each" not in card
+    assert "data prepared for each person" not in card
 
-    # They come along with a pull, and open where the secrets are.
-    client("pull", repo_id="owner/people", output_dir=tmp_path / "there")
-    there = tmp_path / "there" / "methods" / METAUNLEARN
-    assert list(Artefact.load(there, METAUNLEARN, run.weights).people) == [f"person_{TOKEN}", "somebody"]
+    # A pull downloads them; they can be decrypted where the keys are.
+    client("pull", repo_id="owner/people", output_dir=tmp_path / "pulled")
+    pulled_artefact = tmp_path / "pulled" / "methods" / METAUNLEARN
+    assert list(Artefact.load(pulled_artefact, METAUNLEARN, run.weights).people) == [f"person_{CANARY}", "somebody"]
     with pytest.raises(OneshuiError, match="not on this machine"):
-        list(Artefact.load(there, METAUNLEARN, run.weights, vault=tmp_path / "empty").people)
-    # A later push without them takes them away.
+        list(Artefact.load(pulled_artefact, METAUNLEARN, run.weights, vault=tmp_path / "empty").people)
+    # A later push without the flags removes them.
     assert "result" in client("push", run=run.path, repo_id="owner/people")
     assert not [name for name in hub.files("owner/people") if "people" in name]
-    assert "what was prepared for each" in hub.files("owner/people")["README.md"].decode()
+    assert "data prepared for each person" in hub.files("owner/people")["README.md"].decode()
 
 
-def test_people_that_are_not_encrypted_are_refused(hub: Hub, client: Client, make_run: Any) -> None:
+def test_identity_data_that_is_not_encrypted_is_an_error(hub: Hub, client: Client, make_run: Any) -> None:
     from safetensors.numpy import load_file, save_file
 
-    run, before, twice = make_run(), len(hub.requests), {"with_people": True, "people_are_personal_data": True}
+    run, before, both_flags = make_run(), len(hub.requests), {"with_people": True, "people_are_personal_data": True}
     index, blobs = (run.path / "methods" / METAUNLEARN / f"people.{end}" for end in ("json", "safetensors"))
     right, tensors = index.read_text(), load_file(blobs)
 
-    def refused() -> str:
-        told: str = client("push", run=run.path, repo_id="owner/clear", **twice)["error"]
-        assert TOKEN not in told.replace(str(run.path), "")
-        return told
+    def error_message() -> str:
+        answer: str = client("push", run=run.path, repo_id="owner/clear", **both_flags)["error"]
+        assert CANARY not in answer.replace(str(run.path), "")
+        return answer
 
-    save_file(tensors | {f"person_{TOKEN}": next(iter(tensors.values()))}, blobs)
-    assert "holds 1 tensors that are no encrypted ones" in refused()
-    save_file(tensors, blobs, {"who": TOKEN})
-    assert "carries text of its own" in refused()
+    save_file(tensors | {f"person_{CANARY}": next(iter(tensors.values()))}, blobs)
+    assert "contains 1 tensors that are not encrypted" in error_message()
+    save_file(tensors, blobs, {"who": CANARY})
+    assert "contains text in its metadata" in error_message()
     save_file(tensors, blobs)
-    edit(index, lambda v: v["index"].update({f"person_{TOKEN}": "0" * 32}))
-    assert "is no index of people" in refused()
+    edit(index, lambda v: v["index"].update({f"person_{CANARY}": "0" * 32}))
+    assert "is not an index of identities" in error_message()
     index.unlink()
-    assert "people.json is missing" in refused()
+    assert "people.json is missing" in error_message()
     index.write_text(right)
     assert len(hub.requests) == before
-    assert "result" in client("push", run=run.path, repo_id="owner/clear", **twice)
+    assert "result" in client("push", run=run.path, repo_id="owner/clear", **both_flags)
 
 
-def plant(path: Path) -> None:
-    """Put the name, the path and the photo wherever a run can hold them."""
-    person, extra = f"person_{TOKEN}", {TOKEN: 1, "who": TOKEN, "each": {f"person_{TOKEN}": 0.5, "7319": TOKEN}}
+def plant_canary(path: Path) -> None:
+    """Put the name, the path and the photo wherever a run can contain them."""
+    person, extra = f"person_{CANARY}", {CANARY: 1, "who": CANARY, "each": {f"person_{CANARY}": 0.5, "7319": CANARY}}
 
     def record(value: dict[str, Any]) -> None:
-        for name in ("data_dir", "dataset", "model", "split", "output_dir", "label_columns", "optimizer", TOKEN):
+        for name in ("data_dir", "dataset", "model", "split", "output_dir", "label_columns", "optimizer", CANARY):
             value["options"][name] = FOLDER
-        value["dataset"] |= {"name": TOKEN, "fingerprint": TOKEN, "labels": [TOKEN], "images": TOKEN, TOKEN: 1}
-        value["parent"] = {"run": FOLDER, "weights": TOKEN}
-        method = {"method": METAUNLEARN, "method_options": {"step": "raw", "teacher": FOLDER, person: TOKEN}}
-        value["report"] |= {"destroyed": TOKEN, person: 1, "who": TOKEN, "labels": TOKEN, "source": FOLDER, "method_from": TOKEN, **method}
-        value["report"]["history"] = [{"epoch": 1, "who": TOKEN, person: 2}]
-        value["versions"] |= {TOKEN: "1.0", "torch": TOKEN}
+        value["dataset"] |= {"name": CANARY, "fingerprint": CANARY, "labels": [CANARY], "images": CANARY, CANARY: 1}
+        value["parent"] = {"run": FOLDER, "weights": CANARY}
+        method = {"method": METAUNLEARN, "method_options": {"step": "raw", "teacher": FOLDER, person: CANARY}}
+        value["report"] |= {
+            "destroyed": CANARY,
+            person: 1,
+            "who": CANARY,
+            "labels": CANARY,
+            "source": FOLDER,
+            "method_from": CANARY,
+            **method,
+        }
+        value["report"]["history"] = [{"epoch": 1, "who": CANARY, person: 2}]
+        value["versions"] |= {CANARY: "1.0", "torch": CANARY}
 
     def artefact(value: dict[str, Any]) -> None:
-        value["report"] |= {person: 1, "calibration": [{"loss": 1.0, "who": TOKEN, person: 1}], "photo": FOLDER}
+        value["report"] |= {person: 1, "calibration": [{"loss": 1.0, "who": CANARY, person: 1}], "photo": FOLDER}
         value["options"]["teacher"] = FOLDER
-        value["versions"] |= {TOKEN: "1", "torch": FOLDER}
-        value[TOKEN] = TOKEN
+        value["versions"] |= {CANARY: "1", "torch": FOLDER}
+        value[CANARY] = CANARY
 
     edit(path / "oneshui.json", record)
     edit(path / "methods" / METAUNLEARN / "artefact.json", artefact)
-    edit(path / "config.json", lambda v: v.update({"_name_or_path": FOLDER, TOKEN: 1, "hidden_act_note": FOLDER}))
-    edit(path / "preprocessor_config.json", lambda v: v.update({TOKEN: 1, "image_mean": [0.5] * 3, "note": FOLDER}))
-    edit(path / "metrics.json", lambda v: v.update({TOKEN: 1, "compared_with": {"original": FOLDER}}))
-    edit(path / "metrics.json", lambda v: v.update({"cannot_tell": [f"Not about {person}."], "key": TOKEN}))
+    edit(path / "config.json", lambda v: v.update({"_name_or_path": FOLDER, CANARY: 1, "hidden_act_note": FOLDER}))
+    edit(path / "preprocessor_config.json", lambda v: v.update({CANARY: 1, "image_mean": [0.5] * 3, "note": FOLDER}))
+    edit(path / "metrics.json", lambda v: v.update({CANARY: 1, "compared_with": {"original": FOLDER}}))
+    edit(path / "metrics.json", lambda v: v.update({"cannot_tell": [f"Not about {person}."], "key": CANARY}))
     parts = ("intervals", "attacks", "noise_floor", "relearning", "probe")
-    edit(path / "metrics.json", lambda v: [v[part].update(extra | {"people": [TOKEN]}) for part in parts])
-    edit(path / "metrics.json", lambda v: v["intervals"]["forget"].update({TOKEN: [1, 2], person: TOKEN, "loss": [TOKEN, 1.0]}))
-    edit(path / "metrics.json", lambda v: v["attacks"]["loss"].update({"direction": TOKEN, person: 1, "auc": TOKEN, "interval": [TOKEN]}))
+    edit(path / "metrics.json", lambda v: [v[part].update(extra | {"people": [CANARY]}) for part in parts])
+    edit(path / "metrics.json", lambda v: v["intervals"]["forget"].update({CANARY: [1, 2], person: CANARY, "loss": [CANARY, 1.0]}))
+    edit(
+        path / "metrics.json", lambda v: v["attacks"]["loss"].update({"direction": CANARY, person: 1, "auc": CANARY, "interval": [CANARY]})
+    )
     edit(path / "metrics.json", lambda v: v["attacks"].update({"strongest": person}))
-    edit(path / "metrics.json", lambda v: v["forget"].update({"each": {person: 0.1}, "loss_of": TOKEN}))
+    edit(path / "metrics.json", lambda v: v["forget"].update({"each": {person: 0.1}, "loss_of": CANARY}))
     strays: tuple[str, ...] = (
         "photo.jpg",
         "README.md",
         "pytorch_model.bin",
-        f"{TOKEN}.json",
+        f"{CANARY}.json",
         ".gitattributes",
         "predictions/forget.safetensors",
         "predictions/forget-view1.safetensors",
         "curves.json",
         "report.html",
     )
-    strays += ("checkpoint-1/model.safetensors", f"methods/{METAUNLEARN}/photo.jpg", f"methods/{TOKEN}/private.json")
-    strays += (f"methods/{TOKEN}/people.json", f"methods/{TOKEN}/people.safetensors", f"methods/{GRADIENT_ASCENT}/people.key")
+    strays += ("checkpoint-1/model.safetensors", f"methods/{METAUNLEARN}/photo.jpg", f"methods/{CANARY}/private.json")
+    strays += (f"methods/{CANARY}/people.json", f"methods/{CANARY}/people.safetensors", f"methods/{GRADIENT_ASCENT}/people.key")
     for name in strays:
         (path / name).parent.mkdir(exist_ok=True)
         (path / name).write_bytes(PHOTO + f"{extra}".encode())
 
 
-def test_an_artefact_or_weights_that_carry_a_name_are_refused(hub: Hub, client: Client, make_run: Any) -> None:
+def test_artefact_or_weights_that_contain_a_name_are_an_error(hub: Hub, client: Client, make_run: Any) -> None:
     from safetensors.torch import load_file, save_file
 
     from oneshui_hf.runs import hash_weights
 
     run, before = make_run(), len(hub.requests)
     file = run.path / "methods" / METAUNLEARN / "artefact.json"
-    edit(file, lambda v: v["values"].update({"rows": {f"person_{TOKEN}": 1}}))
-    assert "fault of the method" in client("push", run=run.path, repo_id="owner/refused")["error"]
+    edit(file, lambda v: v["values"].update({"rows": {f"person_{CANARY}": 1}}))
+    assert "bug in the method" in client("push", run=run.path, repo_id="owner/refused")["error"]
     edit(file, lambda v: v["values"].pop("rows"))
     weights = run.path / "model.safetensors"
-    save_file(load_file(weights), weights, {"format": "pt", "photographed": TOKEN})
+    save_file(load_file(weights), weights, {"format": "pt", "photographed": CANARY})
     edit(run.path / "oneshui.json", lambda v: v.update(weights=hash_weights(run.path)))
     assert "photographed" in client("push", run=run.path, repo_id="owner/refused")["error"]
     save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
@@ -435,7 +445,7 @@ def test_an_artefact_or_weights_that_carry_a_name_are_refused(hub: Hub, client: 
     assert len(hub.requests) == before
 
 
-def test_visibility_is_private_unless_told_otherwise(hub: Hub, client: Client, make_run: Any) -> None:
+def test_repository_is_private_unless_public_is_requested(hub: Hub, client: Client, make_run: Any) -> None:
     run = make_run().path
     assert "result" in client("push", run=run, repo_id="owner/open", private=False)
     assert not hub.repos["owner/open"].private
@@ -447,19 +457,25 @@ def test_visibility_is_private_unless_told_otherwise(hub: Hub, client: Client, m
     assert hub.repos["owner/closed"].private
 
 
-def test_a_push_replaces_an_earlier_one_and_keeps_what_is_not_its_own(hub: Hub, client: Client, make_run: Any, tmp_path: Path) -> None:
-    old = dict.fromkeys(("model-00001-of-00002.safetensors", "methods/old/artefact.json", "LICENSE", "docs/a.json"), b"old")
-    hub.add("owner/again", old)
+def test_push_removes_files_of_an_earlier_push_in_one_commit_and_keeps_other_files(
+    hub: Hub, client: Client, make_run: Any, tmp_path: Path
+) -> None:
+    published = {"model-00001-of-00002.safetensors", "methods/old/artefact.json", "methods/old/people.json"}
+    foreign = {"LICENSE", "docs/a.json", "docs/README.md", "methods/old/notes/artefact.json", "model/extra.safetensors"}
+    hub.add("owner/again", dict.fromkeys(published | foreign, b"old"))
+    commits = len(hub.repos["owner/again"].commits)
     client("push", run=make_run().path, repo_id="owner/again", revision="second")
-    assert not [name for name in hub.files("owner/again", "second") if name in list(old)[:2]]
-    assert {"LICENSE", "docs/a.json"} <= set(hub.files("owner/again", "second"))
-    assert set(hub.files("owner/again")) == {".gitattributes", *old}
-    assert "no run" in client("pull", repo_id="owner/again", output_dir=tmp_path / "main")["error"]
+    assert len(hub.repos["owner/again"].commits) == commits + 1
+    after = set(hub.files("owner/again", "second"))
+    assert not after & published
+    assert foreign <= after
+    assert set(hub.files("owner/again")) == {".gitattributes", *published, *foreign}
+    assert "does not contain a run" in client("pull", repo_id="owner/again", output_dir=tmp_path / "main")["error"]
     assert "result" in client("pull", repo_id="owner/again", output_dir=tmp_path / "second", revision="second")
     assert "no revision 'third'" in client("pull", repo_id="owner/again", output_dir=tmp_path / "x", revision="third")["error"]
 
 
-def test_what_was_tampered_with_is_not_kept(hub: Hub, client: Client, make_run: Any, tmp_path: Path) -> None:
+def test_pull_of_a_tampered_run_leaves_no_file(hub: Hub, client: Client, make_run: Any, tmp_path: Path) -> None:
     client("push", run=make_run().path, repo_id="owner/tampered")
     weights = bytearray(hub.files("owner/tampered")["model.safetensors"])
     weights[-1] ^= 1
@@ -469,33 +485,33 @@ def test_what_was_tampered_with_is_not_kept(hub: Hub, client: Client, make_run: 
     assert not [r for r in hub.requests if r.path.endswith(("evil.bin", "code.py"))]
 
 
-def test_each_failure_is_one_sentence(hub: Hub, client: Client, make_run: Any, tmp_path: Path) -> None:
-    assert client.heavy == []  # importing the stage is cheap
-    run, there = make_run().path, tmp_path / "there"
+def test_each_error_is_one_sentence(hub: Hub, client: Client, make_run: Any, tmp_path: Path) -> None:
+    assert client.heavy_imports == []  # importing the module is cheap
+    run, output_dir = make_run().path, tmp_path / "pulled"
     hub.add("owner/secret", {})
 
     def error(what: str, **step: Any) -> str:
-        told: str = client(what, **{"repo_id": "owner/secret"} | step).get("error", "no error")
-        assert told.count("\n") == 0 and told.endswith((".", "`")), told
-        return told
+        answer: str = client(what, **{"repo_id": "owner/secret"} | step).get("error", "no error")
+        assert answer.count("\n") == 0 and answer.endswith((".", "`")), answer
+        return answer
 
     assert "hf auth login" in error("push", run=run, token=None)
-    assert "does not let you" in error("push", run=run, token="hf_wrong")
-    assert "does not let you" in error("push", run=run, token="hf_stranger")
+    assert "denies you this access" in error("push", run=run, token="hf_wrong")
+    assert "denies you this access" in error("push", run=run, token="hf_other")
     assert "USER/NAME" in error("push", run=run, repo_id="a/b/c")
     assert "HF_HUB_OFFLINE" in error("push", run=run, offline=True)
     assert "cannot be reached" in error("push", run=run, endpoint="http://127.0.0.1:9")
-    pull = {"output_dir": there}
-    assert "does not let you" in error("pull", token="hf_wrong", **pull)
-    assert "no repository" in error("pull", token="hf_stranger", **pull)
-    assert "no repository" in error("pull", token=None, **pull)
-    assert "no repository" in error("pull", repo_id="owner/nothing", **pull)
+    pull = {"output_dir": output_dir}
+    assert "denies you this access" in error("pull", token="hf_wrong", **pull)
+    assert "does not exist or you cannot access it" in error("pull", token="hf_other", **pull)
+    assert "does not exist or you cannot access it" in error("pull", token=None, **pull)
+    assert "does not exist or you cannot access it" in error("pull", repo_id="owner/nothing", **pull)
     assert "USER/NAME" in error("pull", repo_id="a b", **pull)
     assert "HF_HUB_OFFLINE" in error("pull", offline=True, **pull)
     assert "cannot be reached" in error("pull", endpoint="http://127.0.0.1:9", **pull)
     assert list(tmp_path.iterdir()) == []
-    there.mkdir()
-    (there / "mine.txt").write_text("mine")
+    output_dir.mkdir()
+    (output_dir / "mine.txt").write_text("mine")
     assert "--output-dir" in error("pull", **pull)
     edit(run / "oneshui.json", lambda v: v.update(state="training"))
     assert "has not finished" in error("push", run=run)

@@ -1,8 +1,8 @@
-"""PGU, SSD and JiT with the errors that they have elsewhere, so that a table can show what repairing them is worth. Not to be used.
+"""PGU, SSD and JiT with the errors of other implementations, to measure the effect of the repairs. Not for use.
 
-    pip install tests/studies/unrepaired      then unrepaired-pgu, unrepaired-ssd and unrepaired-jit are methods like any other
+    pip install tests/studies/unrepaired      installs the methods unrepaired-pgu, unrepaired-ssd and unrepaired-jit
 
-Each class inherits the product's method and changes the broken lines alone.
+Each class inherits from the shipped method and overrides only the incorrect lines.
 """
 
 from __future__ import annotations
@@ -23,49 +23,51 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from oneshui_hf.methods import Artefact, TaskKind
+    from oneshui_hf.methods import Artefact, TaskKind, Weights
     from oneshui_plugins.common.input_covariance import Covariance, Layer
-    from oneshui_plugins.common.parameter_importance import Batch, Gradients, Value, Weights
+    from oneshui_plugins.common.parameter_importance import LoadBatch, PerImageGradients, PerImageValue
 
 
 @dataclass(frozen=True)
 class UnrepairedPGUOptions(PGUOptions):
-    subtract: bool = option(True, "Take the photos handed in out of the covariances, in which they never were.", at="apply")
+    subtract_support: bool = option(
+        True, "Subtract the covariance of the support images, which were not training photos.", at="apply", formerly=("subtract",)
+    )
 
 
 class UnrepairedPGU(PGU):
-    summary = "pgu as it is elsewhere: two attributes are forgotten, patches overlap, energies are negative"
+    summary = "runs pgu with known errors: it forgets two attributes only, patches overlap, energies can be negative"
     options = UnrepairedPGUOptions
 
     @staticmethod
     def loss(logits: torch.Tensor, labels: torch.Tensor, kind: TaskKind) -> torch.Tensor:
-        """Take the labels 0 and 1 of K attributes for numbers of classes: -log p[0] or -log p[1], for each attribute."""
+        """Use the labels 0 and 1 of K attributes as class indices: -log p[0] or -log p[1], for each attribute."""
         from torch.nn.functional import logsigmoid
 
         if kind == "single_label":
             return PGU.loss(logits, labels, kind)
-        return -logsigmoid(logits).gather(1, labels.long()).mean(dim=1)  # a boolean mask is meant
+        return -logsigmoid(logits).gather(1, labels.long()).mean(dim=1)  # the correct code uses a boolean mask
 
     @staticmethod
-    def covariances(
-        model: nn.Module, photos: int, load: Callable[[torch.Tensor], torch.Tensor], chunk: int, context: Context
+    def input_covariances(
+        model: nn.Module, num_images: int, load: Callable[[torch.Tensor], torch.Tensor], chunk: int, context: Context
     ) -> dict[str, Covariance]:
-        """Take a patch at every place, also where the convolution takes none."""
-        from oneshui_plugins.common.input_covariance import covariances
+        """Use patches with stride 1, whatever the stride of the convolution."""
+        from oneshui_plugins.common.input_covariance import input_covariances
 
-        return covariances(model, photos, load, chunk, context, rows_of=stride_one)
+        return input_covariances(model, num_images, load, chunk, context, extract_rows=stride_one)
 
     @staticmethod
-    def core(covariance: torch.Tensor, gamma: float) -> torch.Tensor:
-        """Let negative energies count, which a covariance has where rows were taken from it that were not in it."""
+    def core_space(covariance: torch.Tensor, gamma: float) -> torch.Tensor:
+        """Include negative energies, which occur if subtracted rows were not in the covariance."""
         import torch
 
         energies, vectors = torch.linalg.eigh(covariance.double())
         energies, vectors = energies.flip(-1), vectors.flip(-1)
-        reached = energies.cumsum(-1)
-        needed = reached - energies < gamma * reached[..., -1:]
-        most = int(needed.sum(-1).max())
-        return (vectors * needed.unsqueeze(-2))[..., :most]
+        cumulative = energies.cumsum(-1)
+        is_needed = cumulative - energies < gamma * cumulative[..., -1:]
+        k = int(is_needed.sum(-1).max())
+        return (vectors * is_needed.unsqueeze(-2))[..., :k]
 
 
 def stride_one(layer: Layer, x: torch.Tensor) -> torch.Tensor:
@@ -81,67 +83,67 @@ def stride_one(layer: Layer, x: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class UnrepairedSSDOptions(SSDOptions):
-    chunk: int = option(32, "Training photos of a batch, whose mean gradient is squared; the result depends on it.", minimum=1)
+    chunk: int = option(32, "Training photos per batch, whose mean gradient is squared; the result depends on it.", minimum=1)
 
 
 class UnrepairedSSD(SSD):
-    summary = "ssd as it is elsewhere: the mean gradient of a batch is squared, so importances depend on its size"
+    summary = "runs ssd with a known error: it squares the mean gradient of a batch, so importances depend on the batch size"
     options = UnrepairedSSDOptions
 
     def apply(
         self, model: nn.Module, data: DataAccess, artefact: Artefact | None, options: UnrepairedSSDOptions, context: Context
     ) -> nn.Module:
-        """Take the photos handed in as one batch."""
+        """Use all support images as one batch."""
         return super().apply(model, data, artefact, dataclasses.replace(options, chunk=len(data.support)), context)
 
     def _importances(
-        self, model: nn.Module, batch: Batch, positions: torch.Tensor, options: UnrepairedSSDOptions, context: Context
+        self, model: nn.Module, load: LoadBatch, positions: torch.Tensor, options: UnrepairedSSDOptions, context: Context
     ) -> Weights:
-        from oneshui_plugins.common.parameter_importance import importances
+        from oneshui_plugins.common.parameter_importance import parameter_importances
 
         kind = context.task.kind
-        return importances(
+        return parameter_importances(
             model,
-            batch,
+            load,
             positions,
-            lambda logits, labels: self.value(logits, labels, kind),
+            lambda logits, labels: self.per_image_value(logits, labels, kind),
             self.power,
             options.chunk,
             context,
-            differentiate=per_batch,
+            differentiate=batch_gradients,
         )
 
 
-def per_batch(model: nn.Module, value: Value, chunk: int) -> Gradients:
-    """In place of each photo's gradient, take the gradient of its batch's mean value."""
+def batch_gradients(model: nn.Module, value: PerImageValue, chunk: int) -> PerImageGradients:
+    """Return the function that gives, instead of each photo's gradient, the gradient of its batch's mean value."""
     import torch
 
-    def of_all(theta: Weights, pixels: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def mean_value(theta: Weights, pixels: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         logits = torch.func.functional_call(model, theta, kwargs={"pixel_values": pixels}).logits
         return value(logits, labels).mean()
 
-    gradient = torch.func.grad(of_all)
+    gradient = torch.func.grad(mean_value)
 
-    def of_some(theta: Weights, pixels: torch.Tensor, labels: torch.Tensor) -> Weights:
+    def differentiate(theta: Weights, pixels: torch.Tensor, labels: torch.Tensor) -> Weights:
         return {name: part.expand(len(pixels), *part.shape) for name, part in gradient(theta, pixels, labels).items()}
 
-    return of_some
+    return differentiate
 
 
 @dataclass(frozen=True)
 class UnrepairedJiTOptions(JiTOptions):
     sigma: float = option(
-        30.0, "Standard deviation of the noise on preprocessed pixels, which span about -2 to 2.", minimum=1e-3, at="apply"
+        30.0, "Standard deviation of the noise on preprocessed pixels, which range from about -2 to 2.", minimum=1e-3, at="apply"
     )
 
 
 class UnrepairedJiT(JiT):
-    summary = "jit as it is elsewhere: a photo's step is made of all gradients so far, under noise that leaves nothing of a face"
+    summary = "runs jit with known errors: steps use all gradients so far, and the noise makes faces unrecognisable"
     options = UnrepairedJiTOptions
-    presets = None  # they name the repaired sigma
+    presets = None  # they contain the repaired sigma
 
     @staticmethod
-    def gradients(value: torch.Tensor, weights: Sequence[nn.Parameter]) -> Sequence[torch.Tensor | None]:
-        """Add the gradient of a photo's penalty to those of the photos before it."""
-        value.backward()
+    def gradients(penalty: torch.Tensor, weights: Sequence[nn.Parameter]) -> Sequence[torch.Tensor | None]:
+        """Add the gradient of a photo's penalty to those of the previous photos."""
+        penalty.backward()
         return [weight.grad for weight in weights]

@@ -1,1 +1,1 @@
-"""Builders of the data sets that ship with the package, one a module (a builder's name is its module's)."""
+"""Builders of the data sets in this package, one per module. The name of a builder is the name of its module."""

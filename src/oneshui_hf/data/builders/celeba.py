@@ -1,7 +1,7 @@
 """CelebA (Liu et al. 2015): 202,599 photos of 10,177 people with 40 attributes, or any subset of its images.
 
-Read from the folder that people have on disk. The text files are padded with spaces and end lines in CRLF; the `.csv` variants
-from Kaggle name the photo column `image_id`, `id` or nothing.
+It is read from a folder on disk. The text files are padded with spaces and have CRLF line ends; the `.csv` variants from Kaggle name the
+photo column `image_id`, `id`, or do not name it.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import numpy as np
 
 from ...errors import OneshuiError
 from ..images import SUFFIXES
-from ..schema import LeftOut, Task
-from .annotation_files import line_of, read_table
+from ..schema import Exclusions, Task
+from .annotation_files import line_of, read_integer_table
 from .base import Annotations, FaceBuilder
-from .layout import Layout, hash_files, names_in
+from .layout import Layout, file_names, hash_files
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +25,7 @@ IMAGES = "img_align_celeba"
 ATTRIBUTES = ("list_attr_celeba.txt", "list_attr_celeba.csv")
 IDENTITIES = ("identity_CelebA.txt", "identity_CelebA.csv")
 
-# Columns beyond the schema, where their file is there: what the publishers say of each photo, and nothing here trains on.
+# Additional columns, if their file exists: the publishers' annotations of each photo that are not used in training.
 EXTRAS = {
     "partition": (("list_eval_partition.txt", "list_eval_partition.csv"), ("partition",)),
     "bbox": (("list_bbox_celeba.txt", "list_bbox_celeba.csv"), ("x", "y", "width", "height")),
@@ -56,7 +56,7 @@ ATTRIBUTE_NAMES = tuple(
 
 
 class CelebA(FaceBuilder):
-    """CelebA in the layout that people have on disk."""
+    """CelebA in its published folder layout."""
 
     summary = "CelebA: 40 attributes, 10,177 people"
     needs = "--data-dir with img_align_celeba/, list_attr_celeba.txt (or .csv), identity_CelebA.txt"
@@ -67,47 +67,47 @@ class CelebA(FaceBuilder):
         return Task("multi_label", ATTRIBUTE_NAMES)
 
     def extras(self) -> dict[str, int]:
-        """Return the optional columns whose file is there."""
+        """Return the optional columns whose file exists."""
         folder = LAYOUT.locate(self.config.data_dir)
         return {name: len(columns) for name, (files, columns) in EXTRAS.items() if LAYOUT.find(folder, files)}
 
     @classmethod
     def fingerprint(cls, data_dir: Path | None) -> str:
-        """Return a hash of the annotation files and of the images' names, sizes and times of change."""
+        """Return a hash of the annotation files and of the images' names, sizes and modification times."""
         folder = LAYOUT.locate(data_dir)
         extras = [LAYOUT.find(folder, files) for files, _ in EXTRAS.values()]
         return hash_files([LAYOUT.find(folder, ATTRIBUTES), LAYOUT.find(folder, IDENTITIES), *extras], [image_folder(folder / IMAGES)])
 
     def annotations(self) -> Annotations:
-        """Read attributes, identities and what else is there."""
+        """Read attributes, identities and the optional columns."""
         folder = LAYOUT.locate(self.config.data_dir)
         people = read_identities(LAYOUT.require(folder, IDENTITIES))
-        found = attribute_rows(LAYOUT.require(folder, ATTRIBUTES), people, folder / IMAGES)
+        annotations = join_annotations(LAYOUT.require(folder, ATTRIBUTES), people, folder / IMAGES)
         for name, (files, columns) in EXTRAS.items():
             if file := LAYOUT.find(folder, files):
-                values = read_table(file, columns).reindex(found.keys, fill_value=-1).to_numpy(dtype=np.int32)
-                found.extras[name] = values[:, 0] if len(columns) == 1 else values
-        return found
+                values = read_integer_table(file, columns).reindex(annotations.keys, fill_value=-1).to_numpy(dtype=np.int32)
+                annotations.extras[name] = values[:, 0] if len(columns) == 1 else values
+        return annotations
 
 
-def attribute_rows(file: Path, people: pd.Series, images: Path) -> Annotations:
-    """Join an attribute file in CelebA's form with the people on its photos and the photos that are there.
+def join_annotations(file: Path, people: pd.Series, images: Path) -> Annotations:
+    """Join an attribute file in CelebA's format with the identities and the existing photos.
 
     Raises:
         OneshuiError: The attribute file is damaged.
     """
     attributes = read_attributes(file)
     images = image_folder(images)
-    names, annotated, place = names_in(images), set(attributes.index), str(images)
+    names, annotated, folder = file_names(images), set(attributes.index), str(images)
     known = attributes.index.isin(people.index)
     rows = attributes[known]
     keys = rows.index.tolist()
     return Annotations(
         keys=keys,
-        images=[f"{place}/{key}" if key in names else None for key in keys],
+        images=[f"{folder}/{key}" if key in names else None for key in keys],
         identities=list(map(str, people.loc[keys].tolist())),
         labels=(rows.to_numpy() > 0).astype(np.int8),
-        left_out=LeftOut(
+        exclusions=Exclusions(
             without_row=sorted(name for name in names - annotated if name.lower().endswith(SUFFIXES)),
             without_identity=sorted(name for name in attributes.index[~known] if name in names),
         ),
@@ -115,24 +115,26 @@ def attribute_rows(file: Path, people: pd.Series, images: Path) -> Annotations:
 
 
 def image_folder(folder: Path) -> Path:
-    """Return the folder of the photos; Kaggle's archive holds it twice, one inside the other."""
+    """Return the folder of the photos. Kaggle's archive contains a folder of this name inside a folder of this name."""
     nested = folder / folder.name
     return nested if nested.is_dir() else folder
 
 
 def read_attributes(file: Path) -> pd.DataFrame:
-    """Read an attribute file: one row a photo (its name is the index), one column an attribute, -1 or 1 (or 0 or 1).
+    """Read an attribute file: one row per photo (its name is the index), one column per attribute, -1 or 1 (or 0 or 1).
 
     Raises:
-        OneshuiError: The file is damaged (see `read_table`), or an attribute has another value or all three.
+        OneshuiError: The file is damaged (see `read_table`), or an attribute has another value, or has all three values.
     """
-    frame = read_table(file, ATTRIBUTE_NAMES, named=True)
+    frame = read_integer_table(file, ATTRIBUTE_NAMES, named=True)
     values = frame.to_numpy()
-    if (wrong := np.flatnonzero((np.abs(values) > 1).any(axis=1))).size:
-        where = f"Line {line_of(file, wrong[0])} of {file}"
-        raise OneshuiError(f"{where} holds an attribute other than -1, 0 and 1; repair or remove it.")
+    if (invalid := np.flatnonzero((np.abs(values) > 1).any(axis=1))).size:
+        where = f"Line {line_of(file, invalid[0])} of {file}"
+        raise OneshuiError(f"{where} contains an attribute value other than -1, 0 and 1; repair or remove it.")
     if (mixed := np.flatnonzero((values == 0).any(axis=0) & (values == -1).any(axis=0))).size:
-        raise OneshuiError(f"Label column '{ATTRIBUTE_NAMES[mixed[0]]}' of {file} holds -1 and 0; an attribute is -1 or 1, or 0 or 1.")
+        raise OneshuiError(
+            f"Label column '{ATTRIBUTE_NAMES[mixed[0]]}' of {file} contains -1 and 0; an attribute must be -1 or 1, or 0 or 1."
+        )
     return frame
 
 
@@ -142,4 +144,4 @@ def read_identities(file: Path) -> pd.Series:
     Raises:
         OneshuiError: The file is damaged; see `read_table`.
     """
-    return read_table(file, ("identity",))["identity"]
+    return read_integer_table(file, ("identity",))["identity"]

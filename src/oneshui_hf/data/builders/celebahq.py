@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..schema import Task
 from .base import Annotations, FaceBuilder
-from .celeba import ATTRIBUTE_NAMES, attribute_rows, image_folder, read_identities
+from .celeba import ATTRIBUTE_NAMES, image_folder, join_annotations, read_identities
 from .layout import Layout, hash_files
 
 IMAGES = "CelebA-HQ-img"
@@ -42,7 +42,7 @@ class CelebAHQ(FaceBuilder):
 
     @classmethod
     def fingerprint(cls, data_dir: Path | None) -> str:
-        """Return a hash of the annotation files and of the images' names, sizes and times of change."""
+        """Return a hash of the annotation files and of the images' names, sizes and modification times."""
         folder = LAYOUT.locate(data_dir)
         return hash_files([LAYOUT.find(folder, ATTRIBUTES), LAYOUT.find(folder, IDENTITIES)], [image_folder(folder / IMAGES)])
 
@@ -50,4 +50,4 @@ class CelebAHQ(FaceBuilder):
         """Read attributes and identities."""
         folder = LAYOUT.locate(self.config.data_dir)
         people = read_identities(LAYOUT.require(folder, IDENTITIES))
-        return attribute_rows(LAYOUT.require(folder, ATTRIBUTES), people, folder / IMAGES)
+        return join_annotations(LAYOUT.require(folder, ATTRIBUTES), people, folder / IMAGES)

@@ -1,4 +1,4 @@
-"""Where a data set's files lie below the folder that a user names, and what tells that they have changed."""
+"""Finds the files of a data set below a folder, and hashes them to detect changes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ...errors import OneshuiError, UsageError
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a data set's files lie below its folder.
+    """The expected files of a data set below its folder.
 
     Attributes:
         name: The data set's name on the command line.
-        home: What its folder is called where several data sets lie side by side.
+        home: Usual name of its folder inside a folder of several data sets.
         images: Its image folders.
-        files: Its annotation files, each under all the names that it goes by.
-        tree: What to show who looks for the right folder.
+        files: Its annotation files, each with all its possible names.
+        tree: A description of the folder, for error messages.
     """
 
     name: str
@@ -31,61 +31,63 @@ class Layout:
     tree: str
 
     def locate(self, data_dir: str | Path | None) -> Path:
-        """Find the folder: the one given, or `home` in it.
+        """Return the folder of the data set: the given folder, or `home` inside it.
 
         Raises:
-            UsageError: No folder was given, or none that exists.
-            OneshuiError: It is a level too high or too low (the right one is named), or something is missing; the tree is shown.
+            UsageError: No folder is given, or it does not exist.
+            OneshuiError: The folder is a level too high or too low (the message names the right one), or files are missing.
         """
         if not data_dir:
-            raise UsageError(f"Data set '{self.name}' is read from a folder on disk: name it with --data-dir. Expected there:\n{self.tree}")
+            raise UsageError(
+                f"Data set '{self.name}' is read from a folder on disk: name it with --data-dir. Expected content:\n{self.tree}"
+            )
         given = Path(data_dir).expanduser()
         if not given.is_dir():
-            raise UsageError(f"--data-dir {data_dir} is not a folder. Expected there for '{self.name}':\n{self.tree}")
-        begun = [folder for folder in (given, given / self.home) if self._begun(folder)]
-        for folder in begun:
+            raise UsageError(f"--data-dir {data_dir} is not a folder. Expected content for '{self.name}':\n{self.tree}")
+        partial = [folder for folder in (given, given / self.home) if self._has_any(folder)]
+        for folder in partial:
             if not self._missing(folder):
                 return folder
-        if hint := self.elsewhere(given):
+        if hint := self.suggest_folder(given):
             raise OneshuiError(hint)
-        if begun:
-            raise OneshuiError(f"{begun[0]} lacks {' and '.join(self._missing(begun[0]))}. Expected:\n{self.tree}")
-        sought = f"folder {self.images[0]}/" if self.images else self.files[0][0]
-        raise OneshuiError(f"{given} holds no {sought}. Expected:\n{self.tree}")
+        if partial:
+            raise OneshuiError(f"{partial[0]} lacks {' and '.join(self._missing(partial[0]))}. Expected:\n{self.tree}")
+        expected = f"folder {self.images[0]}/" if self.images else self.files[0][0]
+        raise OneshuiError(f"{given} contains no {expected}. Expected:\n{self.tree}")
 
-    def elsewhere(self, given: Path) -> str | None:
-        """Say which folder was meant, where one or two levels above or below the given one is the data set's."""
+    def suggest_folder(self, given: Path) -> str | None:
+        """Return a sentence that names the data set's folder if it is one or two levels above or below the given one."""
         for folder in given.absolute().parents[:2]:
-            if self.whole(folder):
-                return f"{given} lies inside the data set, a level too low; name {folder} instead."
+            if self.is_complete(folder):
+                return f"{given} is inside the data set's folder, a level too low; name {folder} instead."
         for folder in _below(given):
-            if self.whole(folder):
-                return f"{given} lies above the data set, a level too high; name {folder} instead."
+            if self.is_complete(folder):
+                return f"{given} is above the data set's folder, a level too high; name {folder} instead."
         return None
 
     def find(self, folder: Path, names: Sequence[str]) -> Path | None:
-        """Return the file under the first of its names that is there."""
+        """Return the first of these files that exists, or None."""
         return next((folder / name for name in names if (folder / name).is_file()), None)
 
     def require(self, folder: Path, names: Sequence[str]) -> Path:
-        """Return the file under the first of its names that is there; `locate` has seen that one is."""
+        """Return the first of these files that exists. One does, since `locate` checks this."""
         return self.find(folder, names) or folder / names[0]
 
-    def _begun(self, folder: Path) -> bool:
-        """Whether any of its folders or files is there."""
+    def _has_any(self, folder: Path) -> bool:
+        """Return whether any image folder or annotation file exists."""
         return any((folder / name).is_dir() for name in self.images) or any(self.find(folder, names) for names in self.files)
 
     def _missing(self, folder: Path) -> list[str]:
         return [names[0] for names in self.files if self.find(folder, names) is None]
 
-    def whole(self, folder: Path) -> bool:
-        """Whether all of its files and an image folder are there."""
-        images = not self.images or any((folder / name).is_dir() for name in self.images)
-        return images and not self._missing(folder)
+    def is_complete(self, folder: Path) -> bool:
+        """Return whether all annotation files and an image folder exist."""
+        has_images = not self.images or any((folder / name).is_dir() for name in self.images)
+        return has_images and not self._missing(folder)
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """Yield the folders one and two levels below; of each folder a hundred at most, hidden and unreadable ones left out."""
+    """Yield the folders one and two levels below: at most a hundred per folder, without hidden and unreadable ones."""
     for current, names, _ in os.walk(folder):
         depth = len(Path(current).relative_to(folder).parts)
         names[:] = sorted(name for name in names if not name.startswith("."))[: 100 if depth < 2 else 0]
@@ -94,31 +96,31 @@ def _below(folder: Path) -> Iterator[Path]:
 
 
 def hash_files(files: Sequence[Path | None], folders: Sequence[Path]) -> str:
-    """Return a hash of the annotation files' contents and of the image folders' names, sizes and times of change."""
+    """Return a hash of the annotation files' contents and of the image folders' names, sizes and modification times."""
     digest = hashlib.sha256()
     for file in filter(None, files):
         digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
     for folder in folders:
-        for name, entry in walk(folder):
-            with contextlib.suppress(FileNotFoundError):  # was removed meanwhile
+        for name, entry in walk_files(folder):
+            with contextlib.suppress(FileNotFoundError):  # removed in the meantime
                 status = entry.stat()
                 digest.update(os.fsencode(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n"))
         digest.update(b"\0")
     return digest.hexdigest()[:32]
 
 
-def walk(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Yield (path below the folder, entry) of every file, in the same order on every machine.
+def walk_files(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Yield (relative path, entry) of every file below a folder, in the same order on every machine.
 
-    Links are followed, each folder is entered once, and a link that leads nowhere is no file.
+    Links are followed, each folder is visited once, and broken links are ignored.
     """
-    stack, entered = [str(folder)], set()
+    stack, visited = [str(folder)], set()
     start = len(os.path.join(folder, ""))  # noqa: PTH118 - of 200,000 paths, cutting the text is faster than relative_to
     while stack:
         current = stack.pop()
-        if (real := Path(current).resolve()) in entered or not real.is_dir():
+        if (real := Path(current).resolve()) in visited or not real.is_dir():
             continue
-        entered.add(real)
+        visited.add(real)
         with os.scandir(current) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 with contextlib.suppress(OSError):  # a link to itself
@@ -128,6 +130,6 @@ def walk(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
                         yield entry.path[start:], entry
 
 
-def names_in(folder: Path) -> set[str]:
-    """Return the paths below a folder of all its files."""
-    return {name for name, _ in walk(folder)}
+def file_names(folder: Path) -> set[str]:
+    """Return the relative paths of all files below a folder."""
+    return {name for name, _ in walk_files(folder)}

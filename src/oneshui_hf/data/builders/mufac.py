@@ -1,8 +1,8 @@
 """MUFAC (Choi and Na 2023): 13,068 photos of 1,216 members of Korean families, in eight age classes.
 
-A person is a family and a member of it ("F0001" and "D2"), the label the class letter; the number in a file's name is the age at the time
-of the photo. Two configurations: `published` pools the three parts, as the 1-SHUI paper does before it splits by identity; `cleaned` leaves
-out photos that nearly repeat one of another person or another part.
+A person is identified by family and member ("F0001" and "D2"); the label is the class letter; the number in a file's name is the age at
+the time of the photo. There are two configurations: `published` concatenates the three parts, as the 1-SHUI paper does before the split by
+identity; `cleaned` excludes near-duplicates of photos of another person or another part.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import datasets
 import numpy as np
 
 from ...errors import OneshuiError
-from ..image_hashes import NEAR, look_at, near_pairs
+from ..image_hashes import NEAR_DUPLICATE_BITS, find_near_duplicates, hash_images
 from ..images import SUFFIXES
-from ..schema import LeftOut, Task
-from .annotation_files import read_words
+from ..schema import Exclusions, Task
+from .annotation_files import read_text_table
 from .base import Annotations, FaceBuilder
-from .layout import Layout, hash_files, walk
+from .layout import Layout, hash_files, walk_files
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,27 +37,27 @@ LAYOUT = Layout(
     tree="""\
   DIR/train_images/  DIR/val_images/  DIR/test_images/
   DIR/custom_train_dataset.csv  DIR/custom_val_dataset.csv  DIR/custom_test_dataset.csv
-The folders fixed_val_dataset/ and fixed_test_dataset/ may be there and are searched for photos that a part's own folder lacks.""",
+fixed_val_dataset/ and fixed_test_dataset/ are optional; they are searched for photos that a part's own folder lacks.""",
 )
 
 
 @dataclass
 class MufacConfig(datasets.BuilderConfig):  # type: ignore[misc]
-    """Whether near-duplicates across people and parts are left out."""
+    """Whether near-duplicates across people and parts are excluded."""
 
     cleaned: bool = False
 
 
 class Mufac(FaceBuilder):
-    """MUFAC in the layout that its authors publish."""
+    """MUFAC in the folder layout of its authors."""
 
     BUILDER_CONFIG_CLASS = MufacConfig
     BUILDER_CONFIGS = tuple(
-        MufacConfig(name, version=FaceBuilder.VERSION, cleaned=name == "cleaned")  # a version of its own would hide the builder's
+        MufacConfig(name, version=FaceBuilder.VERSION, cleaned=name == "cleaned")  # a different version would override the builder's
         for name in ("published", "cleaned")
     )
     DEFAULT_CONFIG_NAME = "published"
-    summary = "MUFAC: 8 age classes, 1,216 people; --subset cleaned leaves near-duplicates out"
+    summary = "MUFAC: 8 age classes, 1,216 people; --subset cleaned excludes near-duplicates"
     needs = "--data-dir with {train,val,test}_images/ and custom_{train,val,test}_dataset.csv"
     layout = LAYOUT
 
@@ -67,32 +67,32 @@ class Mufac(FaceBuilder):
 
     @classmethod
     def fingerprint(cls, data_dir: Path | None) -> str:
-        """Return a hash of the annotation files and of the images' names, sizes and times of change."""
+        """Return a hash of the annotation files and of the images' names, sizes and modification times."""
         folder = LAYOUT.locate(data_dir)
-        places = [place for part in PARTS for place in _places(folder, part)]
-        return hash_files([LAYOUT.find(folder, names) for names in LAYOUT.files], places)
+        folders = [images for part in PARTS for images in _image_folders(folder, part)]
+        return hash_files([LAYOUT.find(folder, names) for names in LAYOUT.files], folders)
 
     def annotations(self) -> Annotations:
-        """Pool the rows of the three parts."""
+        """Concatenate the rows of the three parts."""
         import pandas as pd
 
         folder = LAYOUT.locate(self.config.data_dir)
         frames = [read_part(folder / f"custom_{part}_dataset.csv").assign(part=part) for part in PARTS]
         frame = pd.concat(frames, ignore_index=True)
-        twice = np.flatnonzero(frame["image_path"].duplicated())
-        if twice.size:
-            name = frame["image_path"][twice[0]]
-            raise OneshuiError(f"{folder} names {name} in two rows of its annotation files; remove one of them.")
+        duplicates = np.flatnonzero(frame["image_path"].duplicated())
+        if duplicates.size:
+            name = frame["image_path"][duplicates[0]]
+            raise OneshuiError(f"{folder} contains {name} in two rows of its annotation files; remove one of them.")
         photos = _photos(folder)
         paths = {part: {path.name: str(path) for path in found} for part, found in photos.items()}
         images = [paths[part].get(name) for part, name in zip(frame["part"], frame["image_path"], strict=True)]
         used = set(filter(None, images))
-        found = Annotations(
+        annotations = Annotations(
             keys=frame["image_path"].tolist(),
             images=images,
             identities=(frame["family_id"] + "_" + frame["person_id"]).tolist(),
             labels=frame["age_class"].map(CLASSES.index).to_numpy(dtype=np.int64),
-            left_out=LeftOut(
+            exclusions=Exclusions(
                 without_row=sorted(
                     path.relative_to(folder).as_posix()
                     for part in PARTS
@@ -101,31 +101,31 @@ class Mufac(FaceBuilder):
                 )
             ),
         )
-        return self._without_repeats(found, frame["part"].tolist()) if self.config.cleaned else found
+        return self._drop_near_duplicates(annotations, frame["part"].tolist()) if self.config.cleaned else annotations
 
-    def _without_repeats(self, found: Annotations, parts: list[str]) -> Annotations:
-        """Leave out each photo that nearly repeats an earlier one, kept itself, of another person or part."""
-        there = {row: image for row, image in enumerate(found.images) if image is not None}
-        rows, looks = list(there), look_at(list(there.values()), self.reporter)
-        seen = np.flatnonzero(looks["readable"])
-        repeats: dict[int, list[int]] = {}
-        for first, second in near_pairs(looks["hash"][seen], NEAR).tolist():
-            one, other = rows[seen[first]], rows[seen[second]]
-            if (found.identities[one], parts[one]) != (found.identities[other], parts[other]):
-                repeats.setdefault(max(one, other), []).append(min(one, other))
+    def _drop_near_duplicates(self, annotations: Annotations, parts: list[str]) -> Annotations:
+        """Exclude each near-duplicate of an earlier photo of another person or part that is itself kept."""
+        present = {row: image for row, image in enumerate(annotations.images) if image is not None}
+        rows, properties = list(present), hash_images(list(present.values()), self.reporter)
+        readable = np.flatnonzero(properties["readable"])
+        earlier_duplicates: dict[int, list[int]] = {}
+        for first, second in find_near_duplicates(properties["hash"][readable], NEAR_DUPLICATE_BITS).tolist():
+            one, other = rows[readable[first]], rows[readable[second]]
+            if (annotations.identities[one], parts[one]) != (annotations.identities[other], parts[other]):
+                earlier_duplicates.setdefault(max(one, other), []).append(min(one, other))
         removed: dict[int, int] = {}
-        for row in sorted(repeats):
-            if kept := [earlier for earlier in sorted(repeats[row]) if earlier not in removed]:
+        for row in sorted(earlier_duplicates):
+            if kept := [earlier for earlier in sorted(earlier_duplicates[row]) if earlier not in removed]:
                 removed[row] = kept[0]
-        rest = [row for row in range(len(found.keys)) if row not in removed]
-        listed = [{"photo": found.keys[row], "repeats": found.keys[kept]} for row, kept in removed.items()]
+        rest = [row for row in range(len(annotations.keys)) if row not in removed]
+        duplicates = [{"photo": annotations.keys[row], "repeats": annotations.keys[kept]} for row, kept in removed.items()]
         return Annotations(
-            keys=[found.keys[row] for row in rest],
-            images=[found.images[row] for row in rest],
-            identities=[found.identities[row] for row in rest],
-            labels=found.labels[rest],
-            left_out=LeftOut(without_row=found.left_out.without_row, near_duplicates=listed),
-            by_looks=True,
+            keys=[annotations.keys[row] for row in rest],
+            images=[annotations.images[row] for row in rest],
+            identities=[annotations.identities[row] for row in rest],
+            labels=annotations.labels[rest],
+            exclusions=Exclusions(without_row=annotations.exclusions.without_row, near_duplicates=duplicates),
+            depends_on_images=True,
         )
 
 
@@ -133,27 +133,29 @@ def read_part(file: Path) -> pd.DataFrame:
     """Read one part's annotations: family_id, person_id, age_class, image_path, as text.
 
     Raises:
-        OneshuiError: The file is no such table, or a row has an empty cell or another class than a to h (the line is named).
+        OneshuiError: A column is missing, or a row has an empty cell or an unknown class (the message names the line).
     """
-    table = read_words(file)
+    table = read_text_table(file)
     if missing := [name for name in COLUMNS if name not in table.cells]:
         raise OneshuiError(f"{file} has no column {' and '.join(missing)}; it needs {', '.join(COLUMNS)}.")
-    table.require_filled(COLUMNS)
+    table.require_no_empty_cells(COLUMNS)
     frame = table.cells[list(COLUMNS)].apply(lambda column: column.str.strip())
-    if (wrong := np.flatnonzero(~frame["age_class"].isin(CLASSES))).size:
-        value = frame["age_class"][wrong[0]]
-        raise OneshuiError(f"{table.where(wrong[0])} has the age class '{value}', which is none of a to h; repair or remove it.")
+    if (invalid := np.flatnonzero(~frame["age_class"].isin(CLASSES))).size:
+        value = frame["age_class"][invalid[0]]
+        raise OneshuiError(f"{table.where(invalid[0])} has the age class '{value}', which is not one of a to h; repair or remove it.")
     return frame
 
 
-def _places(folder: Path, part: str) -> list[Path]:
-    """Return the folders of a part's photos; its own comes last."""
+def _image_folders(folder: Path, part: str) -> list[Path]:
+    """Return the folders of a part's photos, its own folder last."""
     return [folder / f"fixed_{part}_dataset", folder / f"{part}_images"]
 
 
 def _photos(folder: Path) -> dict[str, list[Path]]:
-    """Return the photos of each part; of two of one name, the one in the part's own folder comes last and counts."""
+    """Return the photos of each part. The part's own folder comes last, so its photo is used if several have the same name."""
     return {
-        part: [place / name for place in _places(folder, part) for name, _ in walk(place) if name.lower().endswith(SUFFIXES)]
+        part: [
+            images / name for images in _image_folders(folder, part) for name, _ in walk_files(images) if name.lower().endswith(SUFFIXES)
+        ]
         for part in PARTS
     }

@@ -1,34 +1,34 @@
-"""The figures of a report: numbers in, the text of an SVG out.
+"""The figures of a report: functions from numbers to the text of an SVG.
 
-Every figure is a small panel of one width, whose letters stay readable on a phone and two abreast on paper; a report lays many beside each
-other. The same numbers give the same bytes. Colours differ in lightness as well as in hue, and every mark has a shape of its own, so
-that a grey print and a colour-blind reader lose nothing. Text is text (not outlines), measured in a wide font, so that a reader's own
-font fits where that one did.
+Every figure is a small panel of one width, readable on a phone and in two columns on paper; a report shows many in a grid. The same
+numbers give the same bytes. Colours differ in lightness as well as in hue, and every mark has a distinct shape, so that figures
+remain readable in greyscale and for colour-blind readers. Text is stored as text (not outlines) and measured in a wide font, so that the
+reader's font also fits.
 """
 
 from __future__ import annotations
 
-from .attack_curves import Curve, mean_curve, roc, roc_key
-from .cost import Point, cost, cost_key
-from .identity_losses import Person, dumbbell_key, dumbbells, loss_limits
-from .losses import histogram, histogram_key, shares
+from .attack_curves import Curve, average_curves, roc, roc_legend
+from .cost import Point, cost, cost_legend
+from .identity_losses import PersonLosses, dumbbell_legend, dumbbells, loss_limits
+from .losses import histogram, histogram_legend, shares
 from .panel import inline, require_matplotlib
 
 __all__ = [
     "Curve",
-    "Person",
+    "PersonLosses",
     "Point",
+    "average_curves",
     "cost",
-    "cost_key",
-    "dumbbell_key",
+    "cost_legend",
+    "dumbbell_legend",
     "dumbbells",
     "histogram",
-    "histogram_key",
+    "histogram_legend",
     "inline",
     "loss_limits",
-    "mean_curve",
     "require_matplotlib",
     "roc",
-    "roc_key",
+    "roc_legend",
     "shares",
 ]

@@ -1,4 +1,4 @@
-"""What attackers can do: ROC curves, and what the sample cannot resolve of them."""
+"""ROC curves of membership inference attacks, with the range of FPR that the sample does not resolve."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Any
 
 import numpy as np
 
-from .panel import DARK, INK, LINES, MUTED, SMALL, as_svg, key, lines, panel, style
+from .panel import DARK, INK, LINES, MUTED, SMALL, as_svg, legend, lines, panel, style
 
 GREYS = ("#8a6a3f", "#6d7683", "#9a5a14", "#454c56", "#a07f55")  # of attacks that are not the strongest
 
 
 @dataclass(frozen=True)
 class Curve:
-    """The ROC curve of an attack: true and false positive rates, rising, and the smallest FPR other than 0 that the sample has."""
+    """The ROC curve of an attack: increasing true and false positive rates, and the smallest FPR above 0 that the sample resolves."""
 
     fpr: Sequence[float]
     tpr: Sequence[float]
     smallest_fpr: float
 
 
-def mean_curve(curves: Sequence[Curve]) -> Curve:
-    """Return the mean of curves at every false positive rate that one of them has; the coarsest resolution of them counts.
+def average_curves(curves: Sequence[Curve]) -> Curve:
+    """Return the mean of curves at every false positive rate that one of them has, with the coarsest of their resolutions.
 
-    A curve is straight between its points, and upright where several share a false positive rate.
+    A curve is linear between its points, and vertical where several points share a false positive rate.
     """
     grid = np.unique(np.concatenate([np.asarray(curve.fpr, dtype=float) for curve in curves]))
     ends = np.mean([_ends(curve, grid) for curve in curves], axis=0)  # (2, g)
@@ -43,42 +43,42 @@ def _ends(curve: Curve, grid: np.ndarray) -> np.ndarray:
     after = np.minimum(before + 1, len(rates) - 1)
     width = np.where(after > before, rates[after] - rates[before], 1.0)
     between = high[before] + (grid - rates[before]) / width * (low[after] - high[before])
-    here = (rates[before] == grid) | (after == before)
-    return np.stack([np.where(here, low[before], between), np.where(here, high[before], between)])
+    is_point = (rates[before] == grid) | (after == before)
+    return np.stack([np.where(is_point, low[before], between), np.where(is_point, high[before], between)])
 
 
 def roc(name: str, title: str, curves: Mapping[str, Curve], order: Sequence[str], strongest: str | None, start: float) -> str:
-    """Return a panel with the ROC curves of attacks over a logarithmic FPR; what the sample cannot resolve is shaded and says so.
+    """Return a panel with the ROC curves of attacks over a logarithmic FPR; the unresolved range is shaded and labelled.
 
     Args:
         name: The figure's name.
-        title: What stands above it.
+        title: Its title.
         curves: By attack.
-        order: All attacks of the report, which fixes the look of each.
+        order: All attacks of the report, which fixes the line style of each.
         strongest: The attack that is drawn in front of the others.
-        start: Where the axis of false positive rates starts, above 0; 1 is its end.
+        start: Start of the FPR axis, above 0; its end is 1.
     """
-    looks = _looks(order)
-    blind = max(curve.smallest_fpr for curve in curves.values())
+    styles = _line_styles(order)
+    resolution = max(curve.smallest_fpr for curve in curves.values())
     with style():
         figure, axes = panel(190, left=44, right=22)
-        axes.axvspan(start, blind, facecolor="#e9ecf0", edgecolor="none", zorder=0)
-        axes.axvline(blind, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
-        middle = math.sqrt(start * blind)
-        # The widest room that the curves leave; a cover hides what still passes behind.
+        axes.axvspan(start, resolution, facecolor="#e9ecf0", edgecolor="none", zorder=0)
+        axes.axvline(resolution, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
+        middle = math.sqrt(start * resolution)
+        # The label is placed in the widest gap between the curves; its background covers a curve behind it.
         levels = [0.0, *sorted(float(_ends(curve, np.array([middle]))[1, 0]) for curve in curves.values()), 1.0]
         low, high = max(itertools.pairwise(levels), key=lambda ends: ends[1] - ends[0])
-        cover = {"facecolor": "#e9ecf0", "edgecolor": "none", "alpha": 0.85, "pad": 1}
-        look: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "center", "fontsize": SMALL, "color": MUTED}
-        axes.text(middle, min(max((low + high) / 2, 0.2), 0.8), "not resolved", **look, zorder=6, bbox=cover)
+        background = {"facecolor": "#e9ecf0", "edgecolor": "none", "alpha": 0.85, "pad": 1}
+        text_style: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "center", "fontsize": SMALL, "color": MUTED}
+        axes.text(middle, min(max((low + high) / 2, 0.2), 0.8), "not resolved", **text_style, zorder=6, bbox=background)
         chance = np.geomspace(start, 1, 60)
         axes.plot(chance, chance, color=INK, linewidth=0.9, linestyle=(0, (1, 2)), zorder=2)
         for attack in sorted(curves, key=lambda attack: (attack == strongest, order.index(attack))):
-            color, line = looks[attack]
-            front = attack == strongest
+            color, line = styles[attack]
+            is_front = attack == strongest
             axes.plot(
-                *_from(curves[attack], start), color=DARK if front else color, linestyle=line,
-                linewidth=2.1 if front else 1.1, zorder=5 if front else 3,
+                *_curve_from(curves[attack], start), color=DARK if is_front else color, linestyle=line,
+                linewidth=2.1 if is_front else 1.1, zorder=5 if is_front else 3,
             )  # fmt: skip
         axes.set_xscale("log")
         axes.set(xlim=(start, 1), ylim=(0, 1.02), yticks=[0, 0.25, 0.5, 0.75, 1])
@@ -86,14 +86,14 @@ def roc(name: str, title: str, curves: Mapping[str, Curve], order: Sequence[str]
         axes.set_xticks(powers, [_percent(power) for power in powers])
         axes.minorticks_off()
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
-        axes.set_xlabel("strangers taken for members (FPR)")
-        axes.set_ylabel("members found (TPR)")
+        axes.set_xlabel("false positive rate (FPR)")
+        axes.set_ylabel("true positive rate (TPR)")
         axes.grid()
-        return as_svg(figure, name, title, _tell_attacks(curves, strongest, blind))
+        return as_svg(figure, name, title, _describe_curves(curves, strongest, resolution))
 
 
-def _from(curve: Curve, start: float) -> tuple[list[float], list[float]]:
-    """Return a curve from where a logarithmic axis starts."""
+def _curve_from(curve: Curve, start: float) -> tuple[list[float], list[float]]:
+    """Return the part of a curve from the start of a logarithmic axis."""
     first = float(_ends(curve, np.array([start]))[1, 0])
     points = [(start, first), *((x, y) for x, y in zip(curve.fpr, curve.tpr, strict=True) if x > start)]
     return [x for x, _ in points], [y for _, y in points]
@@ -103,25 +103,26 @@ def _percent(value: float) -> str:
     return f"{100 * value:g} %"
 
 
-def _tell_attacks(curves: Mapping[str, Curve], strongest: str | None, blind: float) -> str:
-    found = []
+def _describe_curves(curves: Mapping[str, Curve], strongest: str | None, resolution: float) -> str:
+    """Return the alternative text of the figure."""
+    rates = []
     for attack, curve in curves.items():
-        reached = float(_ends(curve, np.array([max(0.1, blind)]))[1, 0])
-        front = " (the strongest)" if attack == strongest else ""
-        found.append(f"{attack}{front} finds {100 * reached:.0f} %")
-    where = _percent(float(f"{max(0.1, blind):.2g}"))
-    return f"ROC curves. At {where} false alarms: {'; '.join(found)}. Below an FPR of {blind:.2g} the sample has too few photos to tell."
+        tpr = float(_ends(curve, np.array([max(0.1, resolution)]))[1, 0])
+        mark = " (strongest)" if attack == strongest else ""
+        rates.append(f"{attack}{mark} {100 * tpr:.0f} %")
+    fpr = _percent(float(f"{max(0.1, resolution):.2g}"))
+    return f"ROC curves. TPR at {fpr} FPR: {'; '.join(rates)}. The sample does not resolve an FPR below {resolution:.2g}."
 
 
-def roc_key(name: str, order: Sequence[str]) -> str:
-    """Return the key of `roc`."""
+def roc_legend(name: str, order: Sequence[str]) -> str:
+    """Return the legend of `roc`."""
     line = lines()
-    looks = _looks(order)
-    entries = [(attack, line([], [], color=looks[attack][0], linestyle=looks[attack][1], linewidth=1.6)) for attack in order]
-    entries.append(("the strongest: thick", line([], [], color=DARK, linewidth=2.4)))
-    entries.append(("guessing", line([], [], color=INK, linewidth=0.9, linestyle=(0, (1, 2)))))
-    return key(name, entries)
+    styles = _line_styles(order)
+    entries = [(attack, line([], [], color=styles[attack][0], linestyle=styles[attack][1], linewidth=1.6)) for attack in order]
+    entries.append(("strongest (thick)", line([], [], color=DARK, linewidth=2.4)))
+    entries.append(("chance", line([], [], color=INK, linewidth=0.9, linestyle=(0, (1, 2)))))
+    return legend(name, entries)
 
 
-def _looks(order: Sequence[str]) -> dict[str, tuple[str, Any]]:
+def _line_styles(order: Sequence[str]) -> dict[str, tuple[str, Any]]:
     return {attack: (GREYS[n % len(GREYS)], LINES[n % len(LINES)]) for n, attack in enumerate(order)}

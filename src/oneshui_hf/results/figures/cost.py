@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import OneshuiError
 from .labels import write_labels
-from .panel import BRIGHT, DARK, LINES, Limits, as_svg, key, lines, panel, style
+from .panel import BRIGHT, DARK, LINES, Limits, as_svg, legend, lines, panel, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,41 +17,44 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Point:
-    """A method in the figure of cost against quality: seconds, ToW in percent, and whether it reads the photo alone."""
+    """A method in the figure of cost against quality: seconds, ToW in percent, and whether it reads the support image alone."""
 
     label: str
     seconds: float
     tow: float
-    photo_alone: bool
+    is_one_shot: bool
 
 
 def cost(name: str, title: str, points: Sequence[Point], references: Mapping[str, float], limits: Limits) -> str:
-    """Return a panel of seconds, on a logarithmic axis, against ToW, with each method's name beside its mark.
+    """Return a panel of ToW over seconds, on a logarithmic axis, with the name of each method next to its mark.
 
-    The names overlap neither each other nor a mark: the panel grows until all have found a place.
+    Names overlap neither each other nor a mark: the height is increased until all names fit.
 
     Args:
         name: The figure's name.
-        title: What stands above it.
+        title: Its title.
         points: The methods; seconds above 0.
-        references: Levels of ToW to compare with, by what they are.
-        limits: Ends of the axis of ToW.
+        references: Horizontal lines at levels of ToW, by label.
+        limits: Ends of the ToW axis.
+
+    Raises:
+        OneshuiError: The names do not fit into the largest panel.
     """
-    about = "; ".join(f"{p.label}: {p.seconds:.3g} s, ToW {p.tow:.1f}" for p in sorted(points, key=lambda p: -p.tow))
+    values = "; ".join(f"{p.label}: {p.seconds:.3g} s, ToW {p.tow:.1f}" for p in sorted(points, key=lambda p: -p.tow))
     with style():
         for height in range(230, 1200, 60):
             figure, axes = panel(float(height), left=40, top=40)
             _draw_points(axes, points, references, limits)
             if write_labels(figure, axes, [(p.seconds, p.tow, p.label) for p in points]):
-                return as_svg(figure, name, title, f"Seconds against ToW. {about}.")
+                return as_svg(figure, name, title, f"Seconds against ToW. {values}.")
     raise OneshuiError(f"The figure of cost against quality has no room for {len(points)} names; report fewer methods at a time.")
 
 
 def _draw_points(axes: Axes, points: Sequence[Point], references: Mapping[str, float], limits: Limits) -> None:
     for (_, level), line in zip(references.items(), LINES[1:], strict=False):
         axes.axhline(level, color=BRIGHT, linewidth=1.1, linestyle=line, zorder=1)
-    for alone, marker, face in ((True, "o", DARK), (False, "s", "white")):
-        chosen = [p for p in points if p.photo_alone is alone]
+    for one_shot, marker, face in ((True, "o", DARK), (False, "s", "white")):
+        chosen = [p for p in points if p.is_one_shot is one_shot]
         axes.plot(
             [p.seconds for p in chosen], [p.tow for p in chosen], marker, color=face, markeredgecolor=DARK,
             markeredgewidth=1.3, markersize=6.5, zorder=4, clip_on=False,
@@ -68,20 +71,20 @@ def _draw_points(axes: Axes, points: Sequence[Point], references: Mapping[str, f
     axes.minorticks_off()
     axes.grid()
     axes.set_xlabel("seconds")
-    axes.set_ylabel("ToW (100 is the oracle)")
+    axes.set_ylabel("ToW (oracle: 100)")
 
 
-def cost_key(name: str, points: Sequence[Point], references: Sequence[str]) -> str:
-    """Return the key of `cost`."""
+def cost_legend(name: str, points: Sequence[Point], references: Sequence[str]) -> str:
+    """Return the legend of `cost`."""
     line = lines()
-    words = {True: ("reads the photo alone", "o", DARK), False: ("also reads training data", "s", "white")}
+    marks = {True: ("reads the support image alone", "o", DARK), False: ("also reads training data", "s", "white")}
     entries = []
-    for alone in (True, False):
-        if any(p.photo_alone is alone for p in points):
-            label, marker, face = words[alone]
+    for one_shot in (True, False):
+        if any(p.is_one_shot is one_shot for p in points):
+            label, marker, face = marks[one_shot]
             mark = line([], [], marker=marker, color=face, markeredgecolor=DARK, markeredgewidth=1.3, markersize=6.5, linestyle="none")
             entries.append((label, mark))
     entries += [
-        (label, line([], [], color=BRIGHT, linewidth=1.3, linestyle=look)) for label, look in zip(references, LINES[1:], strict=False)
+        (label, line([], [], color=BRIGHT, linewidth=1.3, linestyle=dashes)) for label, dashes in zip(references, LINES[1:], strict=False)
     ]
-    return key(name, entries)
+    return legend(name, entries)

@@ -1,4 +1,4 @@
-"""Each person: the original's loss on their photos, the model's, and the oracle's."""
+"""Mean losses of each person under the original, the model and the oracle."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .panel import BRIGHT, DARK, Limits, as_svg, key, lines, panel, style
+from .panel import BRIGHT, DARK, Limits, as_svg, legend, lines, panel, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
-class Person:
-    """Mean losses on one person's photos: by the original, by the model, by the oracle; None where it is not known."""
+class PersonLosses:
+    """Mean losses on one person's photos under the original, the model and the oracle; None where unknown."""
 
     original: float | None
     model: float | None
     oracle: float | None
 
 
-def loss_limits(panels: Sequence[Sequence[Person]]) -> Limits:
-    """Return an axis of losses for panels that share it.
+def loss_limits(panels: Sequence[Sequence[PersonLosses]]) -> Limits:
+    """Return the limits of a loss axis that panels share.
 
-    It holds every loss of the original and of the oracle with room to spare. Losses of a destroyed model, many times as large, would press
-    all others into a corner; they are drawn at its end.
+    The axis contains every loss of the original and of the oracle, with a margin. A degraded model's losses, many times as large, would
+    compress all others; they are drawn at the end of the axis.
     """
     people = [person for panel in panels for person in panel]
     known = [loss for p in people for loss in (p.original, p.oracle) if loss is not None]
@@ -34,20 +34,20 @@ def loss_limits(panels: Sequence[Sequence[Person]]) -> Limits:
     return 0.0, 1.06 * top or 1.0
 
 
-def dumbbells(name: str, title: str, groups: Mapping[str, Sequence[Person]], limits: Limits) -> str:
-    """Return a panel with a line a person, from the original's loss to the model's, and the oracle's marked.
+def dumbbells(name: str, title: str, groups: Mapping[str, Sequence[PersonLosses]], limits: Limits) -> str:
+    """Return a panel with one line per person, from the original's loss to the model's, and a mark at the oracle's.
 
     Args:
-        name: The figure's name, unlike that of any other in one document.
-        title: What stands above it.
-        groups: People by what stands beside them, such as a seed; in one group without a name they are numbered.
-        limits: Ends of the axis; losses beyond are arrows at its end with their value beside them.
+        name: The figure's name, unique in a document.
+        title: Its title.
+        groups: People by label, such as a seed; people of a single group are numbered.
+        limits: Ends of the axis; a larger loss is an arrow at its end, labelled with the value.
     """
     count = sum(map(len, groups.values()))
     pitch = max(4.5, min(14.0, 330 / (count + len(groups))))
-    numbered = len(groups) == 1
+    is_numbered = len(groups) == 1
     with style():
-        figure, axes = panel((count + len(groups) - 1) * pitch + 14, left=34 if numbered else 48, right=30)
+        figure, axes = panel((count + len(groups) - 1) * pitch + 14, left=34 if is_numbered else 48, right=30)
         size = min(6.0, 0.62 * pitch)
         row, ticks = 0.0, {}
         for label, people in groups.items():
@@ -56,17 +56,17 @@ def dumbbells(name: str, title: str, groups: Mapping[str, Sequence[Person]], lim
                 _dumbbell(axes, row, person, limits, size)
                 row += 1
             row += 1
-        if numbered:
+        if is_numbered:
             ticks = {float(number): str(number + 1) for number in range(count) if pitch >= 9 or number % 5 == 4 or not number}
             axes.set_ylabel("person")
         axes.set(xlim=limits, ylim=(row - 1.2, -0.8), yticks=list(ticks), yticklabels=list(ticks.values()))
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x")
         axes.set_xlabel("mean loss on a person's photos")
-        return as_svg(figure, name, title, _tell_people(groups))
+        return as_svg(figure, name, title, _describe_people(groups))
 
 
-def _dumbbell(axes: Axes, row: float, person: Person, limits: Limits, size: float) -> None:
+def _dumbbell(axes: Axes, row: float, person: PersonLosses, limits: Limits, size: float) -> None:
     low, high = limits
     if person.oracle is not None:
         axes.plot([person.oracle], [row], "|", color=BRIGHT, markersize=1.9 * size, markeredgewidth=2.2, clip_on=False, zorder=2)
@@ -91,18 +91,19 @@ def _dumbbell(axes: Axes, row: float, person: Person, limits: Limits, size: floa
         axes.text(high + 0.03 * (high - low), row, f"{model:.3g}", fontsize=9, va="center", ha="left", color=DARK, clip_on=False)
 
 
-def _tell_people(groups: Mapping[str, Sequence[Person]]) -> str:
-    lines = []
+def _describe_people(groups: Mapping[str, Sequence[PersonLosses]]) -> str:
+    """Return the alternative text of the figure."""
+    texts = []
     for label, people in groups.items():
         for number, person in enumerate(people, 1):
-            who = f"{label}, person {number}" if label else f"person {number}"
+            identity = f"{label}, person {number}" if label else f"person {number}"
             losses = {"before": person.original, "after": person.model, "oracle": person.oracle}
-            lines.append(f"{who}: " + ", ".join(f"{loss:.3g} {when}" for when, loss in losses.items() if loss is not None))
-    return "Mean loss a person. " + "; ".join(lines) + "."
+            texts.append(f"{identity}: " + ", ".join(f"{loss:.3g} {when}" for when, loss in losses.items() if loss is not None))
+    return "Mean loss per person. " + "; ".join(texts) + "."
 
 
-def dumbbell_key(name: str, *, original: bool, oracle: bool) -> str:
-    """Return the key of the marks of `dumbbells`, of those that are used."""
+def dumbbell_legend(name: str, *, original: bool, oracle: bool) -> str:
+    """Return the legend of the marks of `dumbbells` that are used."""
     from_lines = lines()
     entries = [("this model", from_lines([], [], color=DARK, marker="o", markersize=6.5, linestyle="none"))]
     if original:
@@ -111,4 +112,4 @@ def dumbbell_key(name: str, *, original: bool, oracle: bool) -> str:
     if oracle:
         mark = from_lines([], [], color=BRIGHT, marker="|", markersize=11, markeredgewidth=2.2, linestyle="none")
         entries.append(("oracle", mark))
-    return key(name, entries)
+    return legend(name, entries)

@@ -1,4 +1,4 @@
-"""Names beside marks, so that they overlap neither each other nor a mark."""
+"""Placement of names next to marks, so that names overlap neither each other nor a mark."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ Box = tuple[float, float, float, float]  # left, bottom, right, top
 
 
 def write_labels(figure: Figure, axes: Axes, points: Sequence[tuple[float, float, str]]) -> bool:
-    """Write every name beside its mark, with a thin line where it is far; return whether all found a place.
+    """Write every name next to its mark, with a thin line where it is far away; return whether all names fit.
 
     Args:
         figure: The figure.
         axes: Where the marks are.
-        points: x and y of each mark, in the units of the axes, and its name.
+        points: x and y of each mark, in data coordinates, and its name.
     """
     scale = 72 / figure.dpi
-    places = [tuple(float(value) * scale for value in axes.transData.transform((x, y))) for x, y, _ in points]
+    positions = [tuple(float(value) * scale for value in axes.transData.transform((x, y))) for x, y, _ in points]
     corners = axes.bbox.get_points() * scale
     inside: Box = (corners[0][0] - 2, corners[0][1] + 2, WIDTH - 2, corners[1][1] + 8)
-    marks = [_around(x, y, 4.5, 4.5) for x, y in places]
+    marks = [_around(x, y, 4.5, 4.5) for x, y in positions]
     names: list[Box] = []
     trails: list[Box] = []
-    for number in sorted(range(len(points)), key=lambda n: (-places[n][1], places[n][0])):
-        label, (x, y) = points[number][2], places[number]
-        found = place(x, y, text_width(label, SMALL), names, trails, marks, number, inside)
-        if found is None:
+    for number in sorted(range(len(points)), key=lambda n: (-positions[n][1], positions[n][0])):
+        label, (x, y) = points[number][2], positions[number]
+        placed = place_name(x, y, text_width(label, SMALL), names, trails, marks, number, inside)
+        if placed is None:
             return False
-        box, trail = found
+        box, trail = placed
         names.append(box)
         trails += trail
         left, bottom, right, top = box
@@ -55,15 +55,25 @@ def write_labels(figure: Figure, axes: Axes, points: Sequence[tuple[float, float
     return True
 
 
-def place(
+def place_name(
     x: float, y: float, width: float, names: Sequence[Box], trails: Sequence[Box], marks: Sequence[Box], own: int, inside: Box
 ) -> tuple[Box, list[Box]] | None:
-    """Return the nearest free place for a name, and the boxes along the line that leads to it from its own mark.
+    """Return the box of the nearest free position for a name, and the boxes along the line from its mark.
 
-    The line crosses another mark, or even a name, only where there is no other way.
+    The line crosses another mark, or a name, only if every free position requires it.
+
+    Args:
+        x: Of the mark.
+        y: Of the mark.
+        width: Of the name.
+        names: Boxes of the names already placed.
+        trails: Boxes along their lines.
+        marks: Boxes of all marks.
+        own: Index of the name's own mark.
+        inside: Box in which the name must lie.
     """
     others = [*marks[:own], *marks[own + 1 :]]
-    free = [box for box in _around_mark(x, y, width, inside) if not any(_overlap(box, other) for other in (*names, *trails, *marks))]
+    free = [box for box in _candidates(x, y, width, inside) if not any(_overlap(box, other) for other in (*names, *trails, *marks))]
     for avoided in ([*names, *others], names, []):
         for box in free:
             trail = _trail(x, y, box)
@@ -72,8 +82,8 @@ def place(
     return None
 
 
-def _around_mark(x: float, y: float, width: float, inside: Box) -> list[Box]:
-    """Return the places for a name that lie inside: around its mark, the nearest first, then anywhere."""
+def _candidates(x: float, y: float, width: float, inside: Box) -> list[Box]:
+    """Return the possible boxes of a name: first around its mark by distance, then on a grid."""
     near = []
     for distance in (7.0, 11.0, 17.0, 24.0, 32.0, 42.0, 54.0, 68.0, 84.0):
         for angle in (0, 180, 35, -35, 145, -145, 90, -90, 60, -60, 120, -120, 15, -15, 165, -165):
@@ -88,12 +98,12 @@ def _around_mark(x: float, y: float, width: float, inside: Box) -> list[Box]:
 
 
 def _nearest(x: float, y: float, box: Box) -> tuple[float, float]:
-    """Return the point of a box that is nearest."""
+    """Return the closest point of a box."""
     return min(max(x, box[0]), box[2]), min(max(y, box[1]), box[3])
 
 
 def _trail(x: float, y: float, box: Box) -> list[Box]:
-    """Return small boxes along the line from a mark to its name; none where the name stands beside it."""
+    """Return small boxes along the line from a mark to its name; none where the name is next to it."""
     end = _nearest(x, y, box)
     if math.dist((x, y), end) < 12:
         return []

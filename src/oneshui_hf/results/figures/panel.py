@@ -1,4 +1,4 @@
-"""What all figures share: one look, a panel, a key of marks, and the way to an SVG of its own."""
+"""Shared parts of all figures: style, panel, legend, and export to a standalone SVG."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-WIDTH = 340.0  # of a panel, in points; all lengths here are
+WIDTH = 340.0  # of a panel; all lengths are in points
 TEXT, SMALL = 11.0, 10.0
 INK, MUTED = "#1b1f24", "#59626e"
 DARK, BRIGHT, PALE = "#0b4a82", "#c8690a", "#f4cf9f"
@@ -52,29 +52,29 @@ def text_width(text: str, size: float) -> float:
 
 
 def inline(svg: str) -> str:
-    """Return an SVG as it stands within an HTML page, which names no address of a namespace."""
+    """Return an SVG for use inside an HTML page, without the XML namespace."""
     return svg.replace(' xmlns="http://www.w3.org/2000/svg"', "", 1)
 
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Draw in the look of all figures, as long as the block lasts."""
+    """Apply the style of all figures within the block."""
     from matplotlib import rc_context, rcParamsDefault
 
-    own: dict[Any, Any] = {
+    settings: dict[Any, Any] = {
         "svg.fonttype": "none", "svg.hashsalt": "oneshui", "font.family": ["DejaVu Sans"], "font.size": TEXT, "text.parse_math": False,
         "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": MUTED, "axes.linewidth": 0.7, "axes.spines.top": False,
         "axes.spines.right": False, "axes.labelsize": SMALL, "axes.axisbelow": True, "xtick.labelsize": SMALL, "ytick.labelsize": SMALL,
         "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK, "ytick.labelcolor": INK, "xtick.major.size": 3,
         "ytick.major.size": 3, "grid.color": "#e3e6ea", "grid.linewidth": 0.6, "axes.unicode_minus": True,
     }  # fmt: skip
-    # A reader's own matplotlibrc must not change the bytes. The backend is never asked for, and is not to be touched.
-    with rc_context({key: value for key, value in rcParamsDefault.items() if not key.startswith(("backend", "interactive"))} | own):
+    # A user's matplotlibrc must not change the bytes. The backend is not used and must stay as it is.
+    with rc_context({key: value for key, value in rcParamsDefault.items() if not key.startswith(("backend", "interactive"))} | settings):
         yield
 
 
 def panel(inner: float, *, left: float, right: float = 12.0, top: float = 26.0, bottom: float = 38.0) -> tuple[Figure, Axes]:
-    """Return a figure with axes of the given inner height, at the same place whatever their labels are."""
+    """Return a figure with axes of the given inner height, whose position does not depend on their labels."""
     from matplotlib.figure import Figure
 
     left += 14  # for the label of the axis
@@ -86,14 +86,14 @@ def panel(inner: float, *, left: float, right: float = 12.0, top: float = 26.0, 
 
 
 def lines() -> type[Line2D]:
-    """Return the class of marks in a key, once it is needed."""
+    """Return the class of legend marks; matplotlib is imported when it is needed."""
     from matplotlib.lines import Line2D
 
     return Line2D
 
 
-def key(name: str, entries: Sequence[tuple[str, Any]]) -> str:
-    """Return the entries of a key, one row after the other, as wide as a panel."""
+def legend(name: str, entries: Sequence[tuple[str, Any]]) -> str:
+    """Return a legend as wide as a panel, its entries in as many rows as needed."""
     from matplotlib.figure import Figure
 
     with style():
@@ -114,42 +114,42 @@ def key(name: str, entries: Sequence[tuple[str, Any]]) -> str:
                     [mark], [label], loc="center left", bbox_to_anchor=(start / WIDTH, 1 - (17 * number + 10.5) / height),
                     frameon=False, fontsize=SMALL, handlelength=2.2, handletextpad=0.6, borderpad=0, borderaxespad=0,
                 )  # fmt: skip
-        return as_svg(figure, name, "", f"Key: {', '.join(label for label, _ in entries)}.")
+        return as_svg(figure, name, "", f"Legend: {', '.join(label for label, _ in entries)}.")
 
 
-def as_svg(figure: Figure, name: str, title: str, about: str) -> str:
-    """Return a figure as one `<svg>` that says what it shows, with no date, no address that anything fetches and ids of its own."""
+def as_svg(figure: Figure, name: str, title: str, description: str) -> str:
+    """Return a figure as one `<svg>` with alternative text, without a date or external links, and with unique ids."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     if title:
         height = figure.get_figheight() * 72
-        most = int(len(title) * 0.86 * WIDTH / text_width(title, TEXT))  # bold letters are wider
+        most = int(len(title) * 0.86 * WIDTH / text_width(title, TEXT))  # bold text is wider
         shown = title if len(title) <= most else f"{title[: most - 1]}…"
         figure.text(1 / WIDTH, 1 - 13 / height, shown, fontsize=TEXT + 0.5, fontweight="bold", va="center")
     stream = StringIO()
     FigureCanvasSVG(figure).print_svg(stream, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    words = " ".join(f"{title}. {about}".split()) if title else about
-    return _tidy(parseString(stream.getvalue()), name, words) + "\n"
+    text = " ".join(f"{title}. {description}".split()) if title else description
+    return _clean(parseString(stream.getvalue()), name, text) + "\n"
 
 
-def _tidy(document: Document, name: str, words: str) -> str:
-    """Return the text of an SVG's element without what a page would hold twice, or would be wrong within one."""
+def _clean(document: Document, name: str, text: str) -> str:
+    """Return the text of an SVG's root element without parts that would be duplicated or invalid inside a page."""
     root = document.documentElement
     assert root is not None
-    for tag in ("metadata", "style"):  # a style sheet would hold for the whole page
-        for found in root.getElementsByTagName(tag):
-            assert found.parentNode is not None
-            found.parentNode.removeChild(found)
+    for tag in ("metadata", "style"):  # a style sheet would apply to the whole page
+        for element in root.getElementsByTagName(tag):
+            assert element.parentNode is not None
+            element.parentNode.removeChild(element)
     elements = root.getElementsByTagName("*")
     links = [element for element in elements if element.hasAttribute("xlink:href")]
     clipped = [element for element in elements if element.hasAttribute("clip-path")]
     used = {element.getAttribute("xlink:href")[1:] for element in links} | {e.getAttribute("clip-path")[5:-1] for e in clipped}
     for element in elements:
         if element.hasAttribute("id"):
-            own = element.getAttribute("id")
+            identifier = element.getAttribute("id")
             element.removeAttribute("id")
-            if own in used:
-                element.setAttribute("id", f"{name}-{own}")
+            if identifier in used:
+                element.setAttribute("id", f"{name}-{identifier}")
         for key in ("d", "x", "y", "transform"):
             if element.hasAttribute(key):
                 element.setAttribute(key, _LONG.sub(r"\1", element.getAttribute(key)))
@@ -163,10 +163,10 @@ def _tidy(document: Document, name: str, words: str) -> str:
     for key in ("xmlns:xlink", "width", "height", "version"):
         if root.hasAttribute(key):
             root.removeAttribute(key)
-    look = {"stroke-linejoin": "round", "stroke-linecap": "butt", "role": "img", "aria-label": words}
-    for key, value in look.items():
+    attributes = {"stroke-linejoin": "round", "stroke-linecap": "butt", "role": "img", "aria-label": text}
+    for key, value in attributes.items():
         root.setAttribute(key, value)
     title = document.createElement("title")
-    title.appendChild(document.createTextNode(words))
+    title.appendChild(document.createTextNode(text))
     root.insertBefore(title, root.firstChild)
     return root.toxml()

@@ -1,1 +1,1 @@
-"""The parts of a benchmark: the grid and its file, the jobs that it consists of, their estimated cost, and the set-up."""
+"""The parts of a benchmark: the grid and its file, its jobs, their estimated cost, and the set-up."""

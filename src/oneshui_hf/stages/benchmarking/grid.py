@@ -1,17 +1,17 @@
-"""The grid of a benchmark: a YAML file of data sets, requests, seeds and methods, read into cells. Nothing runs here.
+"""The grid of a benchmark: a YAML file of data sets, request sizes, seeds and methods, read into cells. Nothing runs here.
 
     name: mine
     datasets:
       - {dataset: synthetic, epochs: 30, forget: [2, 4]}        # options of `oneshui train`; a `name` for the tables, `forget`, `seeds`
-    forget: [5, 10]                                             # for the data sets that do not say
+    forget: [5, 10]                                             # for data sets without their own list
     seeds: [0, 1, 2]
     methods:                                                    # or the word all
-      - all                                                     # every installed method that fits and that the list does not name itself
+      - all                                                     # every suitable installed method that the list does not name
       - METHOD
       - {method: METHOD, label: longer, preset: paper, options: {epochs: 3}, when: {dataset: synthetic, forget: 4}}
     evaluate: {references: 1}                                   # options of `oneshui evaluate`
 
-Every mistake is told before anything runs, with the file and the line.
+Every error is reported before anything runs, with the file and the line.
 """
 
 from __future__ import annotations
@@ -29,22 +29,21 @@ from ...methods.base import Method
 from ...models.load import TINY
 from ...options import field_name, flag, names, resolve, types_of
 from ...plugins import DATASETS, METHODS, Plugins
-from ...results.table_columns import OWN_ROWS
+from ...results.table_columns import BUILTIN_ROWS
 from ..command_options import EvaluateOptions, TrainOptions
-from ..presets import read_preset
-from .yaml_lines import GridFile, GridList, GridMapping, open_grid, parse, require_known, short, told
+from ..presets import is_preset_file, resolve_preset
+from .yaml_lines import GridFile, LocatedList, LocatedMapping, describe_value, open_grid, parse_grid, prefix_errors, require_known_keys
 
 OptionsT = TypeVar("OptionsT")
 
 KEYS = ("name", "datasets", "forget", "seeds", "methods", "evaluate")
 METHOD_KEYS = ("method", "label", "preset", "options", "when")
 ALL = "all"
-PRESET_FILE = ".json"  # by which a preset's file is known from a preset's name
-PLACES = ("dataset", "data_dir", "model", "split")  # options of training that may be paths
+PATH_OPTIONS = ("dataset", "data_dir", "model", "split")  # options of training that may be paths
 NOT_IN_TRAINING = {
     "seed": "list seeds under 'seeds'",
     "output_dir": "the benchmark names the folders of its runs",
-    "resume": "a benchmark goes on where it was stopped by itself",
+    "resume": "the same command resumes a benchmark",
     "overwrite": "a benchmark replaces nothing",
 }
 NOT_IN_EVALUATION = {
@@ -55,9 +54,9 @@ NOT_IN_EVALUATION = {
     "data_dir": "it belongs to a data set, under 'datasets'",
 }
 
-LARGEST_LABEL = 40  # characters: labels stand in tables
-MOST_CELLS = 10_000
-PATH = re.compile(r"~|\.|/|.*\\")
+MAX_LABEL_CHARACTERS = 40  # labels have to fit into tables
+MAX_CELLS = 10_000
+PATH_LIKE = re.compile(r"~|\.|/|.*\\")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +64,9 @@ class Cell:
     """One original model and one request.
 
     Attributes:
-        dataset: What the data set is called in tables; never a path.
+        dataset: The name of the data set in tables; never a path.
         train: The recipe, with `forget` and `seed` of this cell and without an output folder.
-        forget: How many people ask.
+        forget: Number of forget identities.
         seed: Seed of split, training and request.
     """
 
@@ -82,11 +81,11 @@ class MethodEntry:
     """One row of a table: a method with its options.
 
     Attributes:
-        label: What the row is called.
+        label: The name of the row.
         method: The installed method.
-        preset: Name of one of the method's presets, or path of a preset's file.
-        options: Options of the method that were given, by field and in the options' own types.
-        when: `dataset` and `forget` of the cells in which it runs, where it does not run in all.
+        preset: Name of one of the method's presets, or path of a preset file.
+        options: The given options of the method, by field name and with the types of the fields.
+        when: `dataset` and `forget` of the cells in which it runs; empty for all cells.
     """
 
     label: str
@@ -96,13 +95,13 @@ class MethodEntry:
     when: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def runs_in(self, cell: Cell) -> bool:
-        """Whether it runs in a cell."""
+        """Return whether it runs in a cell."""
         return all(getattr(cell, key) == value for key, value in self.when.items())
 
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """What a benchmark runs: every entry in every cell, and how each is evaluated."""
+    """The plan of a benchmark: every method in every cell, and the options of the evaluation."""
 
     name: str
     cells: tuple[Cell, ...]
@@ -110,7 +109,7 @@ class Grid:
     evaluate: EvaluateOptions
 
     def entries(self, cell: Cell) -> list[MethodEntry]:
-        """Return what runs in a cell, in the grid's order."""
+        """Return the methods that run in a cell, in the grid's order."""
         return [entry for entry in self.methods if entry.runs_in(cell)]
 
 
@@ -118,242 +117,243 @@ def read_grid(source: str) -> Grid:
     """Read a grid.
 
     Args:
-        source: The name of a grid that comes with the package, or a YAML file.
+        source: The name of a built-in grid, or a YAML file.
 
     Raises:
-        UsageError: There is no such grid, or anything in it is wrong: the sentence names file and line.
+        UsageError: The grid does not exist or is invalid; the message names file and line.
     """
     text, file = open_grid(source)
-    grid = parse(text, file)
-    require_known(grid, KEYS, "a grid", file)
+    grid = parse_grid(text, file)
+    require_known_keys(grid, KEYS, "a grid", file)
     if "name" not in grid:
         raise UsageError(f"{file.name} has no 'name: NAME' line.")
-    name = _label(grid["name"], "name", file.at(grid, "name"))
+    name = _read_label(grid["name"], "name", file.locate(grid, "name"))
     if "/" in name:
-        raise UsageError(f"{file.at(grid, 'name')}: the grid's name names its folder, so it holds no '/'.")
-    cells = _cells(grid, file)
-    methods = _methods(grid, cells, file)
-    evaluate = _evaluation(grid, file)
+        raise UsageError(f"{file.locate(grid, 'name')}: the grid's name is the name of its folder, so it cannot contain '/'.")
+    cells = _read_cells(grid, file)
+    methods = _read_methods(grid, cells, file)
+    evaluate = _read_evaluation(grid, file)
     return Grid(name, tuple(cells), tuple(methods), evaluate)
 
 
-def _cells(grid: GridMapping, file: GridFile) -> list[Cell]:
+def _read_cells(grid: LocatedMapping, file: GridFile) -> list[Cell]:
     entries = grid.get("datasets")
-    if not isinstance(entries, GridList) or not entries:
+    if not isinstance(entries, LocatedList) or not entries:
         raise UsageError(f"{file.name} has no list of data sets: 'datasets:' and a line '- dataset: NAME' for each.")
     cells: list[Cell] = []
     for number, entry in enumerate(entries, start=1):
-        place = f"{file.name}, line {entries.lines[number - 1]}"
-        if not isinstance(entry, GridMapping):
-            raise UsageError(f"{place}: a data set is a mapping with 'dataset: NAME' and options of `oneshui train`, not {short(entry)}.")
-        for cell in _dataset_cells(grid, entry, number, file):
+        location = f"{file.name}, line {entries.lines[number - 1]}"
+        if not isinstance(entry, LocatedMapping):
+            raise UsageError(
+                f"{location}: a data set is a mapping with 'dataset: NAME' and options of `oneshui train`, not {describe_value(entry)}."
+            )
+        for cell in _read_dataset(grid, entry, number, file):
             cells.append(cell)
-            if len(cells) > MOST_CELLS:
-                raise UsageError(f"{place}: the grid has more than {MOST_CELLS:,} cells; leave data sets, requests or seeds out.")
+            if len(cells) > MAX_CELLS:
+                raise UsageError(f"{location}: the grid has more than {MAX_CELLS:,} cells; leave data sets, requests or seeds out.")
     seen: set[tuple[str, int, int]] = set()
     for cell in cells:
         key = (cell.dataset, cell.forget, cell.seed)
         if key in seen:
             raise UsageError(
-                f"{file.name}: data set '{cell.dataset}' with {cell.forget} people and seed {cell.seed} is there twice; "
+                f"{file.name}: data set '{cell.dataset}' with {cell.forget} forget identities and seed {cell.seed} occurs twice; "
                 "give one of the two data sets another 'name'."
             )
         seen.add(key)
     return cells
 
 
-def _dataset_cells(grid: GridMapping, entry: GridMapping, number: int, file: GridFile) -> Iterator[Cell]:
+def _read_dataset(grid: LocatedMapping, entry: LocatedMapping, number: int, file: GridFile) -> Iterator[Cell]:
     """Yield the cells of one data set."""
-    place, installed = file.at(entry), Plugins(DATASETS).names
+    location, installed = file.locate(entry), Plugins(DATASETS).names
     given = {key: value for key, value in entry.items() if key not in ("name", "forget", "seeds")}
     if given.get("dataset") is None:
-        raise UsageError(f"{place}: a data set needs a 'dataset: NAME' line.")
+        raise UsageError(f"{location}: a data set needs a 'dataset: NAME' line.")
     _require_allowed(given, TrainOptions, NOT_IN_TRAINING, entry, file)
     source = str(given["dataset"])
-    usual = source if source in installed and source != FOLDER else f"data {number}"  # a path may be somebody's name
-    name = _label(entry["name"], "name", file.at(entry, "name")) if "name" in entry else usual
-    words = {"dataset": installed, "model": [TINY]}  # no paths, whatever folder is called so
-    for key in PLACES:
-        if key in given and given[key] not in words.get(key, ()):
-            given[key] = file.path(given[key])
-    sizes, seeds = (_whole_numbers(grid, entry, key, option, file) for key, option in (("forget", "forget"), ("seeds", "seed")))
-    recipe = _resolve(TrainOptions, given, f"data set '{name}'", place)
+    default_name = source if source in installed and source != FOLDER else f"data {number}"  # a path may contain a person's name
+    name = _read_label(entry["name"], "name", file.locate(entry, "name")) if "name" in entry else default_name
+    known_words = {"dataset": installed, "model": [TINY]}  # never paths, even if a folder has the same name
+    for key in PATH_OPTIONS:
+        if key in given and given[key] not in known_words.get(key, ()):
+            given[key] = file.resolve_path(given[key])
+    sizes, seeds = (_read_integers(grid, entry, key, option, file) for key, option in (("forget", "forget"), ("seeds", "seed")))
+    recipe = _resolve(TrainOptions, given, f"data set '{name}'", location)
     if source not in installed and "/" not in source and not recipe.data_dir and not Path(recipe.dataset).expanduser().exists():
-        raise UsageError(f"{file.at(entry, 'dataset')}: '{source}' is neither a data set nor a folder.{did_you_mean(source, installed)}")
+        raise UsageError(
+            f"{file.locate(entry, 'dataset')}: '{source}' is neither a data set nor a folder.{did_you_mean(source, installed)}"
+        )
     if recipe.split is not None:
-        with told(file.at(entry, "split")):
-            asking = len(load_split(Path(recipe.split)).forget)
-        if sizes != [asking]:
-            raise UsageError(f"{file.at(entry, 'split')}: {asking} people of this split ask; write 'forget: [{asking}]' for '{name}'.")
+        with prefix_errors(file.locate(entry, "split")):
+            size = len(load_split(Path(recipe.split)).forget)
+        if sizes != [size]:
+            raise UsageError(
+                f"{file.locate(entry, 'split')}: the forget set of this split has {size} identities; write 'forget: [{size}]' for '{name}'."
+            )
     for forget in sizes:
         yield from (Cell(name, dataclasses.replace(recipe, forget=forget, seed=seed), forget, seed) for seed in seeds)
 
 
-def _whole_numbers(grid: GridMapping, entry: GridMapping, key: str, option: str, file: GridFile) -> list[int]:
-    """Return a data set's own list of numbers of people or of seeds, or else the grid's, in the range of a training option."""
-    holder = entry if key in entry else grid
-    if key not in holder:
-        raise UsageError(f"{file.at(entry)}: neither the data set nor the grid has a list '{key}'.")
-    place, listed = file.at(holder, key), holder[key]
-    if not isinstance(listed, list) or not listed:
-        raise UsageError(f"{place}: '{key}' is a list of whole numbers, such as [1, 2], not {short(listed)}.")
-    found: list[int] = []
-    for item in listed:
-        _require_plain({option: item}, TrainOptions, place)
-        found.append(getattr(_resolve(TrainOptions, {"dataset": "-", option: item}, f"'{key}'", place), option))
-    if len(set(found)) < len(found):
-        raise UsageError(f"{place}: '{key}' holds a number twice.")
-    return found
+def _read_integers(grid: LocatedMapping, entry: LocatedMapping, key: str, option: str, file: GridFile) -> list[int]:
+    """Return a data set's list of request sizes or seeds, or else the grid's, checked as values of a training option."""
+    owner = entry if key in entry else grid
+    if key not in owner:
+        raise UsageError(f"{file.locate(entry)}: neither the data set nor the grid has a list '{key}'.")
+    location, items = file.locate(owner, key), owner[key]
+    if not isinstance(items, list) or not items:
+        raise UsageError(f"{location}: '{key}' is a list of whole numbers, such as [1, 2], not {describe_value(items)}.")
+    numbers: list[int] = []
+    for item in items:
+        _require_scalars({option: item}, TrainOptions, location)
+        numbers.append(getattr(_resolve(TrainOptions, {"dataset": "-", option: item}, f"'{key}'", location), option))
+    if len(set(numbers)) < len(numbers):
+        raise UsageError(f"{location}: '{key}' contains a number twice.")
+    return numbers
 
 
-def _methods(grid: GridMapping, cells: Sequence[Cell], file: GridFile) -> list[MethodEntry]:
+def _read_methods(grid: LocatedMapping, cells: Sequence[Cell], file: GridFile) -> list[MethodEntry]:
     found: Any = grid.get("methods", ALL)
     line = f"{file.name}, line {grid.lines['methods']}" if "methods" in grid else file.name
     items = [found] if found == ALL else found
     if not isinstance(items, list) or not items:
-        raise UsageError(f"{line}: 'methods' is the word all or a list of methods, not {short(found)}.")
-    named = {str(item.get("method") if isinstance(item, GridMapping) else item) for item in items}
+        raise UsageError(f"{line}: 'methods' is the word all or a list of methods, not {describe_value(found)}.")
+    named = {str(item.get("method") if isinstance(item, LocatedMapping) else item) for item in items}
     entries: list[MethodEntry] = []
     for number, item in enumerate(items):
-        place = f"{file.name}, line {items.lines[number]}" if isinstance(items, GridList) else line
+        location = f"{file.name}, line {items.lines[number]}" if isinstance(items, LocatedList) else line
         if item == ALL:
-            added = [MethodEntry(name, name) for name in _reading(cells) if name not in named]
-        elif isinstance(item, GridMapping):
-            added = [_entry(item, cells, file)]
+            added = [MethodEntry(name, name) for name in _default_methods(cells) if name not in named]
+        elif isinstance(item, LocatedMapping):
+            added = [_read_method(item, cells, file)]
         elif isinstance(item, str):
             added = [MethodEntry(item, item)]
         else:
-            raise UsageError(f"{place}: a method is a name or a mapping with 'method: NAME', not {short(item)}.")
-        entries += [_checked(entry, cells, place) for entry in added]
+            raise UsageError(f"{location}: a method is a name or a mapping with 'method: NAME', not {describe_value(item)}.")
+        entries += [_validated(entry, cells, location) for entry in added]
     _require_distinct(entries, cells, line)
     return entries
 
 
-def _reading(cells: Sequence[Cell]) -> list[str]:
-    """Return the installed methods that read anything at all, can be loaded, and take the models of all cells."""
-    sound = [row["name"] for row in Plugins(METHODS).rows() if "error" not in row]
-    found: dict[str, type[Method[Any]]] = {name: Plugins(METHODS).load(name) for name in sound}
-    in_shards = all(cell.train.sharded for cell in cells)
-    reading = [name for name, method in found.items() if method.needs.prepare or method.needs.apply]
-    return [name for name in reading if in_shards or not found[name].sharded]
+def _default_methods(cells: Sequence[Cell]) -> list[str]:
+    """Return the installed methods that can be loaded, read some data, and accept the models of all cells."""
+    loadable = [row["name"] for row in Plugins(METHODS).rows() if "error" not in row]
+    classes: dict[str, type[Method[Any]]] = {name: Plugins(METHODS).load(name) for name in loadable}
+    all_sharded = all(cell.train.sharded for cell in cells)
+    reading = [name for name, method in classes.items() if method.needs.prepare or method.needs.apply]
+    return [name for name in reading if all_sharded or not classes[name].sharded]
 
 
-def _entry(item: GridMapping, cells: Sequence[Cell], file: GridFile) -> MethodEntry:
-    """Read a method that is a mapping. Its options are still as they were given."""
-    require_known(item, METHOD_KEYS, "a method", file)
-    place, method = file.at(item), item.get("method")
+def _read_method(item: LocatedMapping, cells: Sequence[Cell], file: GridFile) -> MethodEntry:
+    """Read a method that is given as a mapping. Its options are not checked yet."""
+    require_known_keys(item, METHOD_KEYS, "a method", file)
+    location, method = file.locate(item), item.get("method")
     if not isinstance(method, str):
-        raise UsageError(f"{place}: a method needs a 'method: NAME' line.")
-    label = _label(item["label"], "label", file.at(item, "label")) if "label" in item else method
+        raise UsageError(f"{location}: a method needs a 'method: NAME' line.")
+    label = _read_label(item["label"], "label", file.locate(item, "label")) if "label" in item else method
     preset, options = item.get("preset"), item.get("options")
     if not isinstance(preset, str | None) or preset == "":
-        raise UsageError(f"{file.at(item, 'preset')}: a preset is a name or a file, not {short(preset)}.")
-    if options is not None and not isinstance(options, GridMapping):
-        raise UsageError(f"{file.at(item, 'options')}: the options of a method are a mapping, not {short(options)}.")
-    preset = file.path(preset) if preset and preset.endswith(PRESET_FILE) else preset
-    return MethodEntry(label, method, preset, dict(options or {}), _when(item, cells, file))
+        raise UsageError(f"{file.locate(item, 'preset')}: a preset is a name or a file, not {describe_value(preset)}.")
+    if options is not None and not isinstance(options, LocatedMapping):
+        raise UsageError(f"{file.locate(item, 'options')}: the options of a method are a mapping, not {describe_value(options)}.")
+    preset = file.resolve_path(preset) if preset and is_preset_file(preset) else preset
+    return MethodEntry(label, method, preset, dict(options or {}), _read_conditions(item, cells, file))
 
 
-def _when(item: GridMapping, cells: Sequence[Cell], file: GridFile) -> dict[str, Any]:
+def _read_conditions(item: LocatedMapping, cells: Sequence[Cell], file: GridFile) -> dict[str, Any]:
     when = item.get("when")
     if when is None:
         return {}
-    if not isinstance(when, GridMapping):
-        raise UsageError(f"{file.at(item, 'when')}: 'when' is a mapping of dataset and forget, not {short(when)}.")
-    require_known(when, ("dataset", "forget"), "'when'", file)
+    if not isinstance(when, LocatedMapping):
+        raise UsageError(f"{file.locate(item, 'when')}: 'when' is a mapping of dataset and forget, not {describe_value(when)}.")
+    require_known_keys(when, ("dataset", "forget"), "'when'", file)
     found = {}
     for key, value in when.items():
-        there = {str(getattr(cell, key)): getattr(cell, key) for cell in cells}
-        if str(value) not in there:
-            raise UsageError(f"{file.at(when, key)}: the grid has no cell with {key} {short(value)}.{did_you_mean(str(value), there)}")
-        found[key] = there[str(value)]
+        known = {str(getattr(cell, key)): getattr(cell, key) for cell in cells}
+        if str(value) not in known:
+            problem = f"the grid has no cell with {key} {describe_value(value)}."
+            raise UsageError(f"{file.locate(when, key)}: {problem}{did_you_mean(str(value), known)}")
+        found[key] = known[str(value)]
     if not any(all(getattr(cell, key) == value for key, value in found.items()) for cell in cells):
-        raise UsageError(f"{file.at(when)}: the grid has no cell with both, so the method would never run.")
+        raise UsageError(f"{file.locate(when)}: the grid has no cell with both, so the method would never run.")
     return found
 
 
-def _checked(entry: MethodEntry, cells: Sequence[Cell], place: str) -> MethodEntry:
-    """Return an entry with its options in their own types, after trying them, with its preset, in every cell where it runs."""
-    if entry.label in OWN_ROWS.values():
-        raise UsageError(f"{place}: every table has a row '{entry.label}' already; give the method another label.")
-    with told(place):
+def _validated(entry: MethodEntry, cells: Sequence[Cell], location: str) -> MethodEntry:
+    """Return an entry with its options converted to their types, after checking them and its preset for every cell in which it runs."""
+    if entry.label in BUILTIN_ROWS.values():
+        raise UsageError(f"{location}: every table already has a row '{entry.label}'; give the method another label.")
+    with prefix_errors(location):
         method_class: type[Method[Any]] = Plugins(METHODS).load(entry.method)
-    _require_plain(entry.options, method_class.options, place)
+    _require_scalars(entry.options, method_class.options, location)
     spellings = names(method_class.options)
     values = dict(entry.options)
     for dataset, forget in sorted({(cell.train.dataset, cell.forget) for cell in cells if entry.runs_in(cell)}):
-        with told(place):
-            preset = _preset(entry, method_class, dataset, forget)
+        with prefix_errors(location):
+            preset = resolve_preset(entry.preset, entry.method, method_class, dataset, forget)
             resolved = method_class.prepare_options(entry.method, preset, entry.options)
         given = (spellings[field_name(key)] for key in entry.options)
         values = {field: getattr(resolved, field) for field in given}
     return dataclasses.replace(entry, options=values)
 
 
-def _preset(entry: MethodEntry, method_class: type[Method[Any]], dataset: str, forget: int) -> dict[str, Any]:
-    if entry.preset is None:
-        return {}
-    if not entry.preset.endswith(PRESET_FILE):
-        return method_class.preset(entry.preset, dataset, forget)
-    found = read_preset(Path(entry.preset), entry.method, method_class)
-    if found["scores"] is None:
-        raise UsageError(f"No setting in {entry.preset} has worked, so there is none to take.")
-    return dict(found["values"])
-
-
-def _require_distinct(entries: Sequence[MethodEntry], cells: Sequence[Cell], place: str) -> None:
+def _require_distinct(entries: Sequence[MethodEntry], cells: Sequence[Cell], location: str) -> None:
     groups = {(cell.dataset, cell.forget): cell for cell in cells}
     for cell in groups.values():
         labels = [entry.label for entry in entries if entry.runs_in(cell)]
         for label in labels:
             if labels.count(label) > 1:
                 raise UsageError(
-                    f"{place}: two methods are called '{label}' for data set '{cell.dataset}' with {cell.forget} people; give one a label."
+                    f"{location}: two methods are called '{label}' for data set '{cell.dataset}' with {cell.forget} forget identities; "
+                    "give one a label."
                 )
 
 
-def _evaluation(grid: GridMapping, file: GridFile) -> EvaluateOptions:
+def _read_evaluation(grid: LocatedMapping, file: GridFile) -> EvaluateOptions:
     found = grid.get("evaluate")
     if found is None:
         return EvaluateOptions()
-    if not isinstance(found, GridMapping):
-        raise UsageError(f"{file.at(grid, 'evaluate')}: 'evaluate' is a mapping of options of `oneshui evaluate`, not {short(found)}.")
+    if not isinstance(found, LocatedMapping):
+        raise UsageError(
+            f"{file.locate(grid, 'evaluate')}: 'evaluate' is a mapping of options of `oneshui evaluate`, not {describe_value(found)}."
+        )
     _require_allowed(found, EvaluateOptions, NOT_IN_EVALUATION, found, file)
-    return _resolve(EvaluateOptions, found, "'evaluate'", file.at(found))
+    return _resolve(EvaluateOptions, found, "'evaluate'", file.locate(found))
 
 
-def _resolve(options: type[OptionsT], values: Mapping[str, Any], where: str, place: str) -> OptionsT:
-    _require_plain(values, options, place)
-    with told(place):
+def _resolve(options: type[OptionsT], values: Mapping[str, Any], where: str, location: str) -> OptionsT:
+    _require_scalars(values, options, location)
+    with prefix_errors(location):
         return resolve(options, values, where)
 
 
-def _require_allowed(given: Mapping[str, Any], options: type[Any], refused: Mapping[str, str], within: GridMapping, file: GridFile) -> None:
-    """Refuse options that are no business of a grid."""
+def _require_allowed(
+    given: Mapping[str, Any], options: type[Any], refused: Mapping[str, str], within: LocatedMapping, file: GridFile
+) -> None:
+    """Raise a UsageError for options that a grid cannot set."""
     spellings = names(options)
     for key in given:
         field = spellings.get(field_name(key), "")
         if field in refused:
-            raise UsageError(f"{file.at(within, key)}: {flag(field)} does not go here: {refused[field]}.")
+            raise UsageError(f"{file.locate(within, key)}: {flag(field)} does not go here: {refused[field]}.")
 
 
-def _require_plain(values: Mapping[str, Any], options: type[Any], place: str) -> None:
-    """Refuse lists and mappings where an option takes one value; texts would be made of them."""
+def _require_scalars(values: Mapping[str, Any], options: type[Any], location: str) -> None:
+    """Raise a UsageError for a list or mapping as the value of an option that takes one value; it would be converted to text."""
     types, spellings = types_of(options), names(options)
     for key, value in values.items():
         field = spellings.get(field_name(key))
         items = value if isinstance(value, list) and field and get_origin(types[field]) in (tuple, list) else [value]
         if any(isinstance(item, list | dict | set | bytes) for item in items):
-            raise UsageError(f"{place}: {flag(key)} takes one value, not {short(value)}.")
+            raise UsageError(f"{location}: {flag(key)} takes one value, not {describe_value(value)}.")
 
 
-def _label(value: Any, what: str, place: str) -> str:
-    """Return a name that may stand in a table."""
+def _read_label(value: Any, what: str, location: str) -> str:
+    """Return a name or label, checked to be fit for a table."""
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise UsageError(f"{place}: a {what} is a text; write it in quotes.")
+        raise UsageError(f"{location}: a {what} is text; write it in quotes.")
     text = str(value).strip()
-    if not text or len(text) > LARGEST_LABEL or not text.isprintable() or "|" in text:
-        raise UsageError(f"{place}: a {what} has 1 to {LARGEST_LABEL} characters, all of which can be printed and none of which is '|'.")
-    if PATH.match(text):
-        raise UsageError(f"{place}: a {what} stands in tables for others to read, and '{text}' looks like a path; write a word.")
+    if not text or len(text) > MAX_LABEL_CHARACTERS or not text.isprintable() or "|" in text:
+        raise UsageError(f"{location}: a {what} has 1 to {MAX_LABEL_CHARACTERS} printable characters other than '|'.")
+    if PATH_LIKE.match(text):
+        raise UsageError(f"{location}: a {what} appears in published tables, and '{text}' looks like a path; write a word.")
     return text

@@ -1,1 +1,1 @@
-"""The parts of evaluation: predictions, reference models, the cache that holds them, and the relearning test."""
+"""The parts of evaluation: predictions, reference models, the cache of models, and relearning time."""

@@ -1,7 +1,7 @@
-"""Models that are made once and found again by what they were made from: originals, oracles, and what methods make of them.
+"""A cache of models: originals, oracles, unlearned models and the artefacts they need.
 
-The key of a model names its data, split, recipe, seed and the version of the recipe's code, or the model, method, options and seed that it
-was unlearned with. Whoever needs one that is not there makes it; whoever needs it meanwhile waits. A training that was killed goes on.
+The key of a trained model covers its data, split, recipe, seeds and the version of the recipe's code. The key of an unlearned model covers
+the model, method, options and seed. The first process that needs a missing model creates it; others wait. A killed training is resumed.
 """
 
 from __future__ import annotations
@@ -18,26 +18,25 @@ from accelerate import Accelerator
 
 from ...cache import VAULT, Cache
 from ...data.load import load_faces
-from ...data.split import load_split, make_split
 from ...errors import OneshuiError, UsageError
 from ...methods.base import Method
-from ...methods.resume import Unfinished
-from ...models.load import TINY
-from ...options import fields
+from ...methods.resume import ResumeState
+from ...options import fields, original_names
 from ...plugins import METHODS, Plugins
-from ...public_names import dataset_name, dataset_word
+from ...public_names import dataset_name, public_dataset_name
 from ...recognition.encoders import NONE
 from ...reporting import SILENT, Reporter
 from ...runs import RECORD, SPLIT, Run, hash_file, hash_weights
-from ..command_options import DEFAULT_MODEL, EvaluateOptions, PrepareOptions, RetrainOptions, SplitOptions, TrainOptions, UnlearnOptions
-from ..distributed import has_half_precision, on_main
-from ..prepare import begun, prepare
-from ..train import RECIPE, retrain, train
+from ..command_options import EvaluateOptions, PrepareOptions, RetrainOptions, SplitOptions, TrainOptions, UnlearnOptions
+from ..distributed import on_main, supports_bf16
+from ..prepare import prepare, resume_folder
+from ..run_data import training_options
+from ..train import RECIPE_VERSION, backbone_name, recipe_split, retrain, train
 from ..unlearn import unlearn
-from .predictions import complete
+from .predictions import has_all_predictions
 
-# Options of a training that say where things lie or how a call goes, or that data and split tell already.
-ELSEWHERE = {
+# Training options that are not part of a key: locations, control of the call, and what the hashes of data and split already cover.
+NOT_IN_KEY = {
     *("dataset", "data_dir", "subset", "image_column", "identity_column", "label_columns", "model", "split", "seed"),
     *(field.name for field in dataclasses.fields(SplitOptions)),
     *("output_dir", "resume", "overwrite", "bf16"),
@@ -45,61 +44,61 @@ ELSEWHERE = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Forgotten:
-    """What a method made of a model, and the folder of what it had prepared, if it had."""
+class UnlearningResult:
+    """An unlearned model, and the folder of the artefact it was made with; None without preparation."""
 
     run: Run
     artefact: Path | None
 
 
 @dataclasses.dataclass(frozen=True)
-class Stock:
-    """The models in a cache.
+class ModelCache:
+    """Returns models from a cache and creates the missing ones.
 
     Attributes:
-        cache: Where they lie.
-        accelerator: Trains, prepares and applies what is missing.
+        cache: The folder they are stored in.
+        accelerator: Trains, prepares and applies.
         reporter: For progress.
-        data_dir: Where the data lies now, where it has moved.
-        measured: How its models will be evaluated. An unlearned one whose weights were let go is made again where that needs them.
+        data_dir: The current data folder, if the data has moved.
+        evaluation: How the models will be evaluated. An unlearned model with evicted weights is made again if that needs the weights.
     """
 
     cache: Cache
     accelerator: Accelerator
     reporter: Reporter = SILENT
     data_dir: str | None = None
-    measured: EvaluateOptions | None = None
+    evaluation: EvaluateOptions | None = None
 
-    def original(self, options: TrainOptions, made_from: Mapping[str, Any] | None = None) -> Run:
-        """Return the original model of a recipe; `made_from` is its key where that is known, since finding it out reads the data."""
-        with self._entry(
-            "original", made_from or self.original_key(options), {"dataset": dataset_word(options.dataset), "seed": options.seed}
-        ) as path:
-            self._remove_damaged(path)
+    def original(self, options: TrainOptions, key: Mapping[str, Any] | None = None) -> Run:
+        """Return the original model of a recipe.
+
+        Args:
+            options: The recipe.
+            key: Its `original_key`, if known; computing it reads the data.
+        """
+        about = {"dataset": public_dataset_name(options.dataset), "seed": options.seed}
+        with self._entry("original", key or self.original_key(options), about) as path:
+            self._remove_if_damaged(path)
             if (path / RECORD).exists():
                 found = Run.open(path)
                 if found.record.state == "complete":
                     return found
-                options = dataclasses.replace(TrainOptions(**found.record.options), data_dir=options.data_dir, resume=True)
+                options = dataclasses.replace(training_options(found), data_dir=options.data_dir, resume=True)
             return train(dataclasses.replace(options, output_dir=str(path)), self.accelerator, self.reporter)
 
     def original_key(self, options: TrainOptions) -> dict[str, Any]:
-        """Return what an original is made from. Reads the data, since its fingerprint is part of that."""
+        """Return the key of an original. Reads the data, because its fingerprint is part of the key."""
         with self.accelerator.main_process_first():
             faces = load_faces(**options.source(), reporter=self.reporter)
-        if options.split:
-            split = load_split(Path(options.split)).fitted(faces)[0]
-        else:
-            split = make_split(faces.photos(), options.seed, options.forget, options.reserve_supports, options.meta_identities)
-        model = options.model or (TINY if faces.name == "synthetic" else DEFAULT_MODEL)
-        recipe = dataclasses.replace(options, model=model)
+        split = recipe_split(options, faces)[0]
+        recipe = dataclasses.replace(options, model=backbone_name(options, faces))
         return self._recipe("original", recipe, faces.fingerprint, split.dumps().decode(), options.seed)
 
     def oracle(self, original: Run, seed: int) -> Run:
-        """Return the oracle of an original's recipe and split, with a seed of its own for order and augmentation."""
+        """Return the oracle for an original's recipe and split; `seed` sets its order of photos and augmentation."""
         about = {"dataset": dataset_name(original.record), "seed": seed}
         with self._entry("oracle", self.oracle_key(original, seed), about) as path:
-            self._remove_damaged(path)
+            self._remove_if_damaged(path)
             resume = (path / RECORD).exists()
             if resume and (found := Run.open(path)).record.state == "complete":
                 return found
@@ -107,58 +106,60 @@ class Stock:
             return retrain(original, options, self.accelerator, self.reporter)
 
     def oracle_key(self, original: Run, seed: int) -> dict[str, Any]:
-        """Return what an oracle is made from."""
+        """Return the key of an oracle."""
         split = (original.require_split().path / SPLIT).read_text(encoding="utf-8")
-        options = TrainOptions(**original.record.options)
+        options = training_options(original)
         return self._recipe("oracle", options, original.record.dataset.get("fingerprint"), split, seed)
 
-    def oracles(self, original: Run, count: int, besides: Run | None) -> list[Run]:
-        """Return so many oracles of other seeds than that of `besides`."""
-        taken = {besides.record.seed} if besides else {original.record.seed}
+    def oracles(self, original: Run, count: int, other_than: Run | None) -> list[Run]:
+        """Return `count` oracles whose seeds differ from that of `other_than`, or of the original if None."""
+        taken = {other_than.record.seed} if other_than else {original.record.seed}
         seeds = [seed for seed in range(original.record.seed + 1, original.record.seed + count + 2) if seed not in taken]
         return [self.oracle(original, seed) for seed in seeds[:count]]
 
-    def forget(self, run: Run, method: str, values: Mapping[str, Any], seed: int, prepared: bool | None = None) -> Forgotten:
-        """Return what a method makes of a model with its split's own request.
+    def unlearned(self, run: Run, method: str, values: Mapping[str, Any], seed: int, prepared: bool | None = None) -> UnlearningResult:
+        """Return the result of a method on a model, for the request of the model's split.
 
         Args:
             run: The model.
             method: The method's name.
-            values: Of its options; defaults for the others.
-            seed: Of all draws.
-            prepared: Whether the method is prepared where it may be or not; it is where preparing has something to find out.
+            values: Values of its options; the others have their defaults.
+            seed: Seed of all random numbers.
+            prepared: For a method whose preparation is optional: whether to prepare it. None prepares it if that sets an open option.
         """
         method_class: type[Method[Any]] = Plugins(METHODS).load(method)
         resolved = method_class.prepare_options(method, {}, values)
         if prepared is None:
-            prepared = method_class.prepares == "required" or (method_class.prepares == "optional" and _open(resolved))
+            prepared = method_class.prepares == "required" or (method_class.prepares == "optional" and _has_open_options(resolved))
         artefact = self.artefact(run, method, resolved, seed) if prepared else None
         key = self._method_key(run, method, resolved, seed) | {"prepared": prepared}
         about = {"dataset": dataset_name(run.record), "method": method, "seed": seed}
         with self._entry("unlearned", key, about) as path:
-            self._remove_damaged(path)
-            if not (path / RECORD).exists() or self._lacks_weights(Run.open(path)):
+            self._remove_if_damaged(path)
+            if not (path / RECORD).exists() or self._needs_weights(Run.open(path)):
                 options = UnlearnOptions(
                     method=method, from_split=True, seed=seed, data_dir=self.data_dir, output_dir=str(path), overwrite=True
                 )
                 given = {} if prepared else dataclasses.asdict(resolved)
-                vault = _vault(artefact) if artefact else None
+                vault = vault_folder(artefact) if artefact else None
                 unlearn(run, options, given, self.accelerator, self.reporter, artefact=artefact, vault=vault)
-            return Forgotten(Run.open(path), artefact)
+            return UnlearningResult(Run.open(path), artefact)
 
     def artefact(self, run: Run, method: str, resolved: Any, seed: int) -> Path:
-        """Return the folder of what a method prepared for a model."""
+        """Return the folder of the artefact that a method prepared for a model."""
         about = {"dataset": dataset_name(run.record), "method": method, "seed": seed}
         with self._entry("artefact", self._method_key(run, method, resolved, seed), about) as path:
             if not path.exists():
-                resume = Unfinished(begun(path)).is_there
+                resume = ResumeState(resume_folder(path)).exists
                 options = PrepareOptions(method=method, seed=seed, data_dir=self.data_dir, face_encoder=NONE, resume=resume)
                 given = dataclasses.asdict(resolved)
-                prepare(run, options, given, self.accelerator, self.reporter, folder=path, vault=_vault(path))
+                prepare(run, options, given, self.accelerator, self.reporter, folder=path, vault=vault_folder(path))
             return path
 
     def reference(self, run: Run, oracle: Run) -> Run:
-        """Return what the method that made `run` makes of an oracle; the oracle itself where no method made it, or one that would leave it.
+        """Return the result of the method that made `run`, applied to an oracle.
+
+        Returns the oracle itself if `run` is not unlearned, or if its method only acts on identities it was prepared for.
 
         Raises:
             UsageError: The request cannot be repeated.
@@ -167,94 +168,99 @@ class Stock:
             return oracle
         require_repeatable(run)
         report = run.record.report
-        if Plugins(METHODS).load(report["method"]).personal:  # to an oracle those who ask are strangers, for whom nothing is prepared
+        if Plugins(METHODS).load(report["method"]).per_identity:  # forget identities are unseen by an oracle: nothing is prepared for them
             return oracle
-        return self.forget(oracle, report["method"], report["method_options"], run.record.seed, report.get("prepared")).run
+        return self.unlearned(oracle, report["method"], report["method_options"], run.record.seed, report.get("prepared")).run
 
-    def let_go(self, run: Run) -> None:
-        """Remove the weights of an unlearned model of this cache, whose predictions are kept."""
-        if run.record.kind == "unlearned" and run.path.parent == self.cache.root:
-            on_main(self.accelerator, lambda: _remove_weights(run.path))
-
-    def _remove_damaged(self, path: Path) -> None:
-        """Remove a model that is not as it was made, so that it is made again; a cache holds nothing that cannot be."""
+    def evict_weights(self, run: Run) -> None:
+        """Remove the weights of an unlearned model of this cache; its predictions are kept."""
 
         def remove() -> None:
-            if path.exists() and not _is_whole(path):
+            for file in run.path.glob("*.safetensors"):
+                file.unlink()
+
+        if run.record.kind == "unlearned" and run.path.parent == self.cache.root:
+            on_main(self.accelerator, remove)
+
+    def _remove_if_damaged(self, path: Path) -> None:
+        """Remove a model that changed since it was made, so that it is made again; everything in a cache can be."""
+
+        def remove() -> None:
+            if path.exists() and not _is_intact(path):
                 self.reporter.warn(f"{path.name} in the cache is damaged and is made again.")
                 shutil.rmtree(path)
 
         on_main(self.accelerator, remove)
 
-    def _lacks_weights(self, run: Run) -> bool:
-        """Whether a model's weights were let go and are needed again: predictions are missing, or it is to learn."""
-        if self.measured is None or run.has_weights:
+    def _needs_weights(self, run: Run) -> bool:
+        """Return whether a model's weights were evicted and are needed again: to make missing predictions, or to measure relearning."""
+        if self.evaluation is None or run.has_weights:
             return False
-        return self.measured.relearn_steps > 0 or not complete(run, self.measured.batch_size, self.measured.queries)
+        return self.evaluation.relearn_steps > 0 or not has_all_predictions(run, self.evaluation.batch_size, self.evaluation.queries)
 
-    def there(self, kind: str, made_from: Mapping[str, Any]) -> Run | None:
-        """Return a model that is there and complete, without waiting for one that is being made."""
-        path = self.cache.root / self.cache.key(kind, made_from)
+    def lookup(self, kind: str, key: Mapping[str, Any]) -> Run | None:
+        """Return a complete model of the cache, or None. Does not wait for one that is being made."""
+        path = self.cache.root / self.cache.key(kind, key)
         found = Run.open(path) if (path / RECORD).exists() else None
         return found if found and found.record.state == "complete" else None
 
     def _recipe(self, kind: str, options: TrainOptions, fingerprint: Any, split: str, seed: int) -> dict[str, Any]:
-        """Return what a training depends on. The seed of the options draws the head, the other one order and augmentation."""
-        recipe = {field.name: getattr(options, field.name) for field in dataclasses.fields(options) if field.name not in ELSEWHERE}
+        """Return everything a training depends on. The options' seed draws the head, `seed` the order of photos and the augmentation."""
+        recipe = {field.name: getattr(options, field.name) for field in dataclasses.fields(options) if field.name not in NOT_IN_KEY}
         return {
             "kind": kind,
-            "code": RECIPE,
+            "code": RECIPE_VERSION,
             "data": fingerprint,
             "split": hashlib.sha256(split.encode()).hexdigest(),
-            "model": _backbone(options.model or ""),
-            "options": recipe,
+            "model": _backbone_key(options.model or ""),
+            "options": original_names(TrainOptions, recipe),
             "seeds": [options.seed, seed],
             "processes": self.accelerator.num_processes,
-            "half_precision": options.bf16 and has_half_precision(self.accelerator.device),
+            "half_precision": options.bf16 and supports_bf16(self.accelerator.device),
         }
 
     def _method_key(self, run: Run, method: str, resolved: Any, seed: int) -> dict[str, Any]:
         return {
             "weights": run.record.weights,
             "split": hash_file(run.path / SPLIT),
-            "oracle": run.record.kind == "oracle",  # whose training set is smaller
+            "oracle": run.record.kind == "oracle",  # its training set is smaller
             "method": method,
             "method_from": Plugins(METHODS).origin(method),
-            "options": dataclasses.asdict(resolved),
+            "options": original_names(type(resolved), dataclasses.asdict(resolved)),  # the key survives a renamed option
             "seed": seed,
             "processes": self.accelerator.num_processes,
         }
 
     @contextmanager
-    def _entry(self, kind: str, made_from: Mapping[str, Any], about: Mapping[str, Any]) -> Iterator[Path]:
-        with self.cache.entry(kind, made_from, about, self.accelerator, self.reporter) as path:
+    def _entry(self, kind: str, key: Mapping[str, Any], about: Mapping[str, Any]) -> Iterator[Path]:
+        with self.cache.entry(kind, key, about, self.accelerator, self.reporter) as path:
             yield path
 
 
 def require_repeatable(run: Run) -> None:
-    """Check that what made a model can be made of another one, too.
+    """Check that the request of an unlearned model can be repeated on another model.
 
     Raises:
-        UsageError: It forgot photos that are not kept.
+        UsageError: The request used photos that are not kept.
     """
     if run.record.kind == "unlearned" and run.record.report.get("source") != "split":
         raise UsageError(
-            f"{run.path} forgot photos that were handed in, which are not kept, so no reference model can repeat the request; "
-            "measure it without --references, or forget the split's own request with --from-split."
+            f"{run.path} was unlearned with support images that are not kept, so no reference model can repeat the request; "
+            "evaluate it without --references, or unlearn the split's own request with --from-split."
         )
 
 
-def _vault(artefact: Path) -> Path:
-    """Return where the secrets of an artefact in the cache lie: beside it, not in the user's own vault.
+def vault_folder(artefact: Path) -> Path:
+    """Return the folder of the keys of an artefact in the cache: next to the artefact, not in the user's vault.
 
-    Machines that share the cache read what one of them prepared, and clearing the cache leaves no secret behind. So a cache is as
-    personal as the photos that its models were made from.
+    Machines that share the cache can read what one of them prepared, and clearing the cache removes all keys. Therefore a cache is as
+    personal as the photos its models were trained on.
     """
     return artefact.with_name(f"{artefact.name}{VAULT}")
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a model's record can be read and its weights are those of the record. Weights of an unlearned one may have been let go."""
+def _is_intact(path: Path) -> bool:
+    """Return whether a model's record is readable and its weights match the record; an unlearned model's weights may be evicted."""
     try:
         run = Run.open(path)
         if run.record.state == "complete" and (run.has_weights or run.record.kind != "unlearned"):
@@ -264,16 +270,11 @@ def _is_whole(path: Path) -> bool:
     return True
 
 
-def _remove_weights(folder: Path) -> None:
-    for file in folder.glob("*.safetensors"):
-        file.unlink()
-
-
-def _open(resolved: Any) -> bool:
-    """Whether an option that acts at the request has no value, so that preparing has something to find out."""
+def _has_open_options(resolved: Any) -> bool:
+    """Return whether an option that acts at the request has no value yet, so that preparation has to find it."""
     return any(getattr(resolved, name) is None for name, field in fields(type(resolved)).items() if field.metadata["at"] == "apply")
 
 
-def _backbone(model: str) -> str:
-    """Return what tells a pretrained backbone: the hash of a local one's weights, else its name."""
+def _backbone_key(model: str) -> str:
+    """Return what identifies a pretrained backbone: the hash of a local model's weights, else its name."""
     return hash_weights(Path(model)) if Path(model).is_dir() else model

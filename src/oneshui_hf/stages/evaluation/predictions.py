@@ -1,8 +1,8 @@
-"""What a model says about every photo of a run's data: one pass, kept on disk, so that no metric needs the model again.
+"""A model's predictions for every photo of a run's data: one pass, stored on disk, so that no metric needs the model again.
 
-RUN/predictions/SET.safetensors holds logits, labels, losses and identity numbers of retain, forget, val, test and support; of the sets that
-attacks ask about, forget and test, also the inputs of the classification head, and in SET-view<n>.safetensors the logits of the photos
-mirrored and shifted. Each file tells what it was made from; one of other weights, another split or another preprocessing is made anew.
+RUN/predictions/SET.safetensors contains logits, labels, losses and identity numbers, for retain, forget, val, test and support. The
+attacked sets, forget and test, also have the inputs of the classification head, and in SET-view<n>.safetensors the logits of the mirrored
+and shifted photos. Each file contains the key of its inputs; a file of other weights, split or preprocessing is made again.
 """
 
 from __future__ import annotations
@@ -19,27 +19,25 @@ from accelerate import Accelerator
 from ...data.face_set import FaceSet
 from ...data.schema import Task
 from ...errors import OneshuiError
-from ...metrics.measure import Predictions
+from ...metrics.comparison import Predictions
 from ...models.load import load_model
 from ...models.outputs import find_head, losses, predict, predict_with_features
 from ...reporting import SILENT, Reporter
 from ...runs import PREDICTIONS, PREPROCESSOR, SPLIT, Run, dump_json, hash_file, write_bytes
+from ...sets import ATTACKED, PREDICTED
 from ..distributed import on_main
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-SETS = ("retain", "forget", "val", "test", "support")
-ASKED = ("forget", "test")  # about which attacks ask in several versions
-
-NEEDED = {"logits", "labels", "losses", "identities"}
-VIEW = NEEDED - {"logits"}  # what the file of another view leaves to that of the photos themselves
+REQUIRED = {"logits", "labels", "losses", "identities"}
+NOT_IN_VIEWS = REQUIRED - {"logits"}  # stored once, in the file of the unchanged photos
 
 Tensors = dict[str, torch.Tensor]
 
 
-def made_from(run: Run, batch_size: int) -> str:
-    """Return the hash of what predictions depend on: weights, split, preprocessing, data, and the batch size, which decides last digits."""
+def predictions_key(run: Run, batch_size: int) -> str:
+    """Return the hash of what predictions depend on: weights, split, preprocessing, data, and the batch size, which affects last digits."""
     parts = [
         run.record.weights,
         hash_file(run.path / SPLIT),
@@ -50,27 +48,31 @@ def made_from(run: Run, batch_size: int) -> str:
     return hashlib.sha256(dump_json(parts)).hexdigest()
 
 
-def places(queries: int) -> list[tuple[str, int]]:
-    """Return what is predicted: a set and a version of its photos each."""
-    return [(name, view) for name in SETS for view in range(queries if name in ASKED else 1)]
+def predicted_views(queries: int) -> list[tuple[str, int]]:
+    """Return what is predicted, as pairs of a set and a view of its photos; view 0 is the photo itself."""
+    return [(name, view) for name in PREDICTED for view in range(_view_count(name, queries))]
 
 
-def complete(run: Run, batch_size: int, queries: int) -> bool:
-    """Return whether all predictions of a model are there, so that it is not needed for them."""
-    key = made_from(run, batch_size)
-    return all(_stored(_file(run.path / PREDICTIONS, *place), key) is not None for place in places(queries))
+def _view_count(name: str, queries: int) -> int:
+    return queries if name in ATTACKED else 1
+
+
+def has_all_predictions(run: Run, batch_size: int, queries: int) -> bool:
+    """Return whether all predictions of a model are stored, so that its weights are not needed for them."""
+    key = predictions_key(run, batch_size)
+    return all(_load(_file(run.path / PREDICTIONS, *view), key) is not None for view in predicted_views(queries))
 
 
 @dataclass
-class Forecaster:
-    """Makes predictions, or finds those that are there. Data and models are loaded when first needed, if at all.
+class Predictor:
+    """Loads stored predictions and makes the missing ones. Data and models are loaded only if something is missing.
 
     Attributes:
         sets: Opens the photos, by set.
         task: What is predicted.
-        accelerator: Shares the batches.
-        batch_size: Photos a forward pass.
-        queries: Versions of each photo of `ASKED`, the photo itself among them.
+        accelerator: Distributes the batches.
+        batch_size: Photos per forward pass.
+        queries: Views of each photo of the `ATTACKED` sets, including the photo itself.
         reporter: For progress.
     """
 
@@ -81,20 +83,18 @@ class Forecaster:
     queries: int = 1
     reporter: Reporter = SILENT
 
-    def of(self, run: Run) -> dict[str, Predictions]:
+    def predictions(self, run: Run) -> dict[str, Predictions]:
         """Return a model's predictions on every set.
 
         Raises:
-            OneshuiError: Some are missing, and so is the model or the data to make them.
+            OneshuiError: Predictions are missing, and so is the model or the data to make them.
         """
-        folder, key = run.path / PREDICTIONS, made_from(run, self.batch_size)
-        found = {place: _stored(_file(folder, *place), key) for place in places(self.queries)}
-        missing = [place for place, tensors in found.items() if tensors is None]
+        folder, key = run.path / PREDICTIONS, predictions_key(run, self.batch_size)
+        found = {view: _load(_file(folder, *view), key) for view in predicted_views(self.queries)}
+        missing = [view for view, tensors in found.items() if tensors is None]
         if missing and not run.has_weights:
-            told = ", ".join(sorted({name for name, _ in missing}))
-            raise OneshuiError(
-                f"{run.path} lacks predictions of {told}, and so it does the weights that would make them; make the run again."
-            )
+            names = ", ".join(sorted({name for name, _ in missing}))
+            raise OneshuiError(f"{run.path} lacks predictions of {names} and the weights to make them; make the run again.")
         if missing:
             model = load_model(run.require_complete().path, self.accelerator.device)[0]
             sets = self.sets()
@@ -103,27 +103,27 @@ class Forecaster:
 
             def store() -> None:
                 for name, view in missing:
-                    write_bytes(_file(folder, name, view), _bytes(found[name, view] or {}, key))
+                    write_bytes(_file(folder, name, view), _to_bytes(found[name, view] or {}, key))
 
             on_main(self.accelerator, store)
-        return {name: _join([found[name, view] or {} for view in range(self.queries if name in ASKED else 1)]) for name in SETS}
+        return {name: _join([found[name, view] or {} for view in range(_view_count(name, self.queries))]) for name in PREDICTED}
 
     def _predict(self, model: PreTrainedModel, faces: FaceSet, name: str, view: int) -> Tensors:
         if view:
             return {"logits": predict(model, faces, self.accelerator, self.batch_size, view)}
         features = {}
-        if name in ASKED and _has_head(model):
+        if name in ATTACKED and _has_head(model):
             logits, features["features"] = predict_with_features(model, faces, self.accelerator, self.batch_size)
         else:
             logits = predict(model, faces, self.accelerator, self.batch_size)
-        each = losses(logits, faces.labels, self.task.kind)
-        return {"logits": logits, "labels": faces.labels, "losses": each, "identities": faces.identities} | features
+        per_photo = losses(logits, faces.labels, self.task.kind)
+        return {"logits": logits, "labels": faces.labels, "losses": per_photo, "identities": faces.identities} | features
 
 
 def _has_head(model: PreTrainedModel) -> bool:
     try:
         find_head(model)
-    except OneshuiError:  # no linear head, so no features; all else is measured
+    except OneshuiError:  # no linear head, so no features; everything else is measured
         return False
     return True
 
@@ -132,15 +132,15 @@ def _file(folder: Path, name: str, view: int) -> Path:
     return folder / (f"{name}-view{view}.safetensors" if view else f"{name}.safetensors")
 
 
-def _bytes(tensors: Tensors, key: str) -> bytes:
+def _to_bytes(tensors: Tensors, key: str) -> bytes:
     from safetensors.torch import save
 
-    # One entry: safetensors writes several in no fixed order, and the same predictions should be the same bytes.
+    # A single metadata entry: safetensors writes several in no fixed order, and equal predictions should be equal bytes.
     return save(tensors, metadata={"made_from": key})
 
 
-def _stored(file: Path, key: str) -> Tensors | None:
-    """Return the tensors in a file; None where there is none, or it is of another model, or damaged."""
+def _load(file: Path, key: str) -> Tensors | None:
+    """Return the tensors of a file; None if it is missing, damaged, or has another key."""
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
@@ -148,9 +148,10 @@ def _stored(file: Path, key: str) -> Tensors | None:
         return None
     try:
         with safe_open(file, "pt") as stored:
-            whole = stored.metadata() == {"made_from": key} and set(stored.keys()) | (VIEW if "-view" in file.stem else set()) >= NEEDED
-            return load_file(file) if whole else None
-    except SafetensorError:  # predictions can be made again
+            names = set(stored.keys()) | (NOT_IN_VIEWS if "-view" in file.stem else set())
+            valid = stored.metadata() == {"made_from": key} and names >= REQUIRED
+            return load_file(file) if valid else None
+    except SafetensorError:  # damaged; predictions can be made again
         return None
 
 

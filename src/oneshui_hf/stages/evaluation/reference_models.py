@@ -1,4 +1,4 @@
-"""The models that a model is compared with: original, oracle, oracles of other seeds, and the same method applied to those."""
+"""The models that a model is compared with: its original, the oracle, oracles of other seeds, and the same method applied to those."""
 
 from __future__ import annotations
 
@@ -13,12 +13,19 @@ from ...errors import OneshuiError, UsageError
 from ...reporting import Reporter
 from ...runs import RECORD, SPLIT, Run, hash_file
 from ..command_options import EvaluateOptions
-from .model_cache import Stock, require_repeatable
+from .model_cache import ModelCache, require_repeatable
 
 
 @dataclass(frozen=True)
-class Witnesses:
-    """The models that one is compared with: its original, the oracle, oracles of other seeds, and the same method applied to those."""
+class ReferenceModels:
+    """The models that a model is compared with.
+
+    Attributes:
+        original: The model before unlearning.
+        oracle: The model retrained without the forget set.
+        oracles: Oracles of other seeds.
+        references: The same method applied to each of `oracles`.
+    """
 
     original: Run | None
     oracle: Run | None
@@ -26,15 +33,15 @@ class Witnesses:
     references: list[Run]
 
     @classmethod
-    def of(cls, run: Run, options: EvaluateOptions, accelerator: Accelerator, reporter: Reporter) -> Witnesses:
-        """Find them, and make the reference models that are missing.
+    def find_or_make(cls, run: Run, options: EvaluateOptions, accelerator: Accelerator, reporter: Reporter) -> ReferenceModels:
+        """Find the models of a run, and make the missing oracles and references.
 
         Raises:
-            UsageError: One is not what it is given as, or references are wanted without an original to repeat.
-            OneshuiError: One was made with another split.
+            UsageError: A model is not of the kind it is given as, or references are requested and the original is unknown.
+            OneshuiError: A model was made with another split.
         """
-        original = _original(run, options.original)
-        oracle = _oracle(original, options.oracle) or (run if run.record.kind == "oracle" else None)
+        original = _find_original(run, options.original)
+        oracle = _find_oracle(original, options.oracle) or (run if run.record.kind == "oracle" else None)
         for other in (original, oracle):
             if other is not None and hash_file(other.path / SPLIT) != hash_file(run.path / SPLIT):
                 raise OneshuiError(f"{other.path} was made with another split than {run.path}; they cannot be compared.")
@@ -42,15 +49,15 @@ class Witnesses:
             return cls(original, oracle, [], [])
         if original is None:
             raise UsageError(
-                "--references trains oracles by the recipe of the original model, which is not known; name it with --original."
+                "--references trains oracles with the recipe of the original model, which is not known; name it with --original."
             )
-        require_repeatable(run)  # before an oracle is trained, which takes long
-        stock = Stock(Cache(cache_root(options.cache_dir)), accelerator, reporter, options.data_dir, options)
-        oracles = stock.oracles(original, options.references, besides=oracle)
-        return cls(original, oracle, oracles, [stock.reference(run, other) for other in oracles])
+        require_repeatable(run)  # checked before an oracle is trained, which takes long
+        model_cache = ModelCache(Cache(cache_root(options.cache_dir)), accelerator, reporter, options.data_dir, options)
+        oracles = model_cache.oracles(original, options.references, other_than=oracle)
+        return cls(original, oracle, oracles, [model_cache.reference(run, other) for other in oracles])
 
-    def weights(self) -> dict[str, Any]:
-        """Return the hashes of their weights, by which anybody can tell which they were."""
+    def weight_hashes(self) -> dict[str, Any]:
+        """Return the hashes of their weights, which identify the models."""
         return {
             "original": self.original.record.weights if self.original else None,
             "oracle": self.oracle.record.weights if self.oracle else None,
@@ -58,7 +65,7 @@ class Witnesses:
         }
 
 
-def _original(run: Run, given: str | None) -> Run | None:
+def _find_original(run: Run, given: str | None) -> Run | None:
     if given:
         original = Run.open(given)
         if original.record.kind != "original":
@@ -66,15 +73,15 @@ def _original(run: Run, given: str | None) -> Run | None:
         return original
     if run.record.kind == "original":
         return run
-    parent = (run.record.parent or {}).get("run")  # a published run tells no path
+    parent = (run.record.parent or {}).get("run")  # a published run contains no path
     return Run.open(parent) if parent and Path(parent).is_dir() else None
 
 
-def _oracle(original: Run | None, given: str | None) -> Run | None:
+def _find_oracle(original: Run | None, given: str | None) -> Run | None:
     if given:
         oracle = Run.open(given)
         if oracle.record.kind != "oracle":
-            raise UsageError(f"{given} is an {oracle.record.kind} model; --oracle takes what `oneshui retrain` made.")
+            raise UsageError(f"{given} is an {oracle.record.kind} model; --oracle takes a model made by `oneshui retrain`.")
         return oracle.require_complete()
     default = Path(f"{original.path}-oracle") if original else None
     found = Run.open(default) if default and (default / RECORD).exists() else None

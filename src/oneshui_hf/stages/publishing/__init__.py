@@ -1,1 +1,1 @@
-"""Publication on the Hub: what of a run or a data set is public, and how it is pushed and pulled."""
+"""Publication on the Hub: the public contents of a run or data set, push and pull."""

@@ -1,10 +1,10 @@
-"""Publication: a run to the Hugging Face Hub, and back, without anything that concerns single people unless asked for twice.
+"""Publication of a run on the Hugging Face Hub, and download. Per-identity data is only published with two flags.
 
     oneshui push RUN USER/NAME
     oneshui pull USER/NAME
 
-What leaves this machine is copied piece by piece into an empty folder, from a list of what may be published; only that
-folder is sent. Nothing is published because nobody thought of holding it back.
+Only files on a list of public files are copied into an empty folder, and only that folder is sent. So nothing is published because it was
+forgotten to exclude it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from ...errors import OneshuiError, UsageError
-from ...hub import Repository, hub, signed_in
-from ...methods.identity_store import BLOB, BLOBS, public_index
-from ...methods.identity_store import INDEX as PEOPLE_INDEX
+from ...hub import Repository, hub_errors, logged_in_client
+from ...methods.identity_store import BLOB, BLOBS, read_index
+from ...methods.identity_store import INDEX as IDENTITY_INDEX
 from ...public_names import METHOD_NAME
 from ...reporting import SILENT, Reporter
 from ...runs import METHODS as METHODS_FOLDER
@@ -28,124 +28,122 @@ from ...runs import (
     RUNS,
     Record,
     Run,
-    claim,
     hash_weights,
     new_folder,
     read_json,
+    require_writable,
     write_bytes,
     write_json,
     write_record,
 )
 from ..command_options import PullOptions, PushOptions
 from .redaction import (
-    Private,
-    numbers,
+    PrivateTerms,
+    iter_strings,
+    keep_numbers,
     public_config,
     public_method_options,
     public_metrics,
     public_preprocessor,
     public_record,
     public_versions,
-    strings,
 )
 
 CARD, CONFIG = "README.md", "config.json"
-INDEX = "model.safetensors.index.json"
-WEIGHTS = "model*.safetensors"  # one file, or the shards of a large model, as transformers names them
+SHARD_INDEX = "model.safetensors.index.json"
+WEIGHTS = "model*.safetensors"  # one file, or the shards of a large model, with the names of transformers
 ARTEFACT_FILES = ("artefact.json", "artefact.safetensors")
 ARTEFACTS = tuple(f"{METHODS_FOLDER}/*/{file}" for file in ARTEFACT_FILES)
-PEOPLE_FILES = (PEOPLE_INDEX, BLOBS)
-PEOPLE = tuple(f"{METHODS_FOLDER}/*/{file}" for file in PEOPLE_FILES)
-PATTERNS = (CARD, CONFIG, PREPROCESSOR, RECORD, METRICS, INDEX, WEIGHTS, *ARTEFACTS, *PEOPLE)
+IDENTITY_FILES = (IDENTITY_INDEX, BLOBS)
+IDENTITIES = tuple(f"{METHODS_FOLDER}/*/{file}" for file in IDENTITY_FILES)
+PATTERNS = (CARD, CONFIG, PREPROCESSOR, RECORD, METRICS, SHARD_INDEX, WEIGHTS, *ARTEFACTS, *IDENTITIES)
 
 
 def push(run: Run, options: PushOptions, reporter: Reporter = SILENT) -> str:
-    """Publish a run in one commit and return the commit's address.
+    """Publish a run in one commit and return the commit's URL.
 
     Raises:
-        UsageError: The run is not complete, nobody is logged in, the repository is public and was to be private, or what concerns single
-            people is to be published and that was not said twice.
-        OneshuiError: The run holds something that may not be published, or the Hub cannot be reached or refuses.
+        UsageError: The run is not complete, nobody is logged in, the repository is public and a private one was requested, or only one of
+            the two flags for per-identity data was given.
+        OneshuiError: The run contains something that may not be published, or the Hub cannot be reached or denies access.
     """
-    _check_people(options)
+    _check_people_flags(options)
     run.require_complete()
-    with tempfile.TemporaryDirectory(prefix="oneshui-push-") as scratch, hub(options.repo_id, options.revision):
-        api, folder = signed_in(), Path(scratch)
-        record = stage(
-            run, folder, reporter, with_people=options.with_people
-        )  # before the repository is made, so that a refusal leaves no trace
-        repository = Repository.make(
+    with tempfile.TemporaryDirectory(prefix="oneshui-push-") as scratch, hub_errors(options.repo_id, options.revision):
+        api, folder = logged_in_client(), Path(scratch)
+        # Collected before the repository is created, so that an error leaves no trace.
+        record = collect_public_files(run, folder, reporter, with_people=options.with_people)
+        repository = Repository.open_or_create(
             api, options.repo_id, kind="model", private=options.private, revision=options.revision, reporter=reporter
         )
         _write_card(folder, record, repository.name)
-        return repository.commit(folder, options.commit_message, _ours, reporter)
+        return repository.commit(folder, options.commit_message, is_published_file, reporter)
 
 
-def _check_people(options: PushOptions) -> None:
+def _check_people_flags(options: PushOptions) -> None:
     if options.with_people and not options.people_are_personal_data:
         raise UsageError(
-            "--with-people publishes what was prepared for each person, encrypted; it is personal data, opens to whoever ever gets the "
-            "secrets, and cannot be called back. Say --people-are-personal-data, too, if that is what you want."
+            "--with-people publishes the encrypted per-identity data of the artefacts; it is personal data, anybody who ever gets the keys "
+            "can read it, and it cannot be called back. Add --people-are-personal-data to confirm."
         )
     if options.people_are_personal_data and not options.with_people:
-        raise UsageError("--people-are-personal-data goes with --with-people; without it nothing of the kind is sent.")
+        raise UsageError("--people-are-personal-data needs --with-people; without it no per-identity data is sent.")
 
 
 def pull(options: PullOptions, reporter: Reporter = SILENT) -> Run:
-    """Fetch a published run; it appears whole and checked, or not at all.
+    """Download a published run. The run folder is created complete and checked, or not at all.
 
     Raises:
-        UsageError: The output folder is in the way, or the name is no repository's.
-        OneshuiError: The repository is missing, holds no run, or holds other weights than its record says; or the Hub
-            is out of reach.
+        UsageError: The output folder exists, or the name is not valid for a repository.
+        OneshuiError: The repository is missing, does not contain a run, or its weights do not match its record; or the Hub cannot be
+            reached.
     """
     path = Path(options.output_dir or RUNS / options.repo_id.rpartition("/")[2])
-    claim(path, overwrite=options.overwrite)
+    require_writable(path, overwrite=options.overwrite)
     with new_folder(path, replace=options.overwrite) as scratch:
         reporter.info(f"Fetching {options.repo_id}.")
-        with hub(options.repo_id, options.revision):
+        with hub_errors(options.repo_id, options.revision):
             from huggingface_hub import snapshot_download
 
-            # The list of names keeps pickles and code out, whatever the repository holds.
-            names = list(PATTERNS)
-            snapshot_download(options.repo_id, revision=options.revision, local_dir=scratch, allow_patterns=names)
-        shutil.rmtree(scratch / ".cache", ignore_errors=True)  # the client's notes on its download
-        _check_pulled(scratch, options.repo_id)
+            # Only listed files: no pickles and no code, regardless of the contents of the repository.
+            snapshot_download(options.repo_id, revision=options.revision, local_dir=scratch, allow_patterns=list(PATTERNS))
+        shutil.rmtree(scratch / ".cache", ignore_errors=True)  # the client's own metadata about the download
+        _check_downloaded_run(scratch, options.repo_id)
     return Run.open(path)
 
 
-def _check_pulled(folder: Path, repo_id: str) -> None:
+def _check_downloaded_run(folder: Path, repo_id: str) -> None:
     if not (folder / RECORD).is_file():
-        raise OneshuiError(f"{repo_id} holds no run of oneshui: it has no {RECORD}.")
+        raise OneshuiError(f"{repo_id} does not contain a run of oneshui: it has no {RECORD}.")
     record = Run.open(folder).record
     if hash_weights(folder) != record.weights:
-        raise OneshuiError(f"The weights of {repo_id} are not those of its record: damaged, or tampered with.")
+        raise OneshuiError(f"The weights of {repo_id} do not match its record: they are damaged or were tampered with.")
 
 
 # The folder that is sent
 
 
-def stage(run: Run, folder: Path, reporter: Reporter = SILENT, *, with_people: bool = False) -> Record:
-    """Write what may be published of a run into an empty folder, but for the card; return the record as published.
+def collect_public_files(run: Run, folder: Path, reporter: Reporter = SILENT, *, with_people: bool = False) -> Record:
+    """Write the public files of a run, except the card, into an empty folder; return the public record.
 
     Args:
         run: The run.
         folder: The folder.
         reporter: For warnings.
-        with_people: Take what was prepared for single people along, as it is encrypted. Secrets are never taken.
+        with_people: Include the encrypted per-identity data of artefacts. Keys are never included.
 
     Raises:
-        OneshuiError: The run's weights are not those of its record, or a file holds what may not be published.
+        OneshuiError: The run's weights do not match its record, or a file contains something that may not be published.
     """
     config = public_config(read_json(run.path / CONFIG), run)
     write_json(folder / CONFIG, config)
     write_json(folder / PREPROCESSOR, public_preprocessor(read_json(run.path / PREPROCESSOR)))
-    _stage_weights(run, folder)
-    private = Private.of(run)
+    _copy_weights(run, folder)
+    private = PrivateTerms.of_run(run)
     for source in sorted((run.path / METHODS_FOLDER).glob("*/artefact.json")):
-        target = _stage_artefact(source.parent, folder, run, private, reporter)
+        target = _copy_artefact(source.parent, folder, run, private, reporter)
         if target and with_people:
-            _stage_people(source.parent, target)
+            _copy_identity_files(source.parent, target)
     if (run.path / METRICS).exists():
         write_json(folder / METRICS, public_metrics(read_json(run.path / METRICS)))
     record = public_record(run.record, config, private, reporter)
@@ -153,24 +151,24 @@ def stage(run: Run, folder: Path, reporter: Reporter = SILENT, *, with_people: b
     return record
 
 
-def _stage_weights(run: Run, folder: Path) -> None:
-    """Copy the weights byte by byte: artefacts are bound to their hash."""
+def _copy_weights(run: Run, folder: Path) -> None:
+    """Copy the weights unchanged: artefacts refer to their hash."""
     for file in sorted(run.path.glob(WEIGHTS)):
-        _check_metadata(file)
+        _tensor_names(file)
         shutil.copyfile(file, folder / file.name)
     if hash_weights(folder) != run.record.weights:
-        raise OneshuiError(f"The weights in {run.path} are not those of its {RECORD}, so they are not published.")
-    if (run.path / INDEX).exists():
-        index = read_json(run.path / INDEX)
+        raise OneshuiError(f"The weights in {run.path} do not match its {RECORD}, so they are not published.")
+    if (run.path / SHARD_INDEX).exists():
+        index = read_json(run.path / SHARD_INDEX)
         shards = {name: file for name, file in index["weight_map"].items() if (folder / file).is_file()}
-        write_json(folder / INDEX, {"metadata": numbers(index.get("metadata", {})), "weight_map": shards})
+        write_json(folder / SHARD_INDEX, {"metadata": keep_numbers(index.get("metadata", {})), "weight_map": shards})
 
 
-def _check_metadata(file: Path) -> list[str]:
+def _tensor_names(file: Path) -> list[str]:
     """Return the names of a file's tensors.
 
     Raises:
-        OneshuiError: The file is damaged, or carries text beside them.
+        OneshuiError: The file is damaged, or contains text in its metadata.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -180,23 +178,23 @@ def _check_metadata(file: Path) -> list[str]:
     except SafetensorError as error:
         raise OneshuiError(f"{file} is damaged ({error}).") from None
     if extra := {key: value for key, value in metadata.items() if (key, value) != ("format", "pt")}:
-        raise OneshuiError(f"{file} carries text of its own ({', '.join(sorted(extra))}), so it is not published.")
+        raise OneshuiError(f"{file} contains text in its metadata ({', '.join(sorted(extra))}), so it is not published.")
     return names
 
 
-def _stage_artefact(source: Path, folder: Path, run: Run, private: Private, reporter: Reporter) -> Path | None:
-    """Copy the public half of an artefact and return its new folder, None where it is not published; `people.*` stays."""
+def _copy_artefact(source: Path, folder: Path, run: Run, private: PrivateTerms, reporter: Reporter) -> Path | None:
+    """Copy the public part of an artefact, without `people.*`, and return its new folder; None if it is not published."""
     header = read_json(source / ARTEFACT_FILES[0])
     if header.get("method") != source.name or not METHOD_NAME.fullmatch(source.name):
         raise OneshuiError(f"{source} is not the artefact of a method.")
     if header["weights"] != run.record.weights:
         reporter.warn(f"The artefact of '{source.name}' was prepared for other weights, so it is not published.")
         return None
-    tensors = _check_metadata(source / ARTEFACT_FILES[1])
-    if private.within([*strings(header["values"]), *tensors]):
+    tensors = _tensor_names(source / ARTEFACT_FILES[1])
+    if private.occurs_in([*iter_strings(header["values"]), *tensors]):
         raise OneshuiError(
-            f"The public half of {source} names a person, a photo or a folder, so nothing was sent; "
-            "this is a fault of the method. Remove the artefact to publish the rest."
+            f"The public part of {source} contains the name of an identity, a photo or a folder, so nothing was sent; "
+            "this is a bug in the method. Remove the artefact to publish the rest."
         )
     public = {
         "format": header["format"],
@@ -205,7 +203,7 @@ def _stage_artefact(source: Path, folder: Path, run: Run, private: Private, repo
         "versions": public_versions(header.get("versions", {})),
         "options": public_method_options(source.name, header["options"], reporter),
         "values": header["values"],
-        "report": numbers(header.get("report", {}), private),
+        "report": keep_numbers(header.get("report", {}), private),
     }
     target = folder / METHODS_FOLDER / source.name
     write_json(target / ARTEFACT_FILES[0], public)
@@ -213,28 +211,28 @@ def _stage_artefact(source: Path, folder: Path, run: Run, private: Private, repo
     return target
 
 
-def _stage_people(source: Path, target: Path) -> None:
-    """Copy what concerns single people as it is encrypted: an index of numbers, and blobs under numbers, nothing else."""
-    if not any((source / file).exists() for file in PEOPLE_FILES):
+def _copy_identity_files(source: Path, target: Path) -> None:
+    """Copy the encrypted per-identity data: an index of numbers and numbered blobs, nothing else."""
+    if not any((source / file).exists() for file in IDENTITY_FILES):
         return
-    index = public_index(source)
-    if strange := [name for name in _check_metadata(source / BLOBS) if not BLOB.fullmatch(name)]:
-        raise OneshuiError(f"{source / BLOBS} holds {len(strange)} tensors that are no encrypted ones, so nothing was sent.")
-    write_json(target / PEOPLE_INDEX, index)
+    index = read_index(source)
+    if unencrypted := [name for name in _tensor_names(source / BLOBS) if not BLOB.fullmatch(name)]:
+        raise OneshuiError(f"{source / BLOBS} contains {len(unencrypted)} tensors that are not encrypted, so nothing was sent.")
+    write_json(target / IDENTITY_INDEX, index)
     shutil.copyfile(source / BLOBS, target / BLOBS)
 
 
 def _write_card(folder: Path, record: Record, repo_id: str) -> None:
-    """Write the card, from what is published and nothing else."""
+    """Write the card, from the published files only."""
     from ...card import model_card
 
     metrics = read_json(folder / METRICS) if (folder / METRICS).exists() else {}
     prepared = [file.parent.name for file in folder.glob(f"{METHODS_FOLDER}/*/{ARTEFACT_FILES[0]}")]
-    with_people = any(folder.glob(PEOPLE[0]))
+    with_people = any(folder.glob(IDENTITIES[0]))
     card = model_card(record, read_json(folder / CONFIG), metrics, repo_id, prepared, with_people=with_people)
     write_bytes(folder / CARD, card.encode())
 
 
-def _ours(file: str) -> bool:
-    """Whether a file in a repository is of a kind that a push writes."""
+def is_published_file(file: str) -> bool:
+    """Return whether a file in a repository has a name that a push writes."""
     return any(fnmatch(file, pattern) and file.count("/") == pattern.count("/") for pattern in PATTERNS)

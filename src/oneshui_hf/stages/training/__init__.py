@@ -1,1 +1,1 @@
-"""The parts of training: the loop, its checkpoints, and the shards of a sharded model."""
+"""Training: the loop, its checkpoints, and the shards of a sharded model."""

@@ -1,6 +1,6 @@
-"""The state of an unfinished training: weights, best weights so far and optimizer, in safetensors and JSON.
+"""Training checkpoints: weights, best weights so far and optimizer state, in safetensors and JSON.
 
-Nothing else is needed to go on. The learning rate is a function of the step, and every random draw is named by seed and epoch.
+Nothing else is needed to resume. The learning rate is a function of the step, and every random draw is named by seed and epoch.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ...errors import OneshuiError
+from ...methods.weight_space import Weights
 from ...runs import new_folder, read_json, write_json
-
-Weights = dict[str, torch.Tensor]
 
 
 def save(run: Path, epoch: int, model: Weights, best: Weights | None, optimizer: dict[str, Any], progress: dict[str, Any]) -> None:
-    """Write `checkpoint-<epoch>` whole, then remove the older ones."""
+    """Write `checkpoint-<epoch>` atomically, then delete the older checkpoints."""
     moments = {
         f"{index}.{name}": value.contiguous()
         for index, state in optimizer["state"].items()
@@ -39,7 +38,7 @@ def save(run: Path, epoch: int, model: Weights, best: Weights | None, optimizer:
 
 
 def latest(run: Path) -> Path | None:
-    """Return the newest checkpoint's folder, if there is one."""
+    """Return the folder of the newest checkpoint; None without one."""
     found = sorted(run.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     return found[-1] if found else None
 

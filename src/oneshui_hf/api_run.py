@@ -1,0 +1,136 @@
+"""The run that the Python functions return: a run directory with shortcuts for a notebook."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import runs
+from .errors import OneshuiError
+from .options import resolve
+from .reporting import default_reporter
+from .runs import METRICS, read_object
+from .sets import EVALUATED
+from .stages.command_options import PredictOptions, ReportOptions
+from .stages.show import kept_epoch, prepared_methods
+
+if TYPE_CHECKING:
+    from transformers import Pipeline, PreTrainedModel
+
+
+class Run(runs.Run):
+    """A run directory.
+
+    Attributes:
+        path: The folder.
+        record: The contents of `oneshui.json`.
+    """
+
+    @classmethod
+    def of(cls, run: runs.Run) -> Run:
+        """Return a run with the shortcuts of this class."""
+        return cls(run.path, run.record)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """Open an existing run.
+
+        Raises:
+            UsageError: The folder is missing or is no run.
+            OneshuiError: Its record cannot be read.
+        """
+        return cls.of(runs.Run.open(path))
+
+    @property
+    def metrics(self) -> dict[str, Any] | None:
+        """What `evaluate` measured; None if the run is not evaluated."""
+        return read_object(self.path / METRICS) if (self.path / METRICS).exists() else None
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One entry per epoch: `epoch`, `train_loss`, and the score on val in percent. Empty for unlearned models."""
+        return list(self.record.report.get("history") or [])
+
+    @property
+    def prepared(self) -> list[str]:
+        """The names of the methods that are prepared for this model."""
+        return prepared_methods(self)
+
+    def model(self, device: str = "cpu") -> PreTrainedModel:
+        """Load the model, in evaluation mode.
+
+        Raises:
+            OneshuiError: The weights are missing or are not those of the record.
+        """
+        from .models.load import load_model
+
+        return load_model(self._require_weights(), device)[0]
+
+    def pipeline(self, **settings: Any) -> Pipeline:
+        """Return a transformers pipeline for image classification.
+
+        Args:
+            **settings: Further arguments of `transformers.pipeline`. By default `top_k` is the number of labels.
+        """
+        from transformers import pipeline
+
+        from .models import sharded  # noqa: F401  registers the sharded architecture with transformers
+
+        settings = {"top_k": len(self.record.dataset["labels"]), **settings}
+        return pipeline("image-classification", model=str(self._require_weights()), **settings)
+
+    def predict(self, images: Sequence[str | Path], *, top_k: int = 5) -> list[dict[str, Any]]:
+        """Predict the labels of image files; see `oneshui_hf.predict`."""
+        options = resolve(PredictOptions, {"images": tuple(map(str, images)), "top_k": top_k}, "predict")
+        from .stages.predict import predict
+
+        return predict(self, options, default_reporter())
+
+    def report(self, **options: Any) -> dict[str, Any]:
+        """Write the HTML report of this run, which must be evaluated; see `oneshui_hf.report`."""
+        resolved = resolve(ReportOptions, {**options, "source": str(self.path)}, "report")
+        from .stages.report import report
+
+        return report(resolved, default_reporter())
+
+    def _require_weights(self) -> Path:
+        if not self.has_weights:
+            raise OneshuiError(f"{self.path} has no weights: only its predictions were kept.")
+        return self.require_complete().path
+
+    def _facts(self) -> dict[str, str]:
+        """Return what the one-line and the HTML representation show."""
+        record, metrics = self.record, self.metrics or {}
+        facts = {"kind": record.kind, "dataset": str(record.dataset.get("name")), "seed": str(record.seed)}
+        if record.state != "complete":
+            facts["state"] = record.state
+        if method := record.report.get("method"):
+            facts["method"] = str(method)
+        for name, value in (kept_epoch(record.report) or {}).items():
+            if name.startswith("val_"):
+                facts[name] = f"{value:.1f}"
+        if self.prepared:
+            facts["prepared"] = ", ".join(self.prepared)
+        for name in ("tow", "gap_closure"):
+            if isinstance(value := metrics.get(name), float | int):
+                facts[name] = f"{value:.3g}"
+        return facts
+
+    def __repr__(self) -> str:
+        facts = ", ".join(f"{name}={value}" for name, value in self._facts().items())
+        return f"Run({str(self.path)!r}: {facts})"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><th style='text-align:left'>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in self._rows())
+        return f"<table>{rows}</table>"
+
+    def _rows(self) -> list[tuple[str, str]]:
+        rows = [("run", str(self.path)), *self._facts().items()]
+        metrics = self.metrics or {}
+        score = metrics.get("score")
+        for name in EVALUATED:
+            if isinstance(found := metrics.get(name), dict) and score in found:
+                rows.append((f"{score} on {name}", f"{found[score]:.1f}"))
+        return rows
