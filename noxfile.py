@@ -1,34 +1,79 @@
-"""The commands of every machine: `nox -s tests`, `slow`, `lint`, `demo`, `benchmark`, `bench`.
+"""The commands of every machine: `nox -s tests`, `slow`, `lint`, `demo`, `benchmark`, `bench`; and `lock`, which renews what CI installs.
 
-Each session builds the wheel and installs that, as users do. Set ONESHUI_TEST_ASSETS to a folder of real faces and weights for the tests
+Each session builds the wheel and installs that, as users do; on the platform of CI with exactly the packages of the lock, elsewhere with
+what pip finds within the ranges of pyproject.toml. Set ONESHUI_TEST_ASSETS to a folder of real faces and weights for the tests
 that need them; they skip, with a reason, without it.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import nox
+from packaging.utils import canonicalize_name
 
 nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_venv = "yes"
 nox.options.sessions = ["lint", "tests"]
 
-TORCH = os.environ.get("ONESHUI_TORCH", "torch==2.13.0")  # first, and exact: a range would pull gigabytes of CUDA
+TORCH = os.environ.get("ONESHUI_TORCH", "torch==2.13.0")  # exact: a range would pull gigabytes of CUDA
+LOCK = "requirements/ci.txt"
+LOCK_PLATFORM = "cpython 3.11 Linux x86_64"  # of CI; the lock has the hashes of its wheels only
+CUDA = ("cuda-", "nvidia-", "triton")  # what some builds of torch bring
+LOCK_HEADER = f"""\
+# Every package that CI installs, for {LOCK_PLATFORM}. Made by `nox -s lock`; do not edit.
+#
+#   pip install --require-hashes --no-deps -r {LOCK}
+#
+# Users are free within the ranges of pyproject.toml. torch is not listed: its builds for CPU and CUDA share a version, and a machine may
+# have either, so no hash fits all. Install it afterwards, by the exact version in .ci/run: what it needs besides CUDA is listed here.
+"""
 
 
 def install(session: nox.Session, extra: str = "") -> None:
-    """Install torch, then the wheel built from this tree."""
+    """Install the lock, torch, and the wheel built from this tree."""
     if session.venv_backend == "none":  # `nox --no-venv`: the caller has installed
         return
-    session.install(TORCH, "--constraint", "constraints.txt")
     wheels = Path(session.create_tmp()).resolve() / "wheel"
-    session.run("python", "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(wheels), ".")
+    if is_locked := _platform(session) == LOCK_PLATFORM:
+        session.install("--require-hashes", "--no-deps", "-r", LOCK)
+    else:
+        session.warn(f"{LOCK} is for {LOCK_PLATFORM}; here pip chooses the newest packages within the ranges of pyproject.toml.")
+    session.install(TORCH)
+    isolation = ["--no-build-isolation"] if is_locked else []  # the lock has the build backend
+    session.run("python", "-m", "pip", "wheel", "--quiet", "--no-deps", *isolation, "--wheel-dir", str(wheels), ".")
     (wheel,) = wheels.glob("oneshui_hf-*.whl")
-    session.install("--constraint", "constraints.txt", f"{wheel}{extra}")
+    if not is_locked:
+        session.install(f"{wheel}{extra}")
     session.install("--force-reinstall", "--no-deps", str(wheel))
+    session.run("python", "-m", "pip", "check")
     wheel.unlink()
+
+
+def _platform(session: nox.Session) -> str:
+    """Return implementation, version, system and machine of the session's Python."""
+    code = "import platform as p, sys; print(sys.implementation.name, '.'.join(p.python_version_tuple()[:2]), p.system(), p.machine())"
+    return str(session.run("python", "-c", code, silent=True)).strip()
+
+
+@nox.session
+def lock(session: nox.Session) -> None:
+    """Write the newest packages within the ranges of pyproject.toml, with hashes; `nox -s lock -- NAME==VERSION` holds some back."""
+    if (here := _platform(session)) != LOCK_PLATFORM:
+        session.error(f"The lock is for {LOCK_PLATFORM}, and this is {here}: run it there.")
+    report = Path(session.create_tmp()).resolve() / "report.json"
+    words = ["--quiet", "--dry-run", "--ignore-installed", "--only-binary", ":all:", "--report", str(report)]
+    session.run("python", "-m", "pip", "install", *words, TORCH, ".[dev]", *session.posargs)
+    lines = {}
+    for package in json.loads(report.read_text())["install"]:
+        name, source = canonicalize_name(package["metadata"]["name"]), package["download_info"]
+        if name not in ("oneshui-hf", "torch") and not name.startswith(CUDA):
+            digest = source["archive_info"]["hashes"]["sha256"]
+            lines[name] = f"{name}=={package['metadata']['version']} --hash=sha256:{digest}\n"
+    Path(LOCK).parent.mkdir(exist_ok=True)
+    Path(LOCK).write_text(LOCK_HEADER + "".join(lines[name] for name in sorted(lines)))
 
 
 @nox.session

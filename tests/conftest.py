@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 # Set before datasets or transformers are imported, which read these variables on import.
 _HOME = tempfile.TemporaryDirectory(prefix="oneshui-tests-")
@@ -20,6 +22,24 @@ import pytest  # noqa: E402
 
 from support.commands import Oneshui  # noqa: E402
 from support.faces import LABELS, bits, portrait  # noqa: E402
+
+_installed_entry_points = metadata.entry_points
+
+
+def _own_entry_points(**selection: Any) -> Any:
+    found = _installed_entry_points(**selection)
+    if not str(selection.get("group")).startswith("oneshui."):
+        return found
+    return metadata.EntryPoints(entry for entry in found if entry.dist is not None and entry.dist.name == "oneshui-hf")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide plugins of other installed packages from the tests of this process, some of which list or run every method.
+
+    A process that a test starts sees them; a test that needs exact names there sets ONESHUI_PLUGINS. `--oneshui-method` finds them all.
+    """
+    if config.getoption("--oneshui-method") is None:
+        metadata.entry_points = _own_entry_points
 
 
 @pytest.fixture

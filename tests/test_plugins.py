@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -141,7 +142,8 @@ def test_built_in_plugins_are_registered_as_entry_points() -> None:
 
 def test_methods_are_listed_without_importing_torch() -> None:
     code = "import sys; from oneshui_hf.plugins import *; Plugins(METHODS).rows(); print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+    own = os.environ | {"ONESHUI_PLUGINS": ",".join(Plugins(METHODS).names)}
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=own).stdout == "False\n"
 
 
 def test_method_cannot_need_an_unknown_set() -> None:

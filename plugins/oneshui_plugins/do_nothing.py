@@ -26,7 +26,6 @@ class DoNothing(Method[DoNothingOptions]):
     paper = "-"
     needs = Needs(apply=frozenset())
     options = DoNothingOptions
-    in_demo = True
 
     def apply(
         self, model: nn.Module, data: DataAccess, artefact: Artefact | None, options: DoNothingOptions, context: Context

@@ -17,6 +17,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .models.register import register_with_transformers
+
 if TYPE_CHECKING:
     from .api import (
         benchmark,
@@ -67,6 +69,9 @@ __all__ = [
     "tune",
     "unlearn",
 ]
+
+
+register_with_transformers()  # imports nothing heavy now
 
 
 def __dir__() -> list[str]:

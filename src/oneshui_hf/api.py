@@ -7,22 +7,23 @@ options in the docstrings are generated from the options dataclasses. Progress i
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from . import runs
+from .api_options import AnyRun, read_options, run_path, split_options, with_options
 from .api_run import Run
-from .options import field_name, fields, names, resolve, types_of
+from .options import fields
 from .reporting import SILENT, Reporter, default_reporter
 from .runs import RUNS, Kind, newest_run
+from .stages import checks
 from .stages.command_options import (
     BenchmarkOptions,
     CacheListOptions,
     CheckOptions,
     ClearOptions,
+    DataOptions,
     DataPushOptions,
     DemoOptions,
     DrawOptions,
@@ -44,56 +45,15 @@ from .stages.command_options import (
 if TYPE_CHECKING:
     import datasets
 
-AnyRun = runs.Run | str | Path | None
+Paths = str | Path | Sequence[str | Path]
 ANY_KIND: tuple[Kind, ...] = ("original", "oracle", "unlearned")
-
-FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
-
-
-def with_options(options: type[Any], *, method: bool = False) -> Callable[[FunctionT], FunctionT]:
-    """Give a function the signature and the list of options of a dataclass, for `help()` and a notebook's completion.
-
-    Args:
-        options: The dataclass. Fields that the function itself names stay as they are.
-        method: Whether the options of a method may be added.
-    """
-
-    def decorate(function: FunctionT) -> FunctionT:
-        own = inspect.signature(function)
-        parameters = [parameter for parameter in own.parameters.values() if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
-        named = {parameter.name for parameter in parameters}
-        types, known = types_of(options), {name: field for name, field in fields(options).items() if name not in named}
-        keywords = [
-            inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                annotation=types[name],
-                default=inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default,
-            )
-            for name, field in known.items()
-        ]
-        reporter = [parameter for parameter in parameters if parameter.name == "reporter"]
-        leading = [parameter for parameter in parameters if parameter.name != "reporter"]
-        rest = [inspect.Parameter("method_options", inspect.Parameter.VAR_KEYWORD, annotation=Any)] if method else []
-        function.__signature__ = own.replace(parameters=[*leading, *keywords, *reporter, *rest])  # type: ignore[attr-defined]
-        lines = [f"    {name}: {_sentence(field.metadata)}" for name, field in known.items()]
-        lines += ["    reporter: Receives progress; automatic by default."] if reporter else []
-        lines += ["    **method_options: Options of the method; `oneshui methods show NAME` lists them."] if method else []
-        function.__doc__ = "\n".join([inspect.getdoc(function) or "", "", "Options:", *lines])
-        return function
-
-    return decorate
-
-
-def _sentence(metadata: Mapping[str, Any]) -> str:
-    choices = metadata["choices"]
-    return metadata["help"] + (f" One of {', '.join(map(repr, choices))}." if choices else "")
 
 
 @with_options(TrainOptions)
 def train(*, reporter: Reporter | None = None, **options: Any) -> Run:
     """Train the original model on all training identities and return its run."""
-    resolved = resolve(TrainOptions, options, "train")
+    resolved = read_options(TrainOptions, options, "train")
+    checks.check_train(resolved)
     from .stages.train import train as stage
 
     return Run.of(stage(resolved, reporter=reporter or default_reporter()))
@@ -103,8 +63,9 @@ def train(*, reporter: Reporter | None = None, **options: Any) -> Run:
 def retrain(run: AnyRun = None, *, reporter: Reporter | None = None, **options: Any) -> Run:
     """Train the oracle of an original model, by the same recipe without the forget set, and return its run."""
     reporter = reporter or default_reporter()
-    resolved = resolve(RetrainOptions, options, "retrain")
-    original = open_run(run, ("original",), reporter)
+    resolved = read_options(RetrainOptions, options, "retrain")
+    original = open_run(run, ("original",), reporter, "retrain")
+    checks.check_retrain(original, resolved)
     from .stages.train import retrain as stage
 
     return Run.of(stage(original, resolved, reporter=reporter))
@@ -122,8 +83,9 @@ def prepare_artefact(run: AnyRun = None, *, reporter: Reporter | None = None, **
     """Prepare a method for a run's model and return the artefact's folder; with `dry_run` return the estimated cost."""
     reporter = reporter or default_reporter()
     own, methods = split_options(PrepareOptions, options)
-    resolved = resolve(PrepareOptions, own, "prepare")
-    original = open_run(run, ("original",), reporter)
+    resolved = read_options(PrepareOptions, own, "prepare")
+    original = open_run(run, ("original",), reporter, "prepare")
+    checks.check_prepare(original, resolved, methods)
     from .stages import prepare as stage
 
     return (stage.estimate if resolved.dry_run else stage.prepare)(original, resolved, methods, reporter=reporter)
@@ -134,20 +96,23 @@ def tune(run: AnyRun = None, *, reporter: Reporter | None = None, **options: Any
     """Search a method's options on simulated requests and return the preset file, which `preset` of `prepare` and `unlearn` takes."""
     reporter = reporter or default_reporter()
     own, methods = split_options(TuneOptions, options)
-    resolved = resolve(TuneOptions, own, "tune")
-    original = open_run(run, ("original",), reporter)
+    resolved = read_options(TuneOptions, own, "tune")
+    original = open_run(run, ("original",), reporter, "tune")
+    checks.check_tune(original, resolved, methods)
     from .stages.tune import tune as stage
 
     return stage(original, resolved, methods, reporter=reporter)
 
 
 @with_options(UnlearnOptions, method=True)
-def unlearn(run: AnyRun = None, images: Sequence[str | Path] = (), *, reporter: Reporter | None = None, **options: Any) -> Run:
+def unlearn(run: AnyRun = None, images: Paths = (), *, reporter: Reporter | None = None, **options: Any) -> Run:
     """Forget the identities on the support images and return the run of the new model."""
     reporter = reporter or default_reporter()
     own, methods = split_options(UnlearnOptions, options)
-    resolved = resolve(UnlearnOptions, {**own, "images": tuple(map(str, images))}, "unlearn")
-    original = open_run(run, ("original",), reporter)
+    given = {} if isinstance(images, tuple) and not images else {"images": images}  # the option may be given as `image`
+    resolved = read_options(UnlearnOptions, given | own, "unlearn")
+    original = open_run(run, ("original",), reporter, "unlearn")
+    checks.check_unlearn(original, resolved, methods)
     from .stages.unlearn import unlearn as stage
 
     return Run.of(stage(original, resolved, methods, reporter=reporter))
@@ -157,21 +122,21 @@ def unlearn(run: AnyRun = None, images: Sequence[str | Path] = (), *, reporter: 
 def evaluate(run: AnyRun = None, oracle: AnyRun = None, *, reporter: Reporter | None = None, **options: Any) -> dict[str, Any]:
     """Measure a model and return the metrics, which `Run.metrics` reads later."""
     reporter = reporter or default_reporter()
-    if oracle is not None:
-        options["oracle"] = str(oracle.path if isinstance(oracle, runs.Run) else oracle)
-    resolved = resolve(EvaluateOptions, options, "evaluate")
-    evaluated = open_run(run, ANY_KIND, reporter)
+    resolved = read_options(EvaluateOptions, {**options, "oracle": oracle}, "evaluate")
+    evaluated = open_run(run, ANY_KIND, reporter, "evaluate")
+    checks.check_evaluate(evaluated, resolved)
     from .stages.evaluate import evaluate as stage
 
     return stage(evaluated, resolved, reporter=reporter)
 
 
 @with_options(PredictOptions)
-def predict(run: AnyRun, images: Sequence[str | Path], *, reporter: Reporter | None = None, **options: Any) -> list[dict[str, Any]]:
+def predict(run: AnyRun, images: Paths, *, reporter: Reporter | None = None, **options: Any) -> list[dict[str, Any]]:
     """Predict the labels of image files and return, per image, the most probable labels with their probabilities."""
     reporter = reporter or default_reporter()
-    resolved = resolve(PredictOptions, {**options, "images": tuple(map(str, images))}, "predict")
-    predicting = open_run(run, ANY_KIND, reporter)
+    resolved = read_options(PredictOptions, {**options, "images": images}, "predict")
+    predicting = open_run(run, ANY_KIND, reporter, "predict")
+    checks.check_predict(predicting, resolved)
     from .stages.predict import predict as stage
 
     return stage(predicting, resolved, reporter)
@@ -181,7 +146,10 @@ def predict(run: AnyRun, images: Sequence[str | Path], *, reporter: Reporter | N
 def benchmark(grid: str | Path, *, reporter: Reporter | None = None, **options: Any) -> dict[str, Any]:
     """Run the open jobs of a grid, write its tables and return a summary; with `dry_run` return the jobs and their estimated cost."""
     reporter = reporter or default_reporter()
-    resolved = resolve(BenchmarkOptions, {**options, "grid": str(grid)}, "benchmark")
+    resolved = read_options(BenchmarkOptions, {**options, "grid": grid}, "benchmark")
+    from .stages.benchmarking.setup import check_benchmark
+
+    check_benchmark(resolved)
     if resolved.dry_run:
         from .stages.benchmarking.estimate import estimate
 
@@ -194,8 +162,8 @@ def benchmark(grid: str | Path, *, reporter: Reporter | None = None, **options: 
 @with_options(ReportOptions)
 def report(source: runs.Run | str | Path, *, reporter: Reporter | None = None, **options: Any) -> dict[str, Any]:
     """Write the report of an evaluated run or of a benchmark and return the paths of `report` (HTML) and `figures` (SVG)."""
-    given = {**options, "source": str(source.path if isinstance(source, runs.Run) else source)}
-    resolved = resolve(ReportOptions, given, "report")
+    resolved = read_options(ReportOptions, {**options, "source": source}, "report")
+    checks.check_report(resolved)
     from .stages.report import report as stage
 
     return stage(resolved, reporter or default_reporter())
@@ -205,8 +173,9 @@ def report(source: runs.Run | str | Path, *, reporter: Reporter | None = None, *
 def push(run: AnyRun, repo_id: str, *, reporter: Reporter | None = None, **options: Any) -> str:
     """Publish a run on the Hub and return its address. A new repository is private by default."""
     reporter = reporter or default_reporter()
-    resolved = resolve(PushOptions, {**options, "repo_id": repo_id}, "push")
-    published = open_run(run, ANY_KIND, reporter)
+    resolved = read_options(PushOptions, {**options, "repo_id": repo_id}, "push")
+    checks.check_people_flags(resolved)
+    published = open_run(run, ANY_KIND, reporter, "push")
     from .stages.publishing.model import push as stage
 
     return stage(published, resolved, reporter)
@@ -215,7 +184,8 @@ def push(run: AnyRun, repo_id: str, *, reporter: Reporter | None = None, **optio
 @with_options(PullOptions)
 def pull(repo_id: str, *, reporter: Reporter | None = None, **options: Any) -> Run:
     """Download a published run and return it."""
-    resolved = resolve(PullOptions, {**options, "repo_id": repo_id}, "pull")
+    resolved = read_options(PullOptions, {**options, "repo_id": repo_id}, "pull")
+    checks.check_pull(resolved)
     from .stages.publishing.model import pull as stage
 
     return Run.of(stage(resolved, reporter or default_reporter()))
@@ -228,7 +198,7 @@ def load_dataset(
     subset: str | None = None,
     image_column: str | None = None,
     identity_column: str | None = None,
-    label_columns: Sequence[str] = (),
+    label_columns: str | Sequence[str] = (),
     reporter: Reporter | None = None,
 ) -> datasets.DatasetDict:
     """Load a face data set as `train` reads it.
@@ -250,19 +220,21 @@ def load_dataset(
         UsageError: The name is unknown, or an option does not apply to it.
         OneshuiError: The files are missing or damaged.
     """
+    columns = {"image_column": image_column, "identity_column": identity_column, "label_columns": label_columns}
+    resolved = read_options(DataOptions, {"dataset": dataset, "data_dir": data_dir, "subset": subset, **columns}, "load_dataset")
     import datasets
 
     from .data.load import load_faces
 
-    columns = {"image_column": image_column, "identity_column": identity_column, "label_columns": label_columns}
-    faces = load_faces(dataset, data_dir, subset=subset, reporter=reporter or default_reporter(), **columns)  # type: ignore[arg-type]
+    faces = load_faces(**resolved.source(), reporter=reporter or default_reporter())
     return datasets.DatasetDict(train=faces.arrow_dataset.cast_column("image", datasets.Image()))
 
 
 @with_options(CheckOptions)
 def check_data(*, reporter: Reporter | None = None, **options: Any) -> dict[str, Any]:
     """Check every image and row of a data set and return the findings."""
-    resolved = resolve(CheckOptions, options, "data check")
+    resolved = read_options(CheckOptions, options, "data check")
+    checks.check_source(resolved)
     from .stages.data_commands import check_data as stage
 
     return stage(resolved, reporter or default_reporter())
@@ -271,7 +243,8 @@ def check_data(*, reporter: Reporter | None = None, **options: Any) -> dict[str,
 @with_options(DrawOptions)
 def draw_split(*, reporter: Reporter | None = None, **options: Any) -> dict[str, Any]:
     """Draw a split of the identities, write its file and return a summary."""
-    resolved = resolve(DrawOptions, options, "data split")
+    resolved = read_options(DrawOptions, options, "data split")
+    checks.check_source(resolved)
     from .stages.data_commands import draw_split as stage
 
     return stage(resolved, reporter or default_reporter())
@@ -280,7 +253,8 @@ def draw_split(*, reporter: Reporter | None = None, **options: Any) -> dict[str,
 @with_options(DataPushOptions)
 def push_data(repo_id: str, *, reporter: Reporter | None = None, **options: Any) -> str:
     """Publish a data set on the Hub and return its address. A new repository is private by default."""
-    resolved = resolve(DataPushOptions, {**options, "repo_id": repo_id}, "data push")
+    resolved = read_options(DataPushOptions, {**options, "repo_id": repo_id}, "data push")
+    checks.check_source(resolved)
     from .stages.publishing.dataset import push_data as stage
 
     return stage(resolved, reporter or default_reporter())
@@ -292,14 +266,14 @@ def list_runs(*, reporter: Reporter = SILENT, **options: Any) -> list[dict[str, 
     del reporter
     from .stages.list_runs import list_runs as stage
 
-    return stage(resolve(RunsOptions, options, "runs"))
+    return stage(read_options(RunsOptions, options, "runs"))
 
 
 @with_options(ShowOptions)
 def show(run: AnyRun = None, *, reporter: Reporter | None = None, **options: Any) -> dict[str, Any]:
     """Describe a run: what it is, what it was made from, its scores, and which methods are prepared."""
-    resolve(ShowOptions, options, "show")
-    described = open_run(run, ANY_KIND, reporter or default_reporter())
+    read_options(ShowOptions, options, "show")
+    described = open_run(run, ANY_KIND, reporter or default_reporter(), "show")
     from .stages.show import show as stage
 
     return stage(described)
@@ -309,7 +283,7 @@ def show(run: AnyRun = None, *, reporter: Reporter | None = None, **options: Any
 def environment(*, reporter: Reporter = SILENT, **options: Any) -> dict[str, Any]:
     """Return versions, devices and disk use, for a bug report. Nothing in it is personal."""
     del reporter
-    resolved = resolve(EnvironmentOptions, options, "env")
+    resolved = read_options(EnvironmentOptions, options, "env")
     from .stages.environment import environment as stage
 
     return stage(resolved)
@@ -319,7 +293,7 @@ def environment(*, reporter: Reporter = SILENT, **options: Any) -> dict[str, Any
 def list_cache(*, reporter: Reporter = SILENT, **options: Any) -> dict[str, Any]:
     """Return the entries of the cache."""
     del reporter
-    resolved = resolve(CacheListOptions, options, "cache list")
+    resolved = read_options(CacheListOptions, options, "cache list")
     from .stages.cache_commands import list_cache as stage
 
     return stage(resolved)
@@ -329,7 +303,7 @@ def list_cache(*, reporter: Reporter = SILENT, **options: Any) -> dict[str, Any]
 def clear_cache(*, reporter: Reporter = SILENT, **options: Any) -> dict[str, Any]:
     """Remove entries of the cache that no process uses, and return a summary."""
     del reporter
-    resolved = resolve(ClearOptions, options, "cache clear")
+    resolved = read_options(ClearOptions, options, "cache clear")
     from .stages.cache_commands import clear_cache as stage
 
     return stage(resolved)
@@ -338,28 +312,22 @@ def clear_cache(*, reporter: Reporter = SILENT, **options: Any) -> dict[str, Any
 @with_options(DemoOptions)
 def demo(*, reporter: Reporter | None = None, **options: Any) -> dict[str, Any]:
     """Run the whole pipeline on generated faces and return the comparison."""
-    resolved = resolve(DemoOptions, options, "demo")
+    resolved = read_options(DemoOptions, options, "demo")
+    checks.check_demo(resolved)
     from .stages.demo import demo as stage
 
     return stage(resolved, reporter or default_reporter())
 
 
-def open_run(run: AnyRun, kinds: tuple[Kind, ...], reporter: Reporter) -> runs.Run:
+def open_run(run: AnyRun, kinds: tuple[Kind, ...], reporter: Reporter, where: str) -> runs.Run:
     """Open a run. Without a name open the newest run of these kinds and print a note."""
     if isinstance(run, runs.Run):
         return run
-    if run is not None:
-        return runs.Run.open(str(run))
+    if (path := run_path(run, where)) is not None:
+        return runs.Run.open(path)
     found = newest_run(RUNS, kinds)
     reporter.note(f"Using the newest run, {found.path}.")
     return found
-
-
-def split_options(stage: type[Any], values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Divide options into those of a command and all others, which are the method's."""
-    known = names(stage)
-    own = {key: value for key, value in values.items() if field_name(key) in known}
-    return own, {key: value for key, value in values.items() if key not in own}
 
 
 def installed(what: str) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ class Run(runs.Run):
         return cls(run.path, run.record)
 
     @classmethod
-    def open(cls, path: str | Path) -> Run:
+    def open(cls, path: str | os.PathLike[str]) -> Run:
         """Open an existing run.
 
         Raises:
@@ -69,28 +70,30 @@ class Run(runs.Run):
         return load_model(self._require_weights(), device)[0]
 
     def pipeline(self, **settings: Any) -> Pipeline:
-        """Return a transformers pipeline for image classification.
+        """Return a transformers pipeline for image classification. It decodes photos as training did, unlike `transformers.pipeline`.
 
         Args:
             **settings: Further arguments of `transformers.pipeline`. By default `top_k` is the number of labels.
         """
         from transformers import pipeline
 
-        from .models import sharded  # noqa: F401  registers the sharded architecture with transformers
+        from .models.pipeline import PhotoPipeline
+        from .models.register import register
 
-        settings = {"top_k": len(self.record.dataset["labels"]), **settings}
+        register()
+        settings = {"top_k": len(self.record.dataset["labels"]), "pipeline_class": PhotoPipeline, **settings}
         return pipeline("image-classification", model=str(self._require_weights()), **settings)
 
-    def predict(self, images: Sequence[str | Path], *, top_k: int = 5) -> list[dict[str, Any]]:
+    def predict(self, images: str | Path | Sequence[str | Path], *, top_k: int = 5) -> list[dict[str, Any]]:
         """Predict the labels of image files; see `oneshui_hf.predict`."""
-        options = resolve(PredictOptions, {"images": tuple(map(str, images)), "top_k": top_k}, "predict")
+        options = resolve(PredictOptions, {"images": images, "top_k": top_k}, "predict")
         from .stages.predict import predict
 
         return predict(self, options, default_reporter())
 
     def report(self, **options: Any) -> dict[str, Any]:
         """Write the HTML report of this run, which must be evaluated; see `oneshui_hf.report`."""
-        resolved = resolve(ReportOptions, {**options, "source": str(self.path)}, "report")
+        resolved = resolve(ReportOptions, {**options, "source": self}, "report")
         from .stages.report import report
 
         return report(resolved, default_reporter())

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import OneshuiError, UsageError, did_you_mean
+from .option_values import expand_home
 from .reporting import SILENT, Reporter
 from .runs import dump_json, read_object, write_json
 
@@ -86,9 +87,9 @@ class ClearResult:
 def cache_root(given: str | None = None) -> Path:
     """Return the cache folder: `given`, else $ONESHUI_CACHE, else $XDG_CACHE_HOME/oneshui, else ~/.cache/oneshui."""
     if chosen := given or os.environ.get("ONESHUI_CACHE"):
-        return Path(chosen).expanduser()
+        return Path(expand_home(chosen))
     caches = os.environ.get("XDG_CACHE_HOME")
-    return (Path(caches) if caches else Path.home() / ".cache") / "oneshui"
+    return (Path(expand_home(caches)) if caches else Path.home() / ".cache") / "oneshui"
 
 
 class Cache:

@@ -21,6 +21,17 @@ SET_DESCRIPTIONS = {
 }
 SCORES = {"map": "mAP", "accuracy": "accuracy"}
 TASK = "image-classification"
+MAP_FORMAT = 3  # of metrics.json: from this one on, mAP leaves out labels that are positive on every photo
+OUTDATED_MAP = (
+    "mAP was measured by an older version, which counts a label that is positive on every photo of a set as 100 %; "
+    "`oneshui evaluate` measures it again, from the stored predictions."
+)
+
+
+def has_outdated_map(metrics: Mapping[str, Any]) -> bool:
+    """Return whether metrics contain mAP as an older version defined it."""
+    stored = metrics.get("format")
+    return metrics.get("score") == "map" and isinstance(stored, int) and stored < MAP_FORMAT
 
 
 def model_card(

@@ -8,9 +8,17 @@ from collections.abc import Iterable
 
 
 class OneshuiError(Exception):
-    """An operation failed. The message states what is wrong, where, and what to do."""
+    """An operation failed. The message states what is wrong, where, and what to do.
+
+    Attributes:
+        location: The file and line that the message starts with, if it names one.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "", *, location: str | None = None) -> None:
+        super().__init__(message)
+        self.location = location
 
 
 class UsageError(OneshuiError):

@@ -10,14 +10,13 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Mapping, Sequence
-from types import UnionType
 from typing import Any, TypeVar, cast
 
 from .errors import UsageError, did_you_mean, nearest
+from .option_values import convert_value, shown
+from .yaml_lines import LocatedMapping, prefix_errors
 
 OptionsT = TypeVar("OptionsT")
-
-LARGEST = 3.4e38  # the largest number of single precision, which models use
 
 
 def option(
@@ -32,6 +31,8 @@ def option(
     search: tuple[float, float] | bool | None = None,
     formerly: Sequence[str] = (),
     panel: str = "Run",
+    path: bool = False,
+    joined: bool = False,
 ) -> Any:
     """Define one option.
 
@@ -47,6 +48,8 @@ def option(
             keep their value.
         formerly: Earlier names of the field. Records, presets and grids that were written with them are still read.
         panel: For a command's options, the panel of `--help` that lists it.
+        path: Whether the value is, or may be, a path: a leading `~` is then replaced by the home folder.
+        joined: Whether the text lists names with commas between them, so that a list of names is accepted as well.
     """
     metadata = {
         "help": help,
@@ -58,6 +61,8 @@ def option(
         "search": search,
         "formerly": tuple(formerly),
         "panel": panel,
+        "path": path,
+        "joined": joined,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -108,7 +113,8 @@ def resolve(options: type[OptionsT], values: Mapping[str, Any], where: str) -> O
     for key, value in values.items():
         spelling = field_name(key)
         if spelling not in spellings:
-            raise UsageError(f"{where} has no option {flag(spelling)}.{did_you_mean(flag(spelling), map(flag, spellings))}")
+            with prefix_errors(getattr(key, "location", None)):
+                raise UsageError(f"{where} has no option {flag(spelling)}.{did_you_mean(flag(spelling), map(flag, spellings))}")
         name = spellings[spelling]
         given[name] = convert(value, types[name], known[name], where)
     _require(known, given, where)
@@ -121,66 +127,46 @@ def _require(known: Mapping[str, dataclasses.Field[Any]], given: Mapping[str, An
         raise UsageError(f"{where} needs {' and '.join(map(flag, missing))}.")
 
 
+def require_one_spelling(written: LocatedMapping, options: type[Any]) -> None:
+    """Raise a UsageError for an option that a file gives twice, in two spellings (`batch-size` and `batch_size`)."""
+    known, seen = names(options), dict[str, str]()
+    for key in written.own:
+        name = known.get(field_name(key), key)
+        if name in seen:
+            with prefix_errors(f"{written.location.rpartition(' ')[0]} {written.lines[key]}"):
+                raise UsageError(f"'{seen[name]}' and '{key}' are the same option; keep one of them.")
+        seen[name] = key
+
+
 def convert(value: Any, wanted: Any, field: dataclasses.Field[Any], where: str) -> Any:
-    """Return a value in the type of a field.
+    """Return a value in the type of a field. Text from the command line, a file and Python is read in the same way.
 
     Args:
-        value: Text, or a value of any type.
+        value: Text, a value of any type, or a value of a file (`yaml_lines`).
         wanted: The field's resolved type, see `types_of`.
         field: The field, with range and choices in its metadata.
         where: What the option belongs to, for messages.
 
     Raises:
-        UsageError: The value has the wrong type or is out of range.
+        UsageError: The value has the wrong type or is out of range. The message starts with the location of a value of a file.
     """
     label = f"{flag(field.name)} of {where}"
-    if typing.get_origin(wanted) in (typing.Union, UnionType):
-        if value is None:
-            return None
-        wanted = next(t for t in typing.get_args(wanted) if t is not type(None))
-    if typing.get_origin(wanted) in (tuple, list):
-        items = [value] if isinstance(value, str) else list(value)  # a comma is part of a path or of a list of labels
-        if "" in items:
-            raise UsageError(f"{label} is empty; give a value or omit the option.")
-        return tuple(str(item) for item in items)
-    if value == "":
-        raise UsageError(f"{label} is empty; give a value or omit the option.")
-    try:
-        if wanted is bool:
-            value = _boolean(value)
-        elif wanted in (int, float) and (isinstance(value, bool) or (wanted is int and isinstance(value, float) and value % 1)):
-            raise ValueError
-        else:
-            value = wanted(value)
-        if isinstance(value, float) and not abs(value) <= LARGEST:  # NaN would pass every range
-            raise ValueError
-    except (TypeError, ValueError, OverflowError):
-        raise UsageError(f"{label} takes {_TYPE_WORDS.get(wanted, 'text')}, not '{value}'.") from None
-    _check_range(value, field.metadata, label)
+    with prefix_errors(getattr(value, "location", None)):
+        value = convert_value(value, wanted, field.metadata, label)
+        if value is not None:
+            _check_range(value, field.metadata, label)
     return value
-
-
-_TYPE_WORDS = {int: "a whole number", float: "a number", bool: "true or false"}
-
-
-def _boolean(value: Any) -> bool:
-    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    if isinstance(value, bool):
-        return value
-    if str(value).lower() in words:
-        return words[str(value).lower()]
-    raise ValueError
 
 
 def _check_range(value: Any, metadata: Mapping[str, Any], label: str) -> None:
     low, high, choices = metadata.get("min"), metadata.get("max"), metadata.get("choices")
     if low is not None and value < low:
-        raise UsageError(f"{label} must be at least {low}, not {value}.")
+        raise UsageError(f"{label} must be at least {low}, not {shown(value)}.")
     if high is not None and value > high:
-        raise UsageError(f"{label} must be at most {high}, not {value}.")
+        raise UsageError(f"{label} must be at most {high}, not {shown(value)}.")
     if choices and value not in choices:
         words = list(map(str, choices))
-        raise UsageError(f"{label} must be one of {', '.join(words)}, not '{value}'.{nearest(str(value), words)}")
+        raise UsageError(f"{label} must be one of {', '.join(words)}, not '{shown(value)}'.{nearest(str(value), words)}")
 
 
 def parse_words(words: Sequence[str], options: type[Any], where: str) -> dict[str, Any]:

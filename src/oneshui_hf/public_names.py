@@ -8,6 +8,7 @@ from typing import Any
 from .plugins import DATASETS, Plugins
 from .runs import Record
 
+TINY = "tiny"  # the model without a checkpoint
 LOCAL_DATASET, LOCAL_MODEL = "a private data set", "a local checkpoint"
 METHOD_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 

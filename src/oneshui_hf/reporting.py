@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 T = TypeVar("T")
 
@@ -61,7 +66,12 @@ class PrefixedReporter(Reporter):
 
 
 class ConsoleReporter(Reporter):
-    """Prints to stderr, from the main process only. Progress lines and bars appear on a terminal or in a notebook only."""
+    """Prints to stderr, from the main process only. Progress lines and bars appear on a terminal or in a notebook only.
+
+    While a bar is drawn, lines are printed through its console, which moves the bar below them. All reporters of a process share the bar.
+    """
+
+    _bar: Progress | None = None  # of the class, since a terminal can show one
 
     def __init__(self, *, quiet: bool = False) -> None:
         """Prepare the console.
@@ -72,7 +82,6 @@ class ConsoleReporter(Reporter):
         self._quiet = quiet
         self._main = is_main_process()
         self._interactive = is_interactive()
-        self._tracking = False
         self._noted: set[str] = set()
 
     def info(self, message: str) -> None:
@@ -97,29 +106,61 @@ class ConsoleReporter(Reporter):
             return False
         import typer
 
+        bar = ConsoleReporter._bar
+        if bar:
+            bar.stop()
         try:
             return typer.confirm(question, err=True)
         except typer.Abort:  # Ctrl-C, or the end of the input
             raise KeyboardInterrupt from None
+        finally:
+            if bar:
+                bar.start()
 
     def _print(self, message: str, style: str) -> None:
         from rich.console import Console
+        from rich.text import Text
 
-        Console(stderr=True, highlight=False, soft_wrap=True, force_jupyter=False).print(message, style=style, markup=False)
+        bar = ConsoleReporter._bar
+        in_notebook = bar is not None and bar.console.is_jupyter  # there, a bar is a widget, and lines are text
+        console = bar.console if bar and not in_notebook else Console(stderr=True, force_jupyter=False)
+        console.print(Text(message, style=style), soft_wrap=True)  # neither brackets nor colons are markup; the bar keeps its style
 
     def track(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
         """Yield the items under a progress bar. A bar inside another bar is not shown."""
-        if not (self._main and self._interactive) or self._quiet or self._tracking or not can_draw_bars():
+        if not (self._main and self._interactive) or self._quiet or ConsoleReporter._bar or not can_draw_bars():
             yield from items
             return
         from rich.console import Console
-        from rich.progress import track
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-        self._tracking = True
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        bar = Progress(*columns, console=Console(stderr=True), transient=True)
+        ConsoleReporter._bar = bar
+        stderr = sys.stderr
         try:
-            yield from track(items, label, total=total, console=Console(stderr=True), transient=True)
+            with bar, _redirected_logs(stderr):
+                yield from bar.track(items, total=total, description=label)
         finally:
-            self._tracking = False
+            ConsoleReporter._bar = None
+
+
+@contextlib.contextmanager
+def _redirected_logs(stderr: object) -> Iterator[None]:
+    """Send log messages of libraries through the console of the bar, which replaces `sys.stderr`.
+
+    A library that was imported earlier keeps the stream itself, and would write into the bar.
+    """
+    known = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
+    handlers = [handler for logger in known if isinstance(logger, logging.Logger) for handler in logger.handlers]
+    moved = [handler for handler in handlers if isinstance(handler, logging.StreamHandler) and handler.stream is stderr]
+    for handler in moved:
+        handler.stream = sys.stderr
+    try:
+        yield
+    finally:
+        for handler in moved:
+            handler.stream = stderr
 
 
 SILENT = Reporter()

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .errors import OneshuiError, UsageError
+from .option_values import expand_home
 
 RECORD = "oneshui.json"
 SPLIT = "split.json"
@@ -71,15 +72,18 @@ class Run:
     path: Path
     record: Record
 
+    def __fspath__(self) -> str:
+        return str(self.path)
+
     @classmethod
-    def open(cls, path: str | Path) -> Run:
+    def open(cls, path: str | os.PathLike[str]) -> Run:
         """Open an existing run.
 
         Raises:
             UsageError: The folder is missing or is not a run.
             OneshuiError: Its record cannot be read.
         """
-        path = Path(path)
+        path = Path(expand_home(os.fspath(path)))
         if not path.is_dir():
             raise UsageError(f"There is no run at {path}; create one with `oneshui train`.")
         file = path / RECORD

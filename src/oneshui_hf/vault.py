@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import OneshuiError
+from .option_values import expand_home
 from .runs import new_folder
 
 SECRET_BYTES, NONCE_BYTES = 32, 12  # a key of AES-256 and of HMAC-SHA256; the nonce of GCM
@@ -32,10 +33,10 @@ ID = re.compile(r"[0-9a-f]{32}")
 def vault_root() -> Path:
     """Return the folder of secrets: $ONESHUI_VAULT, else a folder in the platform's user data directory."""
     if named := os.environ.get("ONESHUI_VAULT"):
-        return Path(named).expanduser()
+        return Path(expand_home(named))
     data = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_DATA_HOME")
     default = {"win32": "AppData/Local", "darwin": "Library/Application Support"}.get(sys.platform, ".local/share")
-    return (Path(data) if data else Path.home() / default) / "oneshui" / "vault"
+    return (Path(expand_home(data)) if data else Path.home() / default) / "oneshui" / "vault"
 
 
 def new_id() -> str:

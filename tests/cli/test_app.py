@@ -314,7 +314,7 @@ def test_unknown_key_of_a_configuration_names_the_nearest(oneshui: Oneshui, tmp_
     config.write_text("- a\n- b\n")
     assert "'option: value'" in sentence(oneshui("train", "--config", config)[2])
     config.write_text("a: [1\n")
-    assert "not YAML" in sentence(oneshui("train", "--config", config)[2])
+    assert "line 2, is not readable YAML" in sentence(oneshui("train", "--config", config)[2])
 
 
 def test_full_disk_is_one_sentence(oneshui: Oneshui, trained: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -280,7 +280,7 @@ def test_grey_of_unknown_range_raises(tmp_path: Path, mode: str, value: float) -
 def test_any_error_of_pillow_is_reported_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("RGB", (32, 32)).save(tmp_path / "odd.jpg")
     for error in (struct.error("required argument is not an integer"), TypeError("bad operand"), MemoryError()):
-        monkeypatch.setattr("PIL.ImageOps.exif_transpose", _raiser(error))
+        monkeypatch.setattr("oneshui_hf.data.image_modes.to_rgb", _raiser(error))
         with pytest.raises(ImageError, match=r"odd\.jpg is damaged or truncated"):
             decode(tmp_path / "odd.jpg")
 

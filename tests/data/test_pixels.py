@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from oneshui_hf.data.face_set import FaceSet, face_sets
 from oneshui_hf.data.images import decode, to_pixels
@@ -138,6 +139,17 @@ def test_undecodable_photo_is_excluded_and_named(photo_folder: MakeFolder, kind:
     assert np.array_equal(pixels[faces.arrow_rows], decoded(folder, faces.keys))
     assert len(reporter.warnings) == 1
     assert reporter.warnings[0].startswith(f"1 of 4 photos of 'photos' cannot be read and are excluded: photo p01/0.png {reason}")
+
+
+def test_nearly_constant_photos_are_named_when_the_file_is_written(photo_folder: MakeFolder) -> None:
+    folder, reporter = photo_folder(people=2, photos=2), RecordingReporter()
+    Image.new("RGB", (40, 40), (7, 90, 200)).save(folder / "p00/1.png")
+    Image.new("RGBA", (40, 40), (7, 90, 200, 0)).save(folder / "p01/0.png")
+    faces, _ = load_pixels(load_faces(str(folder)), 24, reporter)
+    assert len(faces) == 4
+    assert reporter.warnings == ["2 photos have nearly the same colour everywhere and may show nobody: p00/1.png, p01/0.png."]
+    load_pixels(load_faces(str(folder)), 24, reporter)
+    assert len(reporter.warnings) == 1
 
 
 def test_photo_deleted_after_loading_is_excluded_and_named(photo_folder: MakeFolder) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from oneshui_hf.metrics.functional import (
     gap_closure,
     identity_loss_gap,
     identity_losses,
+    is_scorable,
     jensen_shannon,
     mean_average_precision,
     score,
@@ -102,10 +105,68 @@ def test_torchmetrics_agrees_except_for_labels_without_positive() -> None:
     assert theirs == pytest.approx(value * 4 / 5, abs=1e-4)  # torchmetrics 1.9 scores such a label 0
 
 
-def test_no_positive_at_all_gives_nan() -> None:
-    value, left_out = mean_average_precision(torch.rand(4, 3), torch.zeros(4, 3))
-    assert math.isnan(value)
-    assert left_out == 3
+def test_label_that_is_positive_on_every_photo_is_left_out_and_counted() -> None:
+    scores, truth = draw(0, 40, 5)
+    before, _ = mean_average_precision(scores[:, [0, 2, 3]], truth[:, [0, 2, 3]])
+    truth[:, 1], truth[:, 4] = 1, 0
+    value, left_out = mean_average_precision(scores, truth)
+    assert left_out == 2
+    assert value == pytest.approx(before, abs=1e-10)
+    assert value == pytest.approx(100 * np.mean([reference(scores, truth)[k] for k in (0, 2, 3)]), abs=1e-10)
+    assert average_precision(scores, truth)[1] == 1
+    assert mean_average_precision(torch.rand(40, 5), truth)[1] == 2
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 12), st.integers(1, 6), st.floats(0, 1))
+def test_map_is_the_mean_of_scikit_learn_over_the_labels_that_vary(seed: int, count: int, labels: int, share: float) -> None:
+    scores, truth = draw(seed, count, labels, levels=5, share=share)
+    counted = [k for k in range(labels) if 0 < truth[:, k].sum() < count]
+    value, left_out = mean_average_precision(scores, truth)
+    assert left_out == labels - len(counted)
+    assert left_out == balanced_accuracy(scores, truth, "multi_label")[1]
+    assert is_scorable(truth, Task("multi_label", tuple("abcdef"[:labels]))) is bool(counted)
+    if counted:
+        assert value == pytest.approx(100 * np.mean([reference(scores, truth)[k] for k in counted]), abs=1e-9)
+    else:
+        assert math.isnan(value)
+
+
+def test_labels_that_do_not_vary_give_nan() -> None:
+    for constant in (torch.zeros(4, 3), torch.ones(4, 3), torch.tensor([[1.0, 0.0, 1.0]]).expand(4, 3)):
+        value, left_out = mean_average_precision(torch.rand(4, 3), constant)
+        assert math.isnan(value)
+        assert left_out == 3
+
+
+def test_one_photo_has_no_map() -> None:
+    assert math.isnan(mean_average_precision(torch.rand(1, 3), torch.tensor([[1.0, 0.0, 1.0]]))[0])
+
+
+def test_classes_have_a_score_if_there_is_a_photo() -> None:
+    task = Task("single_label", ("a", "b"))
+    assert is_scorable(torch.tensor([1, 1]), task)
+    assert not is_scorable(torch.tensor([], dtype=torch.int64), task)
+
+
+def test_table_of_metrics_page_is_measured() -> None:
+    from torchmetrics.functional.classification import multilabel_average_precision
+
+    rng = torch.Generator().manual_seed(0)
+    logits, rates = torch.randn(400, 40, generator=rng), torch.rand(40, generator=rng)
+    truth = (torch.rand(400, 40, generator=rng) < rates).float()
+    for count, constants, ours, theirs in ((400, (0, 0), 52.44, 52.44), (12, (5, 1), 64.28, 57.14)):
+        scores, labels = logits[:count], truth[:count]
+        assert (int((labels == 0).all(0).sum()), int((labels == 1).all(0).sum())) == constants
+        assert mean_average_precision(scores, labels) == (pytest.approx(ours, abs=5e-3), sum(constants))
+        with warnings.catch_warnings(action="ignore"):
+            macro = 100 * average_precision_score(labels.numpy(), scores.numpy(), average="macro")
+            assert macro == pytest.approx(theirs, abs=5e-3)
+            assert 100 * multilabel_average_precision(scores, labels.long(), 40).item() == pytest.approx(theirs, abs=5e-3)
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    for number in ("52.44", "64.28", "57.14", "51.98"):
+        assert number in page
+    assert 100 * multilabel_average_precision(100 * logits, truth.long(), 40).item() == pytest.approx(51.98, abs=5e-3)
 
 
 def test_no_photos_give_nan() -> None:
@@ -279,10 +340,11 @@ def test_evaluate_module_matches_map_offline() -> None:
     from oneshui_hf.metrics.evaluate_modules import MeanAveragePrecision
 
     scores, truth = draw(0, 40, 4, levels=20)
-    truth[:, 2] = 0
+    truth[:, 2], truth[:, 3] = 0, 1
     result = MeanAveragePrecision().compute(predictions=scores.tolist(), references=truth.int().tolist())
     value, left_out = mean_average_precision(scores, truth)
     assert result == {"map": pytest.approx(value, abs=1e-9), "labels_left_out": left_out}
+    assert left_out == 2
 
 
 def test_evaluate_module_matches_map_in_batches() -> None:

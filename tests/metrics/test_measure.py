@@ -406,3 +406,61 @@ def test_gap_within_the_noise_floor_has_no_closure() -> None:
     )
     assert found["gap_closure"] is None
     assert "Original and oracle differ on forget by no more than the noise floor: there is no gap to close." in found["cannot_tell"]
+
+
+def with_forget_labels(compared: Comparison, labels: torch.Tensor) -> Comparison:
+    """Return a comparison in which the forget photos have other labels, for every model."""
+
+    def change(model: PredictionsBySet) -> PredictionsBySet:
+        forget = model["forget"]
+        return dict(model) | {"forget": replace(forget, labels=labels, losses=losses(forget.logits, labels, "multi_label"))}
+
+    assert compared.original and compared.oracle
+    return Comparison(
+        change(compared.model),
+        change(compared.original),
+        change(compared.oracle),
+        [change(other) for other in compared.oracles],
+        [change(other) for other in compared.references],
+    )
+
+
+def test_label_that_is_positive_on_every_photo_changes_scores_by_the_published_formula() -> None:
+    """docs/metrics.md: (K * old - 100 * c) / (K - c), and the same gap closure; the same holds for the noise floor's score."""
+    plain = compare(predict(2, forget=2.0))
+    labels = plain.model["forget"].labels.clone()
+    labels[:, 1] = 1
+    compared = with_forget_labels(plain, labels)
+    found, _ = measure(compared, "multi_label", QUICK)
+    assert found["forget"]["labels_left_out"] == 1
+
+    def old(model: PredictionsBySet) -> float:
+        scores = [average_precision_score(labels[:, k].numpy(), model["forget"].logits[:, k].numpy()) for k in range(LABELS)]
+        return 100 * sum(scores) / LABELS
+
+    assert compared.original and compared.oracle
+    model, original, oracle = map(old, (compared.model, compared.original, compared.oracle))
+    assert found["forget"]["map"] == pytest.approx((LABELS * model - 100) / (LABELS - 1), abs=1e-9)
+    assert found["gap_closure"] == pytest.approx((original - model) / (original - oracle), abs=1e-9)
+    low, high = found["intervals"]["forget"]["map"]
+    assert low < found["forget"]["map"] < high <= 100
+    assert any("are the same on every photo" in sentence for sentence in found["cannot_tell"])
+
+
+@pytest.mark.parametrize("constant", [0.0, 1.0])
+def test_set_on_which_no_label_varies_has_no_score(constant: float) -> None:
+    plain = compare(predict(2, forget=2.0))
+    found, curves = measure(with_forget_labels(plain, torch.full_like(plain.model["forget"].labels, constant)), "multi_label", QUICK)
+    assert found["forget"]["map"] is None
+    assert found["forget"]["balanced_accuracy"] is None
+    assert found["forget"]["labels_left_out"] == LABELS
+    assert found["intervals"]["forget"]["map"] is None
+    assert [found[name] for name in ("tow", "gap_closure")] == [None, None]
+    assert [found["intervals"][name] for name in ("tow", "gap_closure")] == [None, None]
+    assert found["noise_floor"]["forget"] is None
+    assert found["noise_floor"]["retain"] is not None
+    assert found["test"]["map"] is not None
+    assert found["attacks"]["loss"]["auc"] is not None
+    assert "No attribute varies over the photos of forget, so mAP and what depends on it are unknown there." in found["cannot_tell"]
+    assert not any("no gap to close" in sentence for sentence in found["cannot_tell"])
+    json.dumps([found, curves], allow_nan=False)

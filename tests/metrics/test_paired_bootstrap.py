@@ -91,10 +91,22 @@ def test_label_without_a_positive_is_left_out_of_that_resample_only() -> None:
     assert resamples.average_precision(scores, truth).tolist() == pytest.approx([100 * (2 / 3 + 1) / 2, 50.0])
 
 
+def test_label_without_a_negative_is_left_out_of_that_resample_only() -> None:
+    """The second label is positive on both photos of the second person; both labels of the first resample vary."""
+    resamples = Resamples(torch.tensor([[1.0, 1.0], [0.0, 2.0], [2.0, 0.0]]), torch.tensor([0, 1, 1]))
+    scores = torch.tensor([[0.0, 9.0], [0.0, 1.0], [2.0, 2.0]])
+    truth = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
+    found = resamples.average_precision(scores, truth).tolist()
+    # Second label: its positives are at ranks 2 and 3 of 3, so (1/2 + 2/3) / 2; for the second person alone it is constant.
+    assert found[:2] == pytest.approx([100 * (2 / 3 + (1 / 2 + 2 / 3) / 2) / 2, 50.0])
+    assert math.isnan(found[2])  # one person with one photo: no label varies
+
+
 def test_unknown_scores_are_nan() -> None:
     identities, scores, truth = photos(0, 40, 5, 3, 10**6)
     resamples = Resamples.draw(identities, 10, rng(0))
     assert resamples.average_precision(scores, torch.zeros_like(truth)).isnan().all()
+    assert resamples.average_precision(scores, torch.ones_like(truth)).isnan().all()
     scores[7, 1] = math.nan
     assert resamples.average_precision(scores, truth).isnan().all()
     assert resamples.mean(scores[:, 1]).isnan().all()

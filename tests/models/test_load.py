@@ -241,6 +241,19 @@ def test_predictions_do_not_depend_on_the_batches(count: int) -> None:
         torch.testing.assert_close(logits, whole, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["beit", "dinov3"])
+def test_model_that_caches_tables_can_be_trained_after_predictions(name: str) -> None:
+    from support.architectures import SIDE
+    from support.architectures import classifier as of_32_pixels
+
+    model = of_32_pixels(name, "multi_label")
+    store = np.zeros((2, 3, SIDE, SIDE), dtype=np.uint8)
+    faces = FaceSet(store, np.arange(2), torch.zeros(2, 5), torch.zeros(2, dtype=torch.int64), Preprocess(SIDE), ("p",))
+    predict(model, faces, Accelerator(cpu=True))
+    model.train()(pixel_values=torch.zeros(1, 3, SIDE, SIDE)).logits.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in find_head(model).parameters())
+
+
 def test_half_precision_backbone_without_a_head_is_loaded_as_float32(assets: Path) -> None:
     model, preprocess = new_model(str(assets / "models/dinov2_small_first4_fp16"), TASK, 56, 0)
     assert preprocess.size == 56
@@ -324,6 +337,13 @@ def test_text_model_raises_one_sentence(tmp_path: Path) -> None:
         new_model(str(tmp_path), TASK, None, 0)
     assert "cannot be loaded as an image classifier" in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_model_that_fails_on_its_own_size_raises_one_sentence(tmp_path: Path) -> None:
+    save_model(classifier("convnext", image_size=4, patch_size=4), Preprocess(4), tmp_path)
+    message = r"^ConvNextForImageClassification does not classify photos of 4x4 \([^\n]*\); use another --image-size"
+    with pytest.raises(OneshuiError, match=message):
+        new_model(str(tmp_path), TASK, None, 0)
 
 
 def test_size_that_is_not_a_multiple_of_the_patch_raises(checkpoints: Callable[[str], Path]) -> None:

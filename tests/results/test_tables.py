@@ -157,6 +157,22 @@ def test_lines_are_sorted() -> None:
     assert labels == [*own, "a high", "b high", "low", "broken", "unknown", "reads some", "reads all"]
 
 
+def test_method_that_returns_the_original_has_no_row_of_its_own() -> None:
+    """Every table has the row "do nothing" with the same numbers. results.csv keeps all rows."""
+    rows = [row("original", seed, tow=80.0 + seed) for seed in (0, 1)]
+    rows += [row("method", seed, "do-nothing", (), tow=80.0 + seed) for seed in (0, 1)]
+    rows += [row("method", seed, "reads", tow=80.0 + seed) for seed in (0, 1)]  # equal numbers are this method's result
+    rows += [row("method", seed, "other", (), tow=80.0 + 2 * seed) for seed in (0, 1)]  # differs for one seed
+    group = only(rows)
+    assert [line.label for line in group.lines] == ["do nothing", "noise floor", "other", "reads"]
+    assert "do-nothing" not in markdown([group]) + latex([group])
+    assert "do-nothing" in tidy_csv(rows)
+    alone = only([row("method", 0, "do-nothing", (), tow=80.0)])  # the original has not run yet
+    assert [line.label for line in alone.lines] == ["noise floor", "do-nothing"]
+    broken = only([row("original"), failed(0, "do-nothing", ())])
+    assert [line.label for line in broken.lines] == ["do nothing", "noise floor", "do-nothing"]
+
+
 @pytest.mark.parametrize(
     ("tow", "reads", "best"),
     [

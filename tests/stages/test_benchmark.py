@@ -329,6 +329,7 @@ def test_results_csv_contains_the_numbers_of_the_rows(done: Path) -> None:
     assert seen == {(row["forget"], row["method"]) for row in rows.values()}
     tables = (done / "tables.md").read_text()
     for _, name in rows:
+        name = "do nothing" if name == "do-nothing" else name  # the method's numbers are the baseline's
         assert f"| {name}" in tables or f"| **{name}" in tables
     assert "noise floor" in tables
     assert (done / "tables.tex").read_text().count(r"\begin{tabular}") == 2

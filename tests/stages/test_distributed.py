@@ -14,7 +14,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import oneshui_hf
+from oneshui_hf.data.preprocess import Preprocess
+from oneshui_hf.models.load import save_model
 from oneshui_hf.runs import Run, read_json
+from support.architectures import classifier
 
 pytestmark = pytest.mark.slow
 
@@ -76,11 +79,23 @@ def test_training_splits_the_batch(tmp_path: Path) -> None:
     words = ["-m", "oneshui_hf", "train", "--dataset", "synthetic", "--forget", "2", "--epochs", "2", "--augment", "none", "--keep", "last"]
     words += ["--lr", "0.05"]
     launch(1, *words, "--batch-size", 32, "--output-dir", tmp_path / "one")
-    launch(2, *words, "--batch-size", 16, "--output-dir", tmp_path / "two")
+    done = launch(2, *words, "--batch-size", 16, "--output-dir", tmp_path / "two")
+    assert "find_unused_parameters" not in done.stderr
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     change = max((one[name] - load_initial_weights(tmp_path / "one")[name]).abs().max().item() for name in one)
     assert change > 1e-2
     assert max((one[name] - two[name]).abs().max().item() for name in one) < 1e-4
+
+
+@pytest.mark.parametrize("family", ["dinov2", "resnet"])
+def test_unused_parameters_and_steps_with_one_photo_are_trained_without_a_warning(tmp_path: Path, family: str) -> None:
+    save_model(classifier(family, "multi_label"), Preprocess(32), tmp_path / "checkpoint")
+    words = ["-m", "oneshui_hf", "train", "--dataset", "synthetic", "--forget", "2", "--epochs", "1", "--keep", "last"]
+    size, batch = (32, 32) if family == "dinov2" else (16, 1)
+    words += ["--model", str(tmp_path / "checkpoint"), "--image-size", str(size), "--batch-size", str(batch)]
+    done = launch(2, *words, "--output-dir", tmp_path / "run")
+    assert "find_unused_parameters" not in done.stderr
+    assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "run" / "model.safetensors").values())
 
 
 def test_sharded_training_splits_the_batch(tmp_path: Path) -> None:

@@ -298,6 +298,15 @@ def test_report_of_a_run_includes_the_values_known_by_definition(run: Path) -> N
 
 
 @pytest.mark.usefixtures("one_figure")
+def test_run_with_the_weights_of_the_original_has_one_row_for_both(tmp_path: Path) -> None:
+    report = {"method": "do-nothing", "reads": [], "split": {"forget_identities": 4}, "seconds": 1.5}
+    folder = make_run(tmp_path / "run", 0.0, weights="a" * 64, report=report)
+    api.report(folder)
+    labels = [cells[0] for cells in Page((folder / "report.html").read_text()).tables[0]]
+    assert [label.strip() for label in labels if "nothing" in label] == ["do-nothing"]
+
+
+@pytest.mark.usefixtures("one_figure")
 @pytest.mark.parametrize(("kind", "words"), [("original", "No one has been forgotten"), ("oracle", "trained from scratch without")])
 def test_report_names_the_kind_of_the_run(tmp_path: Path, kind: str, words: str) -> None:
     folder = make_run(tmp_path / "run", kind=kind)
@@ -339,6 +348,18 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     assert page.row("a method")[5]
     for file in (tmp_path / "report-figures").iterdir():
         ElementTree.parse(file)
+
+
+@pytest.mark.usefixtures("one_figure")
+@pytest.mark.parametrize(("stored", "score", "is_noted"), [(2, "map", True), (3, "map", False), (2, "accuracy", False)])
+def test_map_of_an_older_version_is_noted(tmp_path: Path, stored: int, score: str, is_noted: bool) -> None:
+    rows = [row(name, strength, metrics=metrics(0, strength, score=score)) for name, strength in (("original", 0), ("x", 0.5))]
+    for entry in rows:
+        entry["metrics"]["format"] = stored
+    api.report(make_benchmark(tmp_path, rows))
+    text = Page((tmp_path / "report.html").read_text()).text
+    assert text.count("mAP was measured by an older version") == is_noted
+    assert SENTENCE in text
 
 
 @pytest.mark.usefixtures("one_figure")

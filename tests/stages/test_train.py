@@ -411,11 +411,11 @@ def test_ctrl_c_interrupts_a_real_process_that_can_be_resumed(tmp_path: Path) ->
     assert weights(tmp_path / "interrupted") == weights(tmp_path / "uninterrupted")
 
 
-def test_bfloat16_is_never_used_on_a_cpu() -> None:
-    from oneshui_hf.stages.distributed import bf16_autocast, make_accelerator
+def test_half_precision_is_never_used_on_a_cpu() -> None:
+    from oneshui_hf.stages.distributed import autocast, make_accelerator, training_dtype
 
     assert make_accelerator().mixed_precision == "no"
     layer = torch.nn.Linear(2, 2)
     for enabled in (True, False):
-        with bf16_autocast(torch.device("cpu"), enabled):
+        with autocast(torch.device("cpu"), training_dtype(torch.device("cpu"), bf16=enabled, fp16=enabled)):
             assert layer(torch.ones(1, 2)).dtype == torch.float32

@@ -43,7 +43,7 @@ def metrics(seed: int, strength: float, *, kind: str = "unlearned", people: int 
     attacks["strongest"] = max(names, key=lambda name: attacks[name]["auc_either_way"])
     intervals = {name: {score: [value - 3, value + 3], "loss": [0.1, 0.9]} for name, (value, _, _) in sets.items()}
     return {
-        "format": 2, "key": f"{seed:064d}", "kind": kind, "task": "multi_label", "score": score, **set_metrics,
+        "format": 3, "key": f"{seed:064d}", "kind": kind, "task": "multi_label", "score": score, **set_metrics,
         "intervals": {"level": 0.95, "resamples": 1000, **intervals, "tow": [tow - 4, tow + 2],
                       "gap_closure": [strength - 1, strength + 1]},
         "tow": tow, "gap_closure": (92 - forget) / 14 + 0.02 * noise[5],

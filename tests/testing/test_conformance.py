@@ -14,8 +14,10 @@ import pytest
 import torch
 
 from oneshui_hf.data.schema import Task, TaskKind
+from oneshui_hf.errors import UsageError
 from oneshui_hf.seeding import generator
 from oneshui_hf.testing import toy_problem as module
+from oneshui_hf.testing.subject import Subject
 from oneshui_hf.testing.toy_problem import toy_problem
 from support.wrong_methods import BROKEN, CORRECT
 
@@ -113,6 +115,45 @@ def test_built_in_methods_keep_the_contract(tmp_path: Path) -> None:
     few = ["-k", "not (two_processes and single_label)"]  # starting processes is the slowest part
     cases = [[name, *few, *(f"--oneshui-option={word}" for word in words)] for name, words in BUILT_IN.items()]
     assert failures(cases, tmp_path) == {name: [] for name in BUILT_IN}
+
+
+def test_method_of_the_current_folder_needs_no_installation(tmp_path: Path) -> None:
+    example = SUPPORT.parents[1] / "plugins" / "example" / "head_ascent.py"
+    (tmp_path / "my_method.py").write_text(example.read_text())
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    # -P leaves the current folder out of the import path, as the command `pytest` does.
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--oneshui-method", "my_method:HeadAscent"]
+    done = subprocess.run([*command, "-k", "metadata"], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("spec", "words", "message"),
+    [
+        ("jiit", [], "There is no method 'jiit'. Did you mean 'jit'?"),
+        ("", [], "There is no method ''."),
+        ("no_such_module:Method", [], "Module 'no_such_module' cannot be imported: it is neither installed nor in the current folder."),
+        ("wrong_import:Method", [], "Module 'wrong_import' cannot be imported: ModuleNotFoundError: No module named 'no_such_module'."),
+        ("wrong_exit:Method", [], "Module 'wrong_exit' cannot be imported: SystemExit: 3."),
+        ("./wrong_methods:Correct", [], "'./wrong_methods:Correct' is not MODULE:CLASS"),
+        ("wrong_methods:", [], "'wrong_methods:' is not MODULE:CLASS"),
+        ("support.wrong_methods:Corect", [], "Module 'support.wrong_methods' has no class 'Corect'. Did you mean"),
+        ("json:dumps", [], "Module 'json' has no class 'dumps'."),
+        ("jit", ["copis=3"], "method 'jit' has no option --copis. Did you mean '--copies'?"),
+        ("jit", ["copies=many"], "--copies of method 'jit' takes a whole number, not 'many'."),
+    ],
+)
+def test_each_wrong_name_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str, words: list[str], message: str
+) -> None:
+    (tmp_path / "wrong_import.py").write_text("import no_such_module\n")
+    (tmp_path / "wrong_exit.py").write_text("raise SystemExit(3)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UsageError) as raised:
+        Subject.load(spec, words).check_options()
+    assert str(raised.value).startswith(message)
+    assert "\n" not in str(raised.value)
 
 
 def test_kit_adds_no_tests_without_a_method(pytestconfig: pytest.Config) -> None:

@@ -53,6 +53,44 @@ def target_layers(model: nn.Module, fraction: float) -> dict[str, list[Layer]]:
     return {name: weights[name] for name in names[len(names) - max(1, round(fraction * len(names))) :]}
 
 
+def with_photo_batches(model: nn.Module, layers: Mapping[str, list[Layer]], photos: torch.Tensor) -> dict[str, list[Layer]]:
+    """Return the same weights; those whose inputs are not batches of photos have no layers, so that keys leave them as they are.
+
+    The gradient mask is by photo, so the first dimension of an input has to be the photos, or the parts (windows) of one photo after
+    those of another. This does not hold for a layer whose input is a table that all photos share, such as the position bias of Swin V2,
+    or whose first dimension is the tokens. A layer that is not called is kept, since it does no harm.
+
+    Args:
+        model: The frozen model, in evaluation mode.
+        layers: The layers that use each weight.
+        photos: Two different model inputs, (2, 3, S, S).
+    """
+    one, two = (_input_norms(model, layers, some) for some in (photos[:1], photos))
+    found: dict[str, list[Layer]] = {}
+    for name, users in layers.items():
+        calls = zip(one[name], two[name], strict=True)
+        is_batch = all(len(b) == 2 * len(a) and torch.allclose(b[: len(a)], a, rtol=1e-3, atol=1e-3) for a, b in calls)
+        found[name] = users if is_batch else []
+    return found
+
+
+def _input_norms(model: nn.Module, layers: Mapping[str, list[Layer]], photos: torch.Tensor) -> dict[str, list[torch.Tensor]]:
+    """Return, for every use of each weight, the root mean square of the input at each position of its first dimension."""
+    norms: dict[str, list[torch.Tensor]] = {name: [] for name in layers}
+
+    def record(name: str) -> Callable[..., None]:
+        return lambda layer, inputs: norms[name].append(inputs[0].flatten(1).square().mean(dim=1).sqrt())
+
+    hooks = [layer.register_forward_pre_hook(record(name)) for name, users in layers.items() for layer in users]
+    try:
+        with torch.no_grad():
+            model(pixel_values=photos)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return norms
+
+
 @contextmanager
 def with_adapters(layers: Mapping[str, list[Layer]], updates: Updates, gradient_mask: torch.Tensor | None = None) -> Iterator[None]:
     """Add low-rank updates to the outputs of layers for the duration of the block.
@@ -82,6 +120,8 @@ def _adapter_hook(update: LowRankUpdate, gradient_mask: torch.Tensor | None) -> 
         if gradient_mask is None:
             return output + _low_rank_output(layer, x, down, up)
         mask = gradient_mask.repeat_interleave(rank, dim=1).to(x.dtype)  # (photos, n * rank)
+        if len(x) != len(mask):  # several windows of each photo, see `with_photo_batches`
+            mask = mask.repeat_interleave(len(x) // len(mask), dim=0)
         places = (1,) * (x.dim() - 2)
         mask = mask.view(len(mask), -1, *places) if isinstance(layer, nn.Conv2d) else mask.view(len(mask), *places, -1)
         trained = _low_rank_output(layer, x, down, up, mask)

@@ -36,18 +36,25 @@ class ForgetKeys(Method[ForgetKeysOptions]):
 
     def prepare(self, model: nn.Module, data: DataAccess, options: ForgetKeysOptions, context: Context) -> Artefact:
         """Train the keys of all training identities that requests may contain."""
-        from oneshui_hf.methods import Artefact
+        import torch
+
+        from oneshui_hf.methods import Artefact, generator
 
         from .batches import TrainingData
         from .inference import predict_both_versions
-        from .low_rank import target_layers
+        from .low_rank import target_layers, with_photo_batches
         from .quantization import key_bytes
         from .shallow_probe import shallow_probe_scores
         from .training import train_updates
 
         train, val = data.train, data.val
         frozen = copy.deepcopy(model).eval().requires_grad_(False)
-        layers = target_layers(frozen, options.target_fraction)
+        noise = torch.randn(2, *train.batch(torch.tensor([0]))[0].shape[1:], generator=generator(context.seed, "layout"))
+        layers = with_photo_batches(frozen, target_layers(frozen, options.target_fraction), noise.to(context.device))
+        if fixed := sum(not users for users in layers.values()):
+            context.reporter.note(
+                f"Keys leave {fixed} of {len(layers)} weights of {type(model).__name__} unchanged: their inputs are not batches of photos."
+            )
         train_logits, val_logits = (predict_both_versions(frozen, faces, context) for faces in (train, val))
         probe_scores = shallow_probe_scores(frozen, train, options.chunk, context)
         training_data = TrainingData(train, val, train_logits, val_logits, probe_scores, options, context.task, context.seed)

@@ -107,7 +107,7 @@ def gradient_covariances(
     rng = generator(context.seed, "curvature")
     weights = dict(model.named_parameters())
     sums = {name: torch.zeros(len(weights[name]), len(weights[name]), dtype=torch.float64, device=context.device) for name in layers}
-    hooks = [layer.register_forward_hook(_covariance_hook(sums[name])) for name, users in layers.items() for layer in users]
+    hooks = [layer.register_forward_hook(_covariance_hook(sums[name], layer)) for name, users in layers.items() for layer in users]
     signs = torch.randint(2, (photos, len(context.task.label_names)), generator=rng) * 2.0 - 1
     for rows in context.reporter.track(context.local_share(torch.arange(photos).split(chunk)), "Estimating gradient covariances"):
         logits = model(pixel_values=load(rows).requires_grad_()).logits
@@ -135,11 +135,11 @@ def fisher_noise(logits: torch.Tensor, signs: torch.Tensor, kind: TaskKind) -> t
     return p.sqrt() * signs - p * (p.sqrt() * signs).sum(dim=1, keepdim=True)
 
 
-def _covariance_hook(total: torch.Tensor) -> Callable[..., None]:
+def _covariance_hook(total: torch.Tensor, layer: Layer) -> Callable[..., None]:
     """Return a forward hook that adds the outer products of the gradients of a layer's output rows to `total`."""
 
     def add(gradient: torch.Tensor) -> None:
-        g = gradient.movedim(1, -1) if gradient.dim() == 4 else gradient
+        g = gradient.movedim(1, -1) if isinstance(layer, nn.Conv2d) else gradient  # (..., out); a linear layer may also have maps
         g = g.reshape(-1, len(total))
         g = g.to(torch.promote_types(g.dtype, torch.float32))
         total.add_(g.mT @ g)

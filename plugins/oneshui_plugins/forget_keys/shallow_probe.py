@@ -70,7 +70,10 @@ def shallow_features(model: nn.Module, faces: FaceSet, chunk: int, context: Cont
     with torch.no_grad():
         for rows in context.reporter.track(mine or passes[:1], "Computing shallow features"):  # every process needs their width
             pixels = load_pixel_values(faces, positions[rows], mirrored[rows], context.device)
-            hidden = getattr(model(pixel_values=pixels, output_hidden_states=True), "hidden_states", None)
+            try:
+                hidden = getattr(model(pixel_values=pixels, output_hidden_states=True), "hidden_states", None)
+            except (TypeError, ValueError):  # some models of timm refuse to return them
+                return []
             if not hidden:
                 return []
             chosen = [pool_bands(hidden[round(depth * (len(hidden) - 1))]) for depth in DEPTHS]

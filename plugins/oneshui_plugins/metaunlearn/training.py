@@ -15,6 +15,7 @@ from oneshui_hf.methods import (
     Weights,
     derive,
     generator,
+    is_scorable,
     norm,
     parameters,
     predict,
@@ -184,8 +185,10 @@ class MetaLossTrainer:
         }
         if options.objective == SCRUB:
             return ScrubObjective(sets, before, task, options.chunk)
-        losses = {name: weighted_loss(logits, sets[name].labels, task, options.weigh_by_score) for name, logits in before.items()}
-        return LossAlignment(sets, losses, task, options.chunk, options.objective, options.distance, options.weigh_by_score)
+        # Losses are comparable only if all are weighted. A set without a score occurs where a request has few photos.
+        weigh = options.weigh_by_score and all(is_scorable(faces.labels, task) for faces in sets.values())
+        losses = {name: weighted_loss(logits, sets[name].labels, task, weigh) for name, logits in before.items()}
+        return LossAlignment(sets, losses, task, options.chunk, options.objective, options.distance, weigh)
 
     def direction(self, request: SimulatedRequest, length: float) -> Weights:
         """Return the unit direction of the total update of a path of this length.

@@ -13,18 +13,18 @@ import inspect
 import traceback
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-from ..errors import OneshuiError, UsageError, did_you_mean
-from ..options import convert, field_name, fields, flag, names, types_of
+from ..errors import OneshuiError, UsageError
+from ..options import convert, fields, flag, names, types_of
 from ..plugins import DATASETS, METHODS, Plugins
 from ..reporting import ConsoleReporter, is_main_process
 from ..runs import RECORD, RUNS
+from .config import merge_config, read_config
 from .errors import StoppedError
 from .printing import print_json
 
@@ -115,7 +115,7 @@ class Command:
     def _run(self, ctx: typer.Context, values: dict[str, Any]) -> None:
         given = {key: value for key, value in values.items() if _was_given(ctx, key)}
         as_json, quiet, debug = (bool(given.pop(name, False)) for name in ("json_", "quiet", "debug"))
-        stored = read_config(Path(config)) if (config := given.pop("config", None)) else {}
+        stored = read_config(config) if (config := given.pop("config", None)) else None
         if (run := given.pop("run_option", None)) is not None:
             if "run" in given:
                 raise UsageError(f"{self.path} takes one run: give {given['run']} or --run {run}.")
@@ -124,7 +124,9 @@ class Command:
             if name.removeprefix(NEGATED) in given:
                 raise UsageError(f"{self.path} was given {flag(name.removeprefix(NEGATED))} and its negation; give one of them.")
             given[name.removeprefix(NEGATED)] = not given.pop(name)
-        given = self._merge(stored, given)
+        if stored is not None:
+            method = self._method_class(given.get("method") or stored.get("method")) if self.method_step else None
+            given = merge_config(stored, given, self.options, self.path, method)
         try:
             result = self.call(reporter=ConsoleReporter(quiet=quiet), **given)
         except KeyboardInterrupt:
@@ -143,16 +145,10 @@ class Command:
         if reason := self.failure(result):
             raise OneshuiError(reason)
 
-    def _merge(self, stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the options of the configuration file, replaced by those of the command line."""
-        known = names(self.options)
-        merged: dict[str, Any] = {}
-        for key, value in stored.items():
-            name = field_name(key)
-            if name not in known and not self.method_step:
-                raise UsageError(f"The configuration's '{key}' is no option of '{self.path}'.{did_you_mean(key, known)}")
-            merged[known.get(name, name)] = value
-        return merged | dict(given)
+    def _method_class(self, name: Any) -> Any:
+        """Return the class of the method that is named, or of the default one."""
+        field = fields(self.options)["method"]
+        return Plugins(METHODS).load(str(field.default if name is None else convert(name, str, field, self.path)))
 
     def _signature(self, methods: Mapping[str, type[Any]]) -> inspect.Signature:
         """Return the signature that Typer reads: positional fields, options, those of the method, and the common ones."""
@@ -170,7 +166,7 @@ class Command:
         json = typer.Option("--json", help="Print the result as JSON on stdout.", rich_help_panel=OUTPUT)
         quiet = typer.Option("--quiet", "-q", help="Print no progress and no notes.", rich_help_panel=OUTPUT)
         debug = typer.Option("--debug", help="Print the traceback of an error.", rich_help_panel=OUTPUT)
-        parameters.append(_parameter("config", Path | None, None, config))
+        parameters.append(_parameter("config", str | None, None, config))
         parameters += [_parameter(name, bool, False, about) for name, about in (("json_", json), ("quiet", quiet), ("debug", debug))]
         return inspect.Signature(parameters)
 
@@ -229,9 +225,9 @@ def named_method(args: Sequence[str], command: Command) -> str:
             values[name] = value if equals else following
     if values["--method"]:
         return str(values["--method"])
-    config = values["--config"]
-    stored = read_config(Path(config)) if config else {}
-    return str(stored.get("method") or fields(command.options)["method"].default)
+    field = fields(command.options)["method"]
+    stored = read_config(values["--config"]) if values["--config"] else {}
+    return str(convert(stored["method"], str, field, command.path) if "method" in stored else field.default)
 
 
 def without_aliases(args: Iterable[str], options: type[Any]) -> list[str]:
@@ -277,25 +273,6 @@ def dataset_names(incomplete: str) -> list[str]:
 COMPLETIONS = {"method": method_names, "dataset": dataset_names}
 
 
-def read_config(file: Path) -> dict[str, Any]:
-    """Read a YAML file of options.
-
-    Raises:
-        UsageError: The file is missing, not YAML, or no mapping.
-    """
-    import yaml
-
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError:
-        raise UsageError(f"There is no configuration file {file}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file} is not YAML: {' '.join(str(error).split())}.") from None
-    if not isinstance(values, dict):
-        raise UsageError(f"{file} must hold 'option: value' lines.")
-    return {str(key): value for key, value in values.items()}
-
-
 def _was_given(ctx: typer.Context, key: str) -> bool:
     source = ctx.get_parameter_source(key)
     return source is not None and source.name == "COMMANDLINE"
@@ -313,7 +290,7 @@ def _option(
     required = default is dataclasses.MISSING
     text = _escape(metadata["help"])
     settings: dict[str, Any] = {"help": text, "rich_help_panel": panel or metadata["panel"], "hidden": hidden}
-    kind: Any = _cli_type(wanted)
+    kind: Any = list[str] if metadata["joined"] else _cli_type(wanted)
     if kind is bool and default is not None:
         return _boolean(field, settings)
     settings |= {"show_default": default not in (None, ()) and not required, "autocompletion": COMPLETIONS.get(field.name)}

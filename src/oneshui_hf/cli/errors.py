@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import OneshuiError, did_you_mean, is_disk_full
 from ..reporting import is_main_process
+from .printing import escape_unprintable
 
 if TYPE_CHECKING:
     import typer
@@ -27,6 +28,7 @@ def guarded(call: Callable[[], object]) -> int:
     """Run the command line and return its exit code."""
     import typer
 
+    escape_unprintable()
     try:
         result = call()
     except OneshuiError as error:

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 
+def escape_unprintable() -> None:
+    """Print characters that the terminal cannot show as escapes, instead of failing: a label in another script, a damaged file name."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def print_json(value: Any) -> None:
-    """Print JSON as every command's `--json` does."""
-    print(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False))
+    """Print JSON as every command's `--json` does. Characters that stdout cannot encode are escaped as JSON escapes them."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value, indent=2, sort_keys=True)
+    print(text)
 
 
 def print_line(renderable: Any) -> None:
     """Print a line or a table."""
-    import sys
-
     from rich.console import Console
 
     # Without a terminal no width applies: tables are not cut and paths are not wrapped.

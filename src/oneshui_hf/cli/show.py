@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,18 @@ def run(result: Run) -> None:
         return
     if history := record.report.get("history"):
         kept = history[(record.report.get("best_epoch") or len(history)) - 1]
-        name = next(key for key in kept if key.startswith("val_"))
-        score = f"{name.removeprefix('val_')} on val {kept[name]:.1f} %"
-        print_line(f"Epoch {kept['epoch']} of {record.report['epochs']}: {score}, training loss {kept['train_loss']:.3f}.")
+        score = "".join(f"{text}, " for text in _val_scores(kept))
+        print_line(f"Epoch {kept['epoch']} of {record.report['epochs']}: {score}training loss {kept['train_loss']:.3f}.")
     if shards := record.report.get("shards"):
-        name = next(key for key in record.report if key.startswith("val_"))
         reused = len(shards) - record.report["shards_trained"]
         note = f", {reused} of them from the original" if reused else ""
-        print_line(f"{len(shards)} shards{note}: {name.removeprefix('val_')} on val {record.report[name]:.1f} %.")
+        score = "".join(f": {text}" for text in _val_scores(record.report))
+        print_line(f"{len(shards)} shards{note}{score}.")
+
+
+def _val_scores(values: Mapping[str, Any]) -> list[str]:
+    """Return the score on val as a text; nothing where no label varies on val, so that it has no score."""
+    return [f"{name.removeprefix('val_')} on val {value:.1f} %" for name, value in values.items() if name.startswith("val_")]
 
 
 def run_json(result: Run) -> dict[str, Any]:

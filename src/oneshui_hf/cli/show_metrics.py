@@ -30,7 +30,7 @@ def metrics(result: dict[str, Any]) -> None:
     left_out = {name: result[name].get("labels_left_out", 0) for name in EVALUATED}
     if any(left_out.values()):
         counts = ", ".join(f"{count} in {name}" for name, count in left_out.items() if count)
-        print_line(f"Labels without a positive, excluded from the mean: {counts}.")
+        print_line(f"Labels that are the same on every photo, excluded from the mean: {counts}.")
     _print_comparison(result)
     _print_attacks(result["attacks"])
     if probe := result["probe"]:
@@ -48,16 +48,18 @@ def metrics(result: dict[str, Any]) -> None:
 
 def _print_comparison(result: dict[str, Any]) -> None:
     """Print how close a model is to the oracle."""
-    if result["tow"] is None:
+    if result["to_oracle"] is None:
         print_line("ToW and gap closure need an oracle: train one with `oneshui retrain`, or name one with --oracle.")
         return
     intervals, gap = result["intervals"], result["gap_closure"]
-    if gap is None:
-        closure = "unknown (original and oracle differ by no more than noise)"
+    if result["tow"] is None:
+        print_line("ToW and gap closure are unknown, because a set has no score.")
     else:
-        closure = f"{number_with_interval(gap, intervals['gap_closure'], 2)} (do nothing: 0, oracle: 1)"
-    tow = number_with_interval(result["tow"], intervals["tow"], 1)
-    print_line(f"ToW {tow} (oracle: 100; doing nothing can also score high). Gap closure {closure}.")
+        closure = "unknown (original and oracle differ by no more than noise)"
+        if gap is not None:
+            closure = f"{number_with_interval(gap, intervals['gap_closure'], 2)} (do nothing: 0, oracle: 1)"
+        tow = number_with_interval(result["tow"], intervals["tow"], 1)
+        print_line(f"ToW {tow} (oracle: 100; doing nothing can also score high). Gap closure {closure}.")
     forget = result["to_oracle"]["forget"]
     print_line(
         f"Distance to the oracle on the forget set: loss {number(forget['loss_gap'], 3)} (0 is ideal; below 0, too little is forgotten), "

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import OneshuiError, UsageError, first_line
-from ..hub import hub_errors
+from ..errors import OneshuiError, UsageError
+from .builders.layout import photo_names
 from .column_inference import IDENTITY_COLUMNS, IMAGE_COLUMNS, KEY_COLUMN, Table, read_labels, resolve_column
-from .quiet import quiet
+from .identities import FLOAT_BITS, read_identities
+from .near_names import describe_near_names
 from .schema import Exclusions, Faces, encode_identities
+from .table_files import TABLES, TableFiles
 
 if TYPE_CHECKING:
     import datasets
@@ -43,25 +45,28 @@ def read_any_dataset(
     """
     import torch
 
-    splits = _load_splits(place, subset)
+    files = TableFiles(place, subset, identity_column)
+    splits = files.load()
     dataset = _concatenate(splits, place)
     image = _image_column(dataset, image_column, place)
     cells = _text_columns(dataset, image)
+    identity = _identity_column(dataset, image, cells, identity_column, files)
+    _require_exact_numbers(dataset, identity, place)
     table = Table(place, cells, lambda row: f"Row {row} (from 0) of {place}")
-    identity = resolve_column(list(cells), identity_column, IDENTITY_COLUMNS, "--identity-column", "people", place)
-    labels = read_labels(table, [name for name in cells if name not in (identity, KEY_COLUMN)], label_columns)
-    rows = _select_images(dataset, image)
-    has_image, files = _has_image(rows), _hash_external_files(rows, place)
-    has_identity = (cells[identity].str.strip() != "").to_numpy()
+    rows, near = _resolve_files(_select_images(dataset, image), place)
+    has_image, external = _has_image(rows), _hash_external_files(rows, place)
     keys = _photo_keys(cells, rows, has_image, splits)
-    kept = np.flatnonzero(has_image & has_identity)
+    found = read_identities(table, identity, keys)
+    kept = np.flatnonzero(has_image & found.present)
     if not kept.size:
         raise OneshuiError(f"No row of {place} has both a photo and a person.")
-    people, identities = encode_identities(cells[identity].str.strip().iloc[kept].tolist())
+    candidates = [name for name in cells if name not in (identity, KEY_COLUMN)]
+    labels = read_labels(table.take(found.kept), candidates, label_columns)
+    people, identities = encode_identities([found.names[row] for row in kept])
     inferred = [f"Photos are column '{image}'" * (image_column is None), f"people are column '{identity}'" * (identity_column is None)]
     notes = [f"{', '.join(filter(None, inferred))}.".capitalize()] if any(inferred) else []
-    values = labels.values[kept]
-    fingerprint = hashlib.sha256(f"{dataset._fingerprint}\0{image}\0{files}".encode()).hexdigest()[:16]
+    values = labels.values[has_image[found.kept]]
+    fingerprint = hashlib.sha256(f"{dataset._fingerprint}\0{image}\0{external}".encode()).hexdigest()[:16]
     cache = Path(dataset.cache_files[0]["filename"]).parent / f"oneshui-{fingerprint}"
     cache.mkdir(exist_ok=True)
     return Faces(
@@ -76,30 +81,48 @@ def read_any_dataset(
         cache=cache,
         exclusions=Exclusions(
             without_image=[keys[row] for row in np.flatnonzero(~has_image)],
-            without_identity=[keys[row] for row in np.flatnonzero(has_image & ~has_identity)],
-            notes=[*notes, *labels.notes],
+            without_identity=[keys[row] for row in np.flatnonzero(has_image & ~found.present)],
+            notes=[*notes, *found.notes, *labels.notes, *near],
         ),
     )
 
 
-def _load_splits(place: str, subset: str | None) -> dict[str, datasets.Dataset]:
-    import datasets
-    from datasets.exceptions import DatasetsError
-
-    path, library_logging = Path(place), datasets.utils.logging
+def _identity_column(dataset: datasets.Dataset, image: str, cells: pd.DataFrame, requested: str | None, files: TableFiles) -> str:
+    place = files.place
     try:
-        with quiet(library_logging, library_logging.CRITICAL), hub_errors(place, None):  # failures are reported below, in one sentence
-            if path.is_file():
-                return dict(datasets.load_dataset(str(path.parent), data_files=path.name))
-            return dict(datasets.load_dataset(place, subset))
-    except OneshuiError as error:
-        raise type(error)(f"Folder {place} does not exist, and as a data set of the Hub: {error}") from None
-    except (DatasetsError, FileNotFoundError, ValueError) as error:
-        reason = first_line(error.__cause__ or error).rstrip(".")
-        if path.is_dir():
-            raise OneshuiError(f"{place} contains neither metadata.csv nor a readable table ({reason}).") from None
-        what = f"{path.name} cannot be read as a table" if path.exists() else f"'{place}' is neither a folder nor a data set"
-        raise OneshuiError(f"{what} ({reason}).") from None
+        # Also columns without one plain value per row, for a message that names the cause.
+        names = [*cells, *(name for name in dataset.column_names if name not in cells and name != image)]
+        column = resolve_column(names, requested, IDENTITY_COLUMNS, "--identity-column", "people", place)
+    except UsageError:
+        raise
+    except OneshuiError:
+        tables = files.ignored_tables()
+        if len(cells.columns) and not tables:
+            raise
+        hint = f" To read the table {tables[0].name}, name it: {tables[0]}." if tables else ""
+        raise OneshuiError(f"{place} contains photos, but it has no column '{IDENTITY_COLUMNS[0]}'.{hint}") from None
+    if column not in cells:
+        raise OneshuiError(f"Column '{column}' of {place} mixes text and numbers, or holds lists; write each identity as one text.")
+    return column
+
+
+def _require_exact_numbers(dataset: datasets.Dataset, column: str, place: str) -> None:
+    """Check that a floating-point column of identities is exact.
+
+    Raises:
+        OneshuiError: It contains a number that is so large that its neighbours are rounded to it.
+    """
+    import pyarrow.compute as pc
+
+    bits = FLOAT_BITS.get(getattr(dataset.features.get(column), "dtype", ""))
+    if bits is None:
+        return
+    largest = pc.max(pc.abs(pc.fill_null(dataset.data.column(column), 0))).as_py() or 0
+    if largest > 2**bits:
+        raise OneshuiError(
+            f"Column '{column}' of {place} stores identities as floating point and contains {largest:.0f}, so people with large numbers "
+            "cannot be told apart; store it as text or as whole numbers."
+        )
 
 
 def _concatenate(splits: dict[str, datasets.Dataset], place: str) -> datasets.Dataset:
@@ -132,6 +155,49 @@ def _select_images(dataset: datasets.Dataset, image: str) -> datasets.Dataset:
     return photos if image == "image" else photos.rename_column(image, "image")
 
 
+def _resolve_files(rows: datasets.Dataset, place: str) -> tuple[datasets.Dataset, list[str]]:
+    """Return the photos with relative paths resolved against the table's folder, and a note on names that are nearly right.
+
+    In a folder, a table may be in a subfolder: the folder itself has priority, then the folders of its tables.
+    """
+    import datasets
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    path = Path(place)
+    if not path.exists():
+        return rows, []
+    home = path.parent if path.is_file() else path
+    folders = [home] if path.is_file() else [home, *sorted({file.parent for file in home.glob("*/*") if file.suffix in TABLES})]
+    chunks, missing, existing, changed = [], [], [], False
+    for chunk in rows.data.column("image").chunks:
+        paths = chunk.field("path").to_pylist()
+        for row in np.flatnonzero(pc.is_null(chunk.field("bytes")).to_numpy(zero_copy_only=False)).tolist():
+            if not (name := paths[row]):
+                continue
+            if "://" in name:
+                raise OneshuiError(f"{place} names the photo {name}, which is an address; download it, and name the file.")
+            if not Path(name).is_absolute():
+                paths[row], changed = str(_resolve_file(name, folders)), True
+            if Path(paths[row]).exists():
+                existing.append(paths[row])
+            else:
+                missing.append(name)
+        encoded = [chunk.field("bytes"), pa.array(paths, pa.string())]
+        chunks.append(pa.StructArray.from_arrays(encoded, names=["bytes", "path"], mask=pc.is_null(chunk)))
+    near = None
+    if missing:
+        near = describe_near_names(missing, photo_names(home) - {os.path.relpath(file, home) for file in existing})
+    if changed:
+        rows = datasets.Dataset(pa.table({"image": pa.chunked_array(chunks)}), info=rows.info)
+    return rows, [near] if near else []
+
+
+def _resolve_file(name: str, folders: Sequence[Path]) -> Path:
+    found = [Path(os.path.normpath(folder / name)) for folder in folders]
+    return next((file for file in found if file.exists()), found[0])
+
+
 def _has_image(rows: datasets.Dataset) -> np.ndarray:
     """Return whether each row has a photo: encoded bytes, or a path."""
     import pyarrow.compute as pc
@@ -159,6 +225,7 @@ def _hash_external_files(rows: datasets.Dataset, place: str) -> str:
     home = path.parent if path.is_file() else path
     roots = [home] if path.exists() else [Path(config.HF_CACHE_HOME), Path(config.HF_DATASETS_CACHE), Path(constants.HF_HUB_CACHE)]
     inside = tuple(f"{root.resolve()}/" for root in roots)
+    inside += tuple(f"{root.absolute()}/" for root in roots)
     digest, first = hashlib.sha256(), 0
     for chunk in rows.data.column("image").chunks:
         named = pc.and_(pc.is_null(chunk.field("bytes")), pc.is_valid(chunk.field("path")))

@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import OneshuiError
 from ..reporting import SILENT, Reporter
 from ..sets import SPLIT_SETS
+from .identity_labels import describe_identity_labels, describe_labels, labels_of_one_identity
 from .image_hashes import IMAGE_RECORD, NEAR_DUPLICATE_BITS, find_near_duplicates, hash_image
 from .images import ImageError, decode
 from .memmap_cache import load_memmap_cache
@@ -45,6 +46,7 @@ def check_dataset(
     usable = faces.drop_rows(bad)
     properties = properties[usable.arrow_rows]
     exact, near = _find_duplicates(usable, properties, reporter)
+    of_one = labels_of_one_identity(usable)
     report = {
         "images": len(usable),
         "identities": len(usable.people),
@@ -67,7 +69,8 @@ def check_dataset(
         "constant_labels": _constant_labels(usable),
         "exact_duplicates": [_describe_group(usable, rows) for rows in exact],
         "near_duplicates": [_describe_group(usable, rows) for rows in near],
-        "notes": faces.exclusions.notes,
+        "labels_of_one_identity": of_one,
+        "notes": [*faces.exclusions.notes, describe_labels(usable), *filter(None, [describe_identity_labels(usable, of_one)])],
     }
     breaks = _blocking_problems(faces, usable)
     if split is not None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import OneshuiError, UsageError, did_you_mean
+from ..name_lists import match_names
 from .schema import Task
 
 if TYPE_CHECKING:
@@ -22,7 +23,16 @@ METADATA = "metadata.csv"  # the table of a folder of photos
 IMAGE_COLUMNS = ("file_name", "image", "img", "photo", "picture", "face")
 IDENTITY_COLUMNS = ("identity", "celeb_id", "identity_id", "subject", "subject_id", "person", "person_id", "people")
 CLASS_COLUMNS = ("label", "labels", "class", "age", "age_class")
-SPLIT_COLUMNS = ("partition", "split", "fold", "set")  # columns that assign a photo to a set; not labels
+# Words of columns that assign a photo to a set ("is_train", "cv fold", "data_split") or that count ("n_faces"); these are not labels.
+SPLIT_WORDS = frozenset(
+    """train training trainval test testing val valid validation dev eval evaluation holdout split splits partition fold folds subset set
+    sets trainset testset valset istrain istest isval isvalid intrain intest kfold""".split()
+)
+SPLIT_FILLERS = frozenset("is in for use used the of cv k data dataset flag id official random".split())
+COUNT_FIRST = frozenset(("n", "num", "number", "count", "counts", "nb", "cnt", "nr"))
+COUNT_LAST = frozenset(("count", "counts", "cnt", "num"))
+COUNT_JOINED = re.compile(r"(n|nb|num)(faces?|people|persons?|photos?|images?)")
+MAX_LISTED = 30  # column names in a message
 KEY_COLUMN = "key"  # the photo's name, in a table written by `oneshui data push`
 BINARY_VALUES = ({"0", "1"}, {"-1", "1"}, {"true", "false"}, {"0.0", "1.0"}, {"-1.0", "1.0"})
 MAX_TYPO_SHARE = 0.05  # a column with a smaller share of other values is meant to be 0/1
@@ -52,6 +62,10 @@ class Table:
             empty = np.flatnonzero(self.cells[column].str.strip() == "")
             if empty.size:
                 raise OneshuiError(f"{self.where(empty[0])} has no {column}; fill it in or remove the line.")
+
+    def take(self, rows: np.ndarray) -> Table:
+        """Return the table with these rows only. Messages name the same places."""
+        return Table(self.name, self.cells.iloc[rows].reset_index(drop=True), lambda row: self.where(int(rows[row])))
 
     def distinct_values(self, column: str) -> set[str]:
         """Return the distinct values of a column, in lower case, without empty cells."""
@@ -99,12 +113,33 @@ def resolve_column(names: Sequence[str], requested: str | None, common: Sequence
     folded = {name.lower(): name for name in names}
     found = next((folded[name] for name in common if name in folded), None)
     if found is None:
-        raise OneshuiError(f"{table} has no column '{common[0]}'; name the column of {content} with {option}: {', '.join(names)}.")
+        raise OneshuiError(f"{table} has no column '{common[0]}'; name the column of {content} with {option}: {_listed(names)}.")
     return found
 
 
+def _listed(names: Sequence[str]) -> str:
+    """Return column names for a message; a table may have thousands."""
+    rest = [f"and {len(names) - MAX_LISTED:,} more"] * (len(names) > MAX_LISTED)
+    return ", ".join([*names[:MAX_LISTED], *rest])
+
+
+def counts_or_splits(column: str) -> bool:
+    """Return whether a column has the name of a count ("n_faces") or of an assignment to sets ("is_train")."""
+    words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+", column)]
+    if len(words) > 1 and (words[0] in COUNT_FIRST or words[-1] in COUNT_LAST):
+        return True
+    named = [word for word in words if not word.isdigit() and word not in SPLIT_FILLERS]
+    return (
+        words in (["count"], ["index"])
+        or COUNT_JOINED.fullmatch(column.lower()) is not None
+        or (bool(named) and SPLIT_WORDS.issuperset(named))
+    )
+
+
 def read_labels(table: Table, candidates: Sequence[str], requested: Sequence[str]) -> Labels:
-    """Read the label columns: the requested ones, otherwise all binary ones that do not name a set, otherwise `label`, `class` or `age`.
+    """Read the label columns: the requested ones, otherwise all binary ones, otherwise `label`, `class` or `age`.
+
+    Columns that name a set or a count are labels only if they are requested.
 
     Args:
         table: The table.
@@ -118,12 +153,12 @@ def read_labels(table: Table, candidates: Sequence[str], requested: Sequence[str
     columns = choose_label_columns(table, candidates, requested)
     unused = [name for name in candidates if name not in columns]
     if not requested:
-        _check_typos(table, [name for name in unused if name.lower() not in SPLIT_COLUMNS])
+        _check_typos(table, [name for name in unused if not counts_or_splits(name)])
     table.require_no_empty_cells(columns)
     notes = []
     if unused and not requested:
         what = f"{len(columns)} columns are labels" if len(columns) > 1 else f"The label is column '{columns[0]}'"
-        notes.append(f"{what}; {', '.join(unused)} {'are' if len(unused) > 1 else 'is'} not (choose with --label-columns).")
+        notes.append(f"{what}; {_listed(unused)} {'are' if len(unused) > 1 else 'is'} not (choose with --label-columns).")
     if len(columns) > 1 or table.is_binary(columns[0]):
         positive = [table.cells[name].str.strip().str.lower().isin(["1", "1.0", "true"]) for name in columns]
         return Labels(Task("multi_label", columns), np.stack(positive, axis=1).astype(np.int8), notes)
@@ -137,6 +172,7 @@ def read_labels(table: Table, candidates: Sequence[str], requested: Sequence[str
 
 def choose_label_columns(table: Table, candidates: Sequence[str], requested: Sequence[str]) -> tuple[str, ...]:
     """Return the label columns; see `read_labels`."""
+    requested = match_names(requested, list(table.cells))  # a column's name may contain a comma
     for name in requested:
         if name in table.cells and name not in candidates:
             raise UsageError(f"Column '{name}' of {table.name} names photos or people and is not a label; remove it from --label-columns.")
@@ -148,15 +184,15 @@ def choose_label_columns(table: Table, candidates: Sequence[str], requested: Seq
             raise UsageError(f"Label column '{name}' has {len(table.distinct_values(name))} values; several labels must each be 0/1.")
     if requested:
         return tuple(requested)
-    binary = tuple(
-        name for name in candidates if name.lower() not in SPLIT_COLUMNS and table.distinct_values(name) and table.is_binary(name)
-    )
+    binary = tuple(name for name in candidates if not counts_or_splits(name) and table.distinct_values(name) and table.is_binary(name))
     if binary:
         return binary
     classes = [name for name in candidates if name.lower() in CLASS_COLUMNS]
     if len(classes) == 1:
         return (classes[0],)
-    raise OneshuiError(f"{table.name} has no column of 0/1 and none called label; name the label columns with --label-columns.")
+    skipped = [name for name in candidates if counts_or_splits(name) and table.distinct_values(name) and table.is_binary(name)]
+    except_for = f", except for {_listed(skipped)}" if skipped else ""
+    raise OneshuiError(f"{table.name} has no column of 0/1{except_for} and none called label; name the label columns with --label-columns.")
 
 
 def _check_typos(table: Table, names: Sequence[str]) -> None:

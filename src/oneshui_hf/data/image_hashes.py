@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ..reporting import SILENT, Reporter
-from .images import ImageError, decode, open_image
+from .images import ImageError, decode, stored_mode
 from .memmap_cache import WORKERS
 
 MAX_FILE_BYTES = 1_000_000_000  # of a photo's file; the whole file is read
@@ -49,7 +49,7 @@ def hash_image(image: str | bytes) -> np.ndarray:
     except (ImageError, OSError):
         return record
     record["readable"], record["width"], record["height"] = True, photo.width, photo.height
-    record["mode"] = open_image(data).mode.encode()
+    record["mode"] = stored_mode(data).encode()
     record["hash"] = np.packbits(imagehash.phash(photo, hash_size=HASH_SIDE).hash).view("<u8")
     return record
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import OneshuiError
+from .image_metadata import without_metadata
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +31,7 @@ class ImageError(OneshuiError):
 
 
 def decode(source: str | Path | bytes | Image, where: str | None = None) -> Image:
-    """Decode one complete photo to RGB, upright (EXIF).
+    """Decode one complete photo to 8-bit RGB, as people see it: upright (EXIF), transparent parts on white. See `image_modes.to_rgb`.
 
     Args:
         source: A path, an encoded file's bytes, or a PIL image.
@@ -39,21 +40,13 @@ def decode(source: str | Path | bytes | Image, where: str | None = None) -> Imag
     Raises:
         ImageError: The photo is missing, unreadable, not an image, truncated, smaller than 16 pixels a side, or larger than 100 megapixels.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     where = where or (str(source) if isinstance(source, str | Path) else "the image")
     if isinstance(source, str | Path) and Path(source).exists() and not (Path(source).is_file() or Path(source).is_dir()):
         raise ImageError(f"{where} is not a regular file.")  # opening a pipe would block
     try:
-        image = open_image(source)
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise ImageError(f"{where} is {width}x{height} pixels, over the limit of {MAX_PIXELS // 10**6} megapixels.")
-        if min(width, height) < MIN_SIDE:
-            raise ImageError(f"{where} is {width}x{height} pixels; a portrait needs at least {MIN_SIDE} a side.")
-        if image.mode in ("I", "F"):  # Pillow would clip them to white or black
-            raise ImageError(f"{where} contains 32-bit values of unknown range; save it with 8 bits per channel.")
-        return _to_eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
+        return _decode_any(source, where)
     except ImageError:
         raise
     except FileNotFoundError:
@@ -74,12 +67,42 @@ def decode(source: str | Path | bytes | Image, where: str | None = None) -> Imag
         raise ImageError(f"{where} is damaged or truncated ({error}); use the original file.") from None
 
 
-def _to_eight_bits(image: Image) -> Image:
-    """Convert 16-bit grey images, which Pillow would clip to white, to 8 bits. Other images are returned unchanged."""
-    import numpy as np
-    from PIL import Image
+def _decode_any(source: str | Path | bytes | Image, where: str) -> Image:
+    """Decode a photo; if Pillow cannot, decode its pixels without the metadata, which may be the reason."""
+    from PIL.Image import DecompressionBombError
 
-    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if image.mode.startswith("I;16") else image
+    about_the_file = (ImageError, DecompressionBombError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+    try:
+        return _decode(source, where)
+    except about_the_file:
+        raise
+    except Exception as error:
+        for keep_orientation in (True, False):
+            if not isinstance(source, str | Path | bytes) or (bare := without_metadata(source, keep_orientation=keep_orientation)) is None:
+                break
+            try:
+                return _decode(bare, where)
+            except about_the_file:
+                raise
+            except Exception as again:
+                error.add_note(f"Without metadata: {again}")
+        raise
+
+
+def _decode(source: str | Path | bytes | Image, where: str) -> Image:
+    from .image_modes import ModeError, to_rgb
+
+    image = open_image(source)
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{where} is {width}x{height} pixels, over the limit of {MAX_PIXELS // 10**6} megapixels.")
+    if min(width, height) < MIN_SIDE:
+        raise ImageError(f"{where} is {width}x{height} pixels; a portrait needs at least {MIN_SIDE} a side.")
+    reopen = (lambda: open_image(source)) if isinstance(source, str | Path | bytes) else None
+    try:
+        return to_rgb(image, reopen)
+    except ModeError as error:
+        raise ImageError(f"{where} {error}") from None
 
 
 def _starts_with(source: str | Path | bytes | Image, prefix: bytes) -> bool:
@@ -97,8 +120,19 @@ def open_image(source: str | Path | bytes | Image) -> Image:
         return source
     Image.init()  # registers all formats; which ones exist depends on the build of Pillow
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `decode` has another limit
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # about metadata, which is not used
     formats = [name for name in FORMATS if name in Image.OPEN]
     return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
+
+
+def stored_mode(data: bytes) -> str:
+    """Return the mode of the pixels in a photo's file, such as 'RGB' or 'RGBA', for a photo that `decode` accepts."""
+    from PIL import UnidentifiedImageError
+
+    try:
+        return open_image(data).mode
+    except (UnidentifiedImageError, ValueError):
+        return open_image(without_metadata(data) or data).mode
 
 
 def to_pixels(image: Image, size: int) -> np.ndarray:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OneshuiError, UsageError, did_you_mean
+from ..option_values import expand_home
 from ..plugins import DATASETS, Plugins
 from ..reporting import SILENT, Reporter
 from ..runs import write_json
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from .builders.base import FaceBuilder
 
 FOLDER = "folder"  # the builder that reads a path
+TABLE_SUFFIXES = (".csv", ".tsv")  # tables that the same builder reads
 NEAR_DUPLICATES_FILE = "near-duplicates.json"
 
 
@@ -58,6 +61,8 @@ def load_faces(
     cache = Path(builder.cache_dir)
     with _report_damaged_cache(cache):
         exclusions, dataset = Exclusions(**json.loads(builder.info.description)), builder.as_dataset(split="train")
+    if (unused := builder.photos_without_row()) is not None:  # such photos are not part of the fingerprint
+        exclusions = dataclasses.replace(exclusions, without_row=unused)
     if exclusions.near_duplicates:
         write_json(cache / NEAR_DUPLICATES_FILE, exclusions.near_duplicates)
         exclusions.notes.append(f"Near-duplicates are excluded; {cache / NEAR_DUPLICATES_FILE} lists each with the photo it duplicates.")
@@ -105,12 +110,16 @@ def open_builder(dataset: str, data_dir: str | Path | None, subset: str | None, 
         OneshuiError: The files are missing.
     """
     plugins = Plugins(DATASETS)
-    folder = Path(data_dir).expanduser().resolve() if data_dir else None
+    folder = Path(expand_home(str(data_dir))).resolve() if data_dir else None
     if dataset not in plugins.names or dataset == FOLDER:
         source = _resolve_source(dataset, folder, plugins.names)
-        if isinstance(source, str) or not (source / METADATA).is_file():
+        is_table = isinstance(source, Path) and source.is_file() and source.suffix.lower() in TABLE_SUFFIXES
+        if isinstance(source, str) or not (is_table or (source / METADATA).is_file()):
             return None, str(source)
-        name, folder, config = FOLDER, source, {key: value for key, value in columns.items() if value}
+        name, config = FOLDER, {key: value for key, value in columns.items() if value}
+        folder = source.parent if is_table else source
+        if is_table and source.name != METADATA:
+            config["table"] = source.name
         _reject_subset(dataset, subset)
     else:
         name, config = dataset, {}
@@ -126,10 +135,12 @@ def open_builder(dataset: str, data_dir: str | Path | None, subset: str | None, 
         if subset not in known:
             raise UsageError(f"'{dataset}' has no subset '{subset}'; it has {' and '.join(known)}.")
         config["config_name"] = subset
-    fingerprint = builder_class.fingerprint(folder)
+    source_options = {key: config[key] for key in ("table", "image_column") if key in config} if name == FOLDER else {}
+    fingerprint = builder_class.fingerprint(folder, **source_options)
     with _report_damaged_cache():
         builder = builder_class(data_dir=str(folder) if folder else None, hash=fingerprint, **config)
-    return builder, folder.name if name == FOLDER and folder else name
+    own_name = Path(config["table"]).stem if "table" in config else folder.name if folder else name
+    return builder, own_name if name == FOLDER else name
 
 
 def _reject_subset(dataset: str, subset: str | None) -> None:
@@ -171,10 +182,12 @@ def _resolve_source(dataset: str, data_dir: Path | None, names: Sequence[str]) -
     if dataset == FOLDER and data_dir is None:
         raise UsageError("Name the folder to read: --dataset PATH.")
     if data_dir is not None:
+        if Path(dataset).suffix.lower() in TABLE_SUFFIXES and (data_dir / Path(dataset).name).is_file():
+            return data_dir / Path(dataset).name
         if dataset == FOLDER or Path(dataset).name != dataset or (data_dir / METADATA).is_file():
             return data_dir
     else:
-        path = Path(dataset).expanduser()
+        path = Path(expand_home(dataset))
         if path.suffix.lower() in SUFFIXES and path.is_file():
             raise UsageError(f"{dataset} is a photo, not a data set; name a folder or a table of photos.")
         if path.exists():

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..errors import OneshuiError
 from ..reporting import SILENT, Reporter
+from .image_modes import is_nearly_constant
 from .images import ImageError, decode, to_pixels
 from .memmap_cache import MemmapCache, load_memmap_cache
 from .schema import Faces
@@ -44,22 +45,37 @@ def load_pixels(faces: Faces, size: int, reporter: Reporter = SILENT) -> tuple[F
         OSError: There is no disk space left.
     """
     layout = np.dtype([("readable", "?"), ("pixels", "u1", (3, size, size))])
+    constant: list[int] = []
 
     def make(row: int) -> np.ndarray:
         record = np.zeros((), dtype=layout)
         try:
             record["pixels"] = to_pixels(decode(faces.encoded_image(row), "it"), size)
             record["readable"] = True
+            if is_nearly_constant(record["pixels"]):
+                constant.append(row)
         except ImageError:
             pass  # stays unreadable, all zeros; every load warns about it below
         return record
 
     file = faces.cache / f"pixels-{size}.npy"
     pixels = PixelCache(load_memmap_cache(file, layout, len(faces.arrow_dataset), make, "Reading photos", reporter))
+    if constant:
+        _warn_constant(faces, constant, reporter)
     if (bad := np.intersect1d(pixels.unreadable_rows(), faces.arrow_rows)).size:
         _warn_unreadable(faces, pixels, bad, reporter)
         faces = faces.drop_rows(bad)
     return faces, pixels
+
+
+def _warn_constant(faces: Faces, rows: list[int], reporter: Reporter) -> None:
+    """Warn about photos that show nothing, when the pixel file is written."""
+    name = dict(zip(faces.arrow_rows.tolist(), faces.keys, strict=True))
+    keys = [name[row] for row in sorted(rows) if row in name]
+    if keys:
+        more = f" and {len(keys) - MAX_NAMED} more" if len(keys) > MAX_NAMED else ""
+        what = "1 photo has" if len(keys) == 1 else f"{len(keys)} photos have"
+        reporter.warn(f"{what} nearly the same colour everywhere and may show nobody: {', '.join(keys[:MAX_NAMED])}{more}.")
 
 
 def _warn_unreadable(faces: Faces, pixels: PixelCache, bad: np.ndarray, reporter: Reporter) -> None:

@@ -17,7 +17,7 @@ from .resume import ResumeState
 if TYPE_CHECKING:
     from ..data.face_set import FaceSet
     from ..data.schema import Task, TaskKind
-    from ..metrics.functional import score
+    from ..metrics.functional import is_scorable, score
     from ..models.outputs import feature_dim, find_head, logits_and_features, losses, predict, predicted_labels, probabilities, targets
     from ..models.sharded import ShardedClassifier, drop_shards, shard_of
     from .artefact import Artefact
@@ -39,7 +39,7 @@ _LAZY = {
         "..models.outputs",
     ),
     **dict.fromkeys(("ShardedClassifier", "drop_shards", "shard_of"), "..models.sharded"),
-    "score": "..metrics.functional",
+    **dict.fromkeys(("is_scorable", "score"), "..metrics.functional"),
 }
 
 __all__ = [
@@ -68,6 +68,7 @@ __all__ = [
     "find_head",
     "generator",
     "inner",
+    "is_scorable",
     "length_cost",
     "logits_and_features",
     "losses",

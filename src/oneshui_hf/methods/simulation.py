@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from ..data.face_set import FaceSet
+from ..data.schema import Task
 from ..errors import OneshuiError, UsageError
-from ..metrics.functional import score, tug_of_war
+from ..metrics.functional import is_scorable, score, tug_of_war
 from ..models.outputs import predict
 from .base import Context
 
@@ -78,6 +79,15 @@ def simulate(train: FaceSet, sizes: tuple[int, int], generator: torch.Generator,
         yield SimulatedRequest(tuple(people), source, torch.stack(support), torch.cat(forget))
 
 
+def scorable_requests(requests: Iterable[SimulatedRequest], train: FaceSet, task: Task) -> list[SimulatedRequest]:
+    """Return the requests whose forget photos have a score; all of them if none has.
+
+    mAP is unknown where every label is constant, as on the few photos of one person.
+    """
+    found = list(requests)
+    return [request for request in found if is_scorable(train.labels[request.forget], task)] or found
+
+
 def sample(positions: int | torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
     """Return up to `count` of these positions (or of range(positions)), drawn without replacement, in ascending order."""
     if isinstance(positions, int):
@@ -119,7 +129,7 @@ class SimulatedRequestTrial:
             exclude: Identities that retain excludes, in addition to those of the request.
 
         Raises:
-            OneshuiError: No training identity is left for retain.
+            OneshuiError: No training identity is left for retain, or no label varies over the photos of a set, so that it has no score.
         """
         retain = train.positions_without({*request.people, *exclude})
         if len(retain) == 0:
@@ -128,11 +138,16 @@ class SimulatedRequestTrial:
                 "train with fewer people to forget, or on more people."
             )
         self.request, self.context = request, context
-        self.sets = {
-            "forget": train.subset(sample(request.forget, max_photos, generator)),
-            "retain": train.subset(sample(retain, max_photos, generator)),
-            "val": val.subset(sample(len(val), max_photos, generator)),
-        }
+        candidates = {"forget": (train, request.forget), "retain": (train, retain), "val": (val, torch.arange(len(val)))}
+        self.sets = {}
+        for name, (faces, positions) in candidates.items():
+            drawn = faces.subset(sample(positions, max_photos, generator))
+            self.sets[name] = drawn if is_scorable(drawn.labels, context.task) else faces.subset(positions)
+            if not is_scorable(self.sets[name].labels, context.task):
+                raise OneshuiError(
+                    f"No label varies over the {name} photos of a simulated request, so mAP is unknown there; train with labels that vary, "
+                    "or with a larger --forget, which makes simulated requests larger."
+                )
         self.original_scores = self._scores(model)
 
     def score(self, candidate: nn.Module) -> dict[str, float]:

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..seeding import generator
 from .base import Context, Cost, DataAccess, StepOptions
-from .simulation import SimulatedRequest, SimulatedRequestTrial, mean_scores, retain_drop, simulate
+from .simulation import SimulatedRequest, SimulatedRequestTrial, mean_scores, retain_drop, scorable_requests, simulate
 from .weight_space import Weights, displaced, norm, parameters
 
 SHORTEST = 2e-5  # share of the parameters' norm
@@ -48,7 +48,7 @@ def choose_length(
         in order of length; the first has length 0 (the original model).
 
     Raises:
-        OneshuiError: A simulated request takes in all training identities.
+        OneshuiError: A simulated request takes in all training identities, or has no score.
     """
     random = generator(context.seed, "calibration")
     requests = _simulate_requests(data, context, random, options)
@@ -98,9 +98,10 @@ def length_cost(data: DataAccess, options: StepOptions, context: Context) -> Cos
 
 
 def _simulate_requests(data: DataAccess, context: Context, random: torch.Generator, options: StepOptions) -> list[SimulatedRequest]:
-    """Return `options.calibration` simulated requests, each with as many identities as the run's own request."""
+    """Return `options.calibration` simulated requests with a score, each with as many identities as the run's own request."""
     size = max(1, context.request_size)
     requests: list[SimulatedRequest] = []
     while len(requests) < options.calibration:
-        requests += simulate(data.train, (size, size), random, unseen=options.unseen_support)
+        simulated = simulate(data.train, (size, size), random, unseen=options.unseen_support)
+        requests += scorable_requests(simulated, data.train, context.task)
     return requests[: options.calibration]

@@ -49,9 +49,9 @@ class _Offline(evaluate.Metric):  # type: ignore[misc]
 
 
 class MeanAveragePrecision(_Offline):
-    """mAP over labels, in percent; labels without a positive are left out and counted."""
+    """mAP over labels, in percent; labels that are constant on the photos are left out and counted."""
 
-    about = "Mean average precision over the labels that have a positive, in percent. Higher is better."
+    about = "Mean average precision over the labels with a positive and a negative photo, in percent. Higher is better."
     features = datasets.Features(
         {
             "predictions": datasets.Sequence(datasets.Value("float32")),

@@ -16,7 +16,8 @@ def average_precision(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
     """Return the average precision of each label, 0..1, float64 (K,).
 
     The step-wise area under the precision-recall curve; photos with equal scores count as one threshold, as in scikit-learn. NaN for a
-    label without a positive, and for a label with a NaN score, since its order is unknown.
+    label without a positive, and for a label with a NaN score, since its order is unknown. 1 for a label that is positive on every photo,
+    with any scores.
 
     Args:
         scores: (n, K), higher means more likely.
@@ -38,15 +39,32 @@ def average_precision(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
     return areas.masked_fill(scores.isnan().any(dim=0), math.nan)
 
 
-def mean_average_precision(scores: torch.Tensor, labels: torch.Tensor) -> tuple[float, int]:
-    """Return the mean over the labels that have a positive, in percent, and the number of labels without one.
+def varying_labels(labels: torch.Tensor) -> torch.Tensor:
+    """Return whether each label has a positive and a negative photo, bool (K,).
 
-    NaN where no label has a positive, or where any score is NaN: a NaN output means a broken model, which no number may hide.
+    Only these labels have an order of photos to score: without a positive, average precision is undefined; without a negative, every
+    model has 100 %.
+
+    Args:
+        labels: (n, K) of 0/1.
     """
-    has_positive = (labels != 0).any(dim=0)
-    kept = average_precision(scores, labels)[has_positive]
+    is_positive = labels != 0
+    return is_positive.any(dim=0) & (~is_positive).any(dim=0)
+
+
+def mean_average_precision(scores: torch.Tensor, labels: torch.Tensor) -> tuple[float, int]:
+    """Return the mean over the labels that vary, in percent, and the number of labels left out, which are constant on these photos.
+
+    NaN where every label is constant, or where any score is NaN: a NaN output means a broken model, which no number may hide.
+
+    Args:
+        scores: (n, K), higher means more likely.
+        labels: (n, K) of 0/1.
+    """
+    is_kept = varying_labels(labels)
+    kept = average_precision(scores, labels)[is_kept]
     is_known = len(kept) > 0 and not scores.isnan().any()
-    return (100 * kept.mean().item() if is_known else math.nan), len(has_positive) - len(kept)
+    return (100 * kept.mean().item() if is_known else math.nan), len(is_kept) - len(kept)
 
 
 def accuracy(scores: torch.Tensor, labels: torch.Tensor) -> float:
@@ -169,8 +187,13 @@ def gap_closure(original: float, unlearned: float, oracle: float) -> float:
 
 
 def score(logits: torch.Tensor, labels: torch.Tensor, task: Task) -> float:
-    """Return the task's score in percent: mAP or accuracy."""
+    """Return the task's score in percent: mAP or accuracy. NaN where `is_scorable` is false."""
     return score_of(logits, labels, task.kind)
+
+
+def is_scorable(labels: torch.Tensor, task: Task) -> bool:
+    """Return whether the score of photos with these labels is defined: at least one photo, and for mAP at least one label that varies."""
+    return bool(varying_labels(labels).any()) if task.kind == "multi_label" else len(labels) > 0
 
 
 def score_of(logits: torch.Tensor, labels: torch.Tensor, kind: TaskKind) -> float:

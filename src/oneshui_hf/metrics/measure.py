@@ -15,7 +15,16 @@ from .attack_scores import AttackResult
 from .attack_suite import attack_entry, gives_equal_scores, run_attacks, strongest_comparable_attack
 from .comparison import Comparison, Predictions, Settings, scores_by_set
 from .curves import curves
-from .functional import accuracy, balanced_accuracy, gap_closure, identity_loss_gap, jensen_shannon, mean_average_precision, tug_of_war
+from .functional import (
+    accuracy,
+    balanced_accuracy,
+    gap_closure,
+    identity_loss_gap,
+    jensen_shannon,
+    mean_average_precision,
+    tug_of_war,
+    varying_labels,
+)
 from .intervals import MIN_PEOPLE, is_beyond_noise
 from .noise_floor import noise_floor
 from .probe import identity_probe
@@ -94,7 +103,11 @@ def _limitations(compared: Comparison, attacks: Sequence[AttackResult], gap: flo
         sentences.append("Without an oracle, the predictions of a model that was never trained on the forget set are unknown.")
     if not compared.references:
         sentences.append("RMIA was not run and there is no noise floor: both need reference models.")
-    if compared.oracle and compared.original and gap is None:
+    sets = compared.model
+    unscored = [name for name, of in sets.items() if of.labels.dim() == 2 and len(of.labels) and not varying_labels(of.labels).any()]
+    if unscored:
+        sentences.append(f"No attribute varies over the photos of {', '.join(unscored)}, so mAP and what depends on it are unknown there.")
+    if compared.oracle and compared.original and gap is None and "forget" not in unscored:
         sentences.append("Original and oracle differ on forget by no more than the noise floor: there is no gap to close.")
     people = {name: len(compared.model[name].identities.unique()) for name in ATTACKED}
     if people["forget"] < FEW_PEOPLE:
@@ -115,9 +128,11 @@ def _limitations(compared: Comparison, attacks: Sequence[AttackResult], gap: flo
             "U-LiRA and the noise floor use only two oracles, so U-LiRA is not considered for the strongest attack. "
             "More oracles would give more reliable numbers."
         )
-    sets = compared.model.values()
-    if incomplete := sum(bool((predictions.labels == 0).all(0).sum()) for predictions in sets if predictions.labels.dim() == 2):
-        sentences.append(f"In {incomplete} of {len(sets)} sets some attributes have no positive photo and are left out of the mean.")
+    if incomplete := sum(not varying_labels(of.labels).all() for of in sets.values() if of.labels.dim() == 2):
+        sentences.append(
+            f"In {incomplete} of {len(sets)} sets some attributes are the same on every photo (none positive, or all) and are left out of "
+            "the mean."
+        )
     sentences.append("An attack that fails is no proof: a stronger one may succeed.")
     return sentences
 

@@ -77,8 +77,8 @@ class Resamples:
     def average_precision(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the mAP of each resample, in percent, float64 (R,), as `functional.mean_average_precision` of its photos.
 
-        A label without a positive in a resample is left out of that resample's mean. NaN where no label is left; NaN everywhere if any
-        logit is NaN.
+        A label that is constant in a resample (no positive, or no negative) is left out of that resample's mean. NaN where no label is
+        left; NaN everywhere if any logit is NaN.
 
         With weights w, the average precision of a label is the sum over its positives of w times the precision at their rank, divided by
         the positives' total w. Each label is sorted once. Both counts of the precision are cumulative sums of weights: whole numbers,
@@ -103,7 +103,7 @@ class Resamples:
         return 100 * total / known
 
     def _label_average_precision(self, scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Return the average precision of one label in each resample, 0..1, float64 (R,); NaN without a positive."""
+        """Return the average precision of one label in each resample, 0..1, float64 (R,); NaN where the label is constant."""
         ordered, order = scores.sort(descending=True, stable=True)
         hits = targets[order]
         ranks = hits.nonzero().squeeze(1)  # of the m positives; the precision is computed at these ranks only
@@ -115,12 +115,17 @@ class Resamples:
         person_index = self.person_index[order]
         chunks = []
         for weights in self.weights.split(max(1, _CELLS // len(scores))):
-            photos_until_end = weights.index_select(1, person_index).cumsum(1).index_select(1, ends)  # (R', m)
+            photos = weights.index_select(1, person_index).cumsum(1)  # (R', n); the last column is the number of photos
+            photos_until_end = photos.index_select(1, ends)  # (R', m)
             positive_weights = weights.index_select(1, person_index[ranks])
             positives = positive_weights.cumsum(1)
             positives_until_end = positives.index_select(1, positives_before_end)
             areas = ((positive_weights * positives_until_end).double() / photos_until_end.clamp(min=1)).sum(1)
-            chunks.append(areas / positives[:, -1] if len(ranks) else torch.full_like(areas, math.nan))
+            if len(ranks):
+                areas = (areas / positives[:, -1]).masked_fill(positives[:, -1] == photos[:, -1], math.nan)
+            else:
+                areas = torch.full_like(areas, math.nan)
+            chunks.append(areas)
         return torch.cat(chunks)
 
     def _require_all(self, values: torch.Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,17 +12,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from ..data.preprocess import Preprocess
 from ..data.quiet import quiet
 from ..data.schema import Task
 from ..errors import OneshuiError, UsageError, first_line
+from ..public_names import TINY
 from ..seeding import seeded
+from .checks import missing_package, reject_code
+from .nested_config import nested_config, read_nested_config
 from .outputs import find_head, logits_and_features
+from .processors import Processing, read_processing
+from .register import register
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-TINY = "tiny"
 TINY_SIZE, TINY_PATCH = 32, 8
 HEAD_STD = 0.02  # of a new head's weights, if the config names none
 PICKLE_FILES = ("pytorch_model.bin", "model.bin", "model.pt", "model.pth", "tf_model.h5")
@@ -43,6 +48,7 @@ def new_model(name: str, task: Task, image_size: int | None, seed: int) -> tuple
     from transformers import AutoModelForImageClassification
 
     labels = {
+        "num_labels": len(task.label_names),
         "id2label": dict(enumerate(task.label_names)),
         "label2id": {label: i for i, label in enumerate(task.label_names)},
         "problem_type": task.problem_type,
@@ -51,20 +57,68 @@ def new_model(name: str, task: Task, image_size: int | None, seed: int) -> tuple
         if name == TINY:
             preprocess = Preprocess(image_size or TINY_SIZE)
             return AutoModelForImageClassification.from_config(_tiny_config(preprocess.size, labels)), preprocess
-        config, preprocess = _pretrained_config(name, image_size, labels)
+        config, preprocess, processing = _pretrained_config(name, image_size, labels)
+        fixed = image_size is not None
+        if (headless := _headless_config(config, name)) is not None:
+            return _headless_model(name, headless, preprocess, processing, labels, fixed=fixed)
         model = _from_pretrained(name, config=config, ignore_mismatched_sizes=True)
-        _initialize_head(model)
+        _initialize_head(model, len(task.label_names))
+        preprocess = _follow_processor(model, preprocess, processing, name, fixed=fixed)
         model = adapt_to_image_size(model, preprocess.size)
         _require_features(model, preprocess.size)
         return model, preprocess
 
 
-def _initialize_head(model: PreTrainedModel) -> None:
+def _headless_config(config: PreTrainedConfig, name: str) -> PreTrainedConfig | None:
+    """Return the config of the vision model, if transformers has no image classifier for this checkpoint; None if it has one.
+
+    Raises:
+        OneshuiError: There is no model that reads photos alone.
+    """
+    from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+
+    from .backbone import headless_config, takes_photos_alone
+
+    if type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+        kind = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
+        if takes_photos_alone(kind[0] if isinstance(kind, list | tuple) else kind):
+            return None
+    elif (headless := headless_config(config)) is not None:
+        return headless
+    raise OneshuiError(
+        f"{name} cannot be loaded as an image classifier: transformers has no model of the kind '{config.model_type}' that reads "
+        "photos alone."
+    )
+
+
+def _headless_model(
+    name: str, config: PreTrainedConfig, preprocess: Preprocess, processing: Processing, labels: dict[str, Any], *, fixed: bool
+) -> tuple[PreTrainedModel, Preprocess]:
+    """Return a classifier over a vision model for which transformers has none, and the preprocessing."""
+    from transformers import AutoModel
+
+    from .backbone import add_head
+
+    backbone, info = _from_pretrained(name, AutoModel, config=config, output_loading_info=True)
+    preprocess = _follow_processor(backbone, preprocess, processing, name, fixed=fixed)
+    backbone = adapt_to_image_size(backbone, preprocess.size)
+    model = add_head(backbone, info["missing_keys"], preprocess.size, labels, name)
+    _initialize_head(model, labels["num_labels"])
+    _require_features(model, preprocess.size)
+    return model, preprocess
+
+
+def _initialize_head(model: PreTrainedModel, labels: int) -> None:
     """Initialise the head's weights from the current seed.
 
     Transformers keeps the checkpoint's head if it has the same number of labels. That head may have been trained on the forget
     identities, and an oracle must not inherit any information about them.
+
+    Raises:
+        OneshuiError: The head does not have as many outputs as there are labels.
     """
+    if model.config.num_labels != labels:
+        raise OneshuiError(f"{type(model).__name__} was built for {model.config.num_labels} labels instead of {labels}; use another model.")
     head = find_head(model)
     nn.init.normal_(head.weight, std=getattr(model.config, "initializer_range", None) or HEAD_STD)
     if head.bias is not None:
@@ -72,9 +126,20 @@ def _initialize_head(model: PreTrainedModel) -> None:
 
 
 def _require_features(model: PreTrainedModel, size: int) -> None:
-    """Run one black photo through the model, so that an unsupported model is rejected before training."""
-    with _evaluation_mode(model):
-        logits_and_features(model, torch.zeros(1, 3, size, size))
+    """Run one black photo through the model, so that an unsupported model is rejected before training.
+
+    Raises:
+        OneshuiError: It does not return logits, or its features cannot be found.
+    """
+    try:
+        with _evaluation_mode(model):
+            logits_and_features(model, torch.zeros(1, 3, size, size))
+    except OneshuiError:
+        raise
+    except Exception as error:  # an architecture may fail in any way, for example if the photo is smaller than its strides
+        raise OneshuiError(
+            f"{type(model).__name__} does not classify photos of {size}x{size} ({first_line(error)}); use another --image-size or model."
+        ) from None
 
 
 def _tiny_config(size: int, labels: dict[str, Any]) -> PreTrainedConfig:
@@ -93,48 +158,82 @@ def _tiny_config(size: int, labels: dict[str, Any]) -> PreTrainedConfig:
     )
 
 
-def _pretrained_config(name: str, image_size: int | None, labels: dict[str, Any]) -> tuple[PreTrainedConfig, Preprocess]:
-    from transformers import AutoConfig, AutoImageProcessor
+def _pretrained_config(name: str, image_size: int | None, labels: dict[str, Any]) -> tuple[PreTrainedConfig, Preprocess, Processing]:
+    from transformers import AutoConfig
 
+    register()
     reject_pickles(name)
+    reject_code(name)
     try:
-        config = AutoConfig.from_pretrained(name, **labels)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False, **labels)
     except (OSError, ValueError) as error:
         raise UsageError(f"Checkpoint '{name}' does not exist: {first_line(error)}") from None
+    if config.model_type == "oneshui_sharded":
+        raise UsageError(f"{name} is a sharded model, which is not trained further; name the checkpoint that it was trained from.")
+    config.architectures = config.architectures or []  # transformers iterates over them where a kind of model has several classifiers
     vision = _vision_config(config)
-    size = image_size or _side(getattr(vision, "image_size", None)) or 224
+    size = image_size or _side(getattr(vision, "image_size", None)) or _take_timm_side(config) or 224
     patch = _side(getattr(vision, "patch_size", None))
     if patch and size % patch:
         raise UsageError(f"--image-size {size} is not a multiple of {patch}, the patch size of {name}.")
-    try:
-        processor = AutoImageProcessor.from_pretrained(name, backend="pil")
-    except (OSError, ValueError):  # a checkpoint without a processor; ImageNet's statistics are the convention
-        processor = None
-    mean = getattr(processor, "image_mean", None) or IMAGENET_MEAN
-    std = getattr(processor, "image_std", None) or IMAGENET_STD
-    return config, Preprocess(size, tuple(mean), tuple(std))
+    processing = read_processing(name)
+    return config, Preprocess(size, processing.mean, processing.std, processing.bgr), processing
+
+
+def _follow_processor(model: PreTrainedModel, preprocess: Preprocess, processing: Processing, name: str, *, fixed: bool) -> Preprocess:
+    """Return the preprocessing with notes, and with the side of the checkpoint's own processor, unless `fixed` or refused by the model."""
+    side, size, notes = processing.side, preprocess.size, list(processing.notes)
+    if side and side != size and not fixed:
+        patch = _side(getattr(_vision_config(model.config), "patch_size", None)) or 1
+        if side % patch == 0 and _accepts(model, side):
+            size = side
+        else:
+            notes.append(f"has an image processor for {side}x{side} and a model for {{side}}x{{side}}; {{side}}x{{side}} is used")
+    return dataclasses.replace(preprocess, size=size, notes=tuple(f"{name} {note.format(side=size)}." for note in notes))
 
 
 def _vision_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Return the config of the vision model: a part of the config in a vision-language model, otherwise the whole config."""
-    return getattr(config, "vision_config", config)
+    """Return the config of the vision model: a part of the config of a vision-language or a wrapped model, otherwise the whole config."""
+    nested = getattr(config, "backbone", None)
+    return read_nested_config(nested) if isinstance(nested, dict) and "model_type" in nested else getattr(config, "vision_config", config)
+
+
+def _take_timm_side(config: PreTrainedConfig) -> int | None:
+    """Return the side of a timm checkpoint's photos, and remove timm's own settings from its config; None for others.
+
+    If they were saved with a run, transformers would read the labels and the preprocessing of the original checkpoint from them.
+    """
+    if config.model_type != "timm_wrapper":
+        return None
+    own = getattr(config, "pretrained_cfg", None) or {}
+    for key in ("pretrained_cfg", "label_names", "label_descriptions"):
+        if hasattr(config, key):
+            delattr(config, key)
+    return (own.get("input_size") or [None])[-1]
 
 
 def _side(value: Any) -> int | None:
     return value[0] if isinstance(value, list | tuple) else value
 
 
-def _from_pretrained(name: str | Path, **settings: Any) -> PreTrainedModel:
+def _from_pretrained(name: str | Path, kind: Any = None, **settings: Any) -> Any:
+    """Load a checkpoint with an Auto class of transformers, that of image classifiers by default.
+
+    Raises:
+        OneshuiError: It cannot be loaded.
+    """
     from safetensors import SafetensorError
     from transformers import AutoModelForImageClassification
 
-    from . import sharded  # noqa: F401  registers the architecture with transformers
-
+    register()
+    kind = kind or AutoModelForImageClassification
     try:
-        return AutoModelForImageClassification.from_pretrained(name, use_safetensors=True, dtype=torch.float32, **settings)
+        return kind.from_pretrained(name, use_safetensors=True, dtype=torch.float32, trust_remote_code=False, **settings)
     except SafetensorError as error:
         raise OneshuiError(f"The weights of {name} are damaged ({first_line(error)}); download or train them again.") from None
-    except (OSError, ValueError) as error:
+    except ImportError as error:  # a package that only some architectures need
+        raise OneshuiError(missing_package(name, error)) from None
+    except (OSError, ValueError, RuntimeError) as error:
         raise OneshuiError(f"{name} cannot be loaded as an image classifier: {first_line(error)}") from None
 
 
@@ -165,8 +264,12 @@ def adapt_to_image_size(model: PreTrainedModel, size: int) -> PreTrainedModel:
     own = _side(getattr(_vision_config(model.config), "image_size", None))
     if own == size or _accepts(model, size):
         return model
+    if model.config.model_type == "oneshui_backbone":
+        model.backbone = adapt_to_image_size(model.backbone, size)
+        model.config.backbone = nested_config(model.backbone.config)
+        return model
     if own is None:
-        raise UsageError(f"This model does not accept photos of {size} pixels a side; name another --image-size.")
+        raise UsageError(f"This model does not accept photos of {size} pixels a side; name another --image-size, or another --model.")
     name, embeddings = next(
         ((n, m) for n, m in model.named_modules() if hasattr(m, "interpolate_pos_encoding") and _has_positions(m)),
         ("", None),
@@ -196,7 +299,7 @@ def _accepts(model: PreTrainedModel, size: int) -> bool:
     try:
         with _evaluation_mode(model):
             model(pixel_values=torch.zeros(1, 3, size, size))
-    except (ValueError, RuntimeError):
+    except (ValueError, RuntimeError, AssertionError):
         return False
     return True
 
@@ -217,9 +320,10 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[PreTra
     """Load a run's classifier, in evaluation mode, float32.
 
     Raises:
-        OneshuiError: Its weights are missing, pickled or damaged.
+        OneshuiError: Its weights are missing, pickled or damaged, it brings code, or it needs a package that is not installed.
     """
     reject_pickles(folder)
+    reject_code(folder)
     with quiet_transformers():
         model = _from_pretrained(folder)
     names = tuple(model.config.id2label[i] for i in range(model.config.num_labels))

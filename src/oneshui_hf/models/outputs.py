@@ -133,7 +133,7 @@ def _map_batches(
     training = model.training
     model.eval()
     out = torch.zeros(len(faces), width, device=accelerator.device)
-    with torch.inference_mode():
+    with torch.no_grad():
         for number, positions in enumerate(torch.arange(len(faces)).split(batch_size) if len(faces) else ()):
             if number % accelerator.num_processes == accelerator.process_index:
                 out[positions] = forward(faces.batch(positions, accelerator.device)[0]).float()

@@ -7,7 +7,7 @@ exact unlearning of a person drops or retrains that shard only (sharded training
 The adapters are implemented here and not with `peft`: they are stacked, one slice per shard, so that all shards run in one batch, and
 dropping or combining shards keeps the slices of the others bit for bit.
 
-To load a checkpoint without the commands of this package, import this module first: it registers the architecture with transformers.
+Importing this module registers the architecture with transformers (see `register`).
 """
 
 from __future__ import annotations
@@ -27,12 +27,11 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..errors import OneshuiError, UsageError
 from ..seeding import generator, seeded
+from .nested_config import nested_config, read_nested_config
 from .outputs import find_head
 
 ShardWeights = dict[str, torch.Tensor]  # the slices of one shard, under their names in a model of that shard alone
 HEAD_STD = 0.02  # of a block of the head, if the backbone's config names none
-# Keys of the backbone's config that the config of the whole model contains, or that are not needed.
-DROPPED_KEYS = ("id2label", "label2id", "problem_type", "dtype", "torch_dtype", "architectures", "transformers_version", "_name_or_path")
 
 
 def shard_of(identity: str, seed: int, of: int) -> int:
@@ -94,7 +93,7 @@ class ShardedClassifier(PreTrainedModel):  # type: ignore[misc]
 
     def __init__(self, config: ShardedConfig) -> None:
         super().__init__(config)
-        self.backbone = AutoModelForImageClassification.from_config(AutoConfig.for_model(**config.backbone))
+        self.backbone = AutoModelForImageClassification.from_config(read_nested_config(config.backbone), trust_remote_code=False)
         head = find_head(self.backbone)
         self.backbone.set_submodule(_module_name(self.backbone, head), nn.Identity())  # its logits are now the features
         for name, layer in list(self.backbone.named_modules()):
@@ -154,7 +153,7 @@ def wrap_backbone(backbone: PreTrainedModel, size: int, of: int, rank: int, seed
         UsageError: The backbone has no linear layers, or the first dimension of their inputs is not the batch of photos.
     """
     config = ShardedConfig(
-        backbone={key: value for key, value in backbone.config.to_dict().items() if key not in DROPPED_KEYS},
+        backbone=nested_config(backbone.config),
         of=of,
         rank=rank,
         seed=seed,

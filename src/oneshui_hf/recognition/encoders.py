@@ -17,8 +17,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..data.image_modes import ModeError, to_rgb
 from ..errors import OneshuiError, UsageError, first_line
 from ..models.load import quiet_transformers, reject_pickles
+from ..models.processors import load_processor
 from ..runs import hash_file
 from ..seeding import seeded
 
@@ -181,12 +183,12 @@ class TransformersEncoder:
             OneshuiError: Its weights are pickled, damaged or incomplete.
         """
         from safetensors import SafetensorError
-        from transformers import AutoImageProcessor, AutoModel
+        from transformers import AutoModel
 
         reject_pickles(source)
         try:
             with quiet_transformers(), seeded(0, "encoder"):  # missing weights are initialised from the global random state
-                self._processor: Any = AutoImageProcessor.from_pretrained(source, backend="pil")
+                self._processor: Any = load_processor(source)
                 model, info = AutoModel.from_pretrained(source, use_safetensors=True, dtype=torch.float32, output_loading_info=True)
         except SafetensorError as error:
             raise OneshuiError(f"The weights of {source} are damaged ({first_line(error)}); download them again.") from None
@@ -205,7 +207,7 @@ class TransformersEncoder:
         weights = (f"{name}{tensor.shape}".encode() + tensor.cpu().numpy().tobytes() for name, tensor in sorted(tower.state_dict().items()))
         self.name = f"{tower.config.model_type}-{_digest(RECIPE, self._processor.to_json_string(), *weights)}"
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(self, photos: Sequence[Image | np.ndarray]) -> torch.Tensor:
         """Return the embeddings, float32 (n, d)."""
         images = [_as_image(photo) for photo in photos]
@@ -229,7 +231,10 @@ def _as_image(photo: Image | np.ndarray) -> Image:
     from PIL import Image
 
     if isinstance(photo, Image.Image):
-        return photo.convert("RGB")
+        try:
+            return to_rgb(photo)
+        except ModeError as error:
+            raise UsageError(f"A photo {error}") from None
     if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3:
         raise UsageError(f"A photo must be a PIL image or uint8 (H, W, 3), not {photo.dtype} {photo.shape}.")
     return Image.fromarray(photo)

@@ -122,7 +122,11 @@ def sections(lines: Sequence[Line]) -> list[list[Line]]:
 
 
 def summarise(rows: Sequence[Row]) -> list[Group]:
-    """Return a table for each data set and request size, sorted by both."""
+    """Return a table for each data set and request size, sorted by both.
+
+    A method that returns the original model has the numbers of the row "do nothing", which every table has, so it has no row of its own.
+    """
+    rows = _without_copies_of_original(rows)
     keys = sorted({(row["dataset"], row["forget"]) for row in rows})
     return [_group([row for row in sort_rows(rows) if (row["dataset"], row["forget"]) == key]) for key in keys]
 
@@ -130,6 +134,28 @@ def summarise(rows: Sequence[Row]) -> list[Group]:
 def sort_rows(rows: Sequence[Row]) -> list[Row]:
     """Return rows sorted by data set, request size, seed and kind, methods by name."""
     return sorted(rows, key=lambda row: (row["dataset"], row["forget"], row["seed"], ORDER.index(row["row"]), row_name(row)))
+
+
+def _without_copies_of_original(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows without methods that read nothing at the request and have the original's numbers for every seed."""
+
+    def label(row: Row) -> tuple[Any, ...]:
+        return row["dataset"], row["forget"], row_name(row)
+
+    originals = {(row["dataset"], row["forget"], row["seed"]): row for row in rows if row["row"] == "original" and row["state"] == "done"}
+    differing = set()
+    for row in rows:
+        original = originals.get((row["dataset"], row["forget"], row["seed"]))
+        is_copy = original is not None and row["state"] == "done" and not row["reads"] and _set_numbers(row) == _set_numbers(original)
+        if row["row"] != "method" or not is_copy:
+            differing.add(label(row))
+    return [row for row in rows if label(row) in differing]
+
+
+def _set_numbers(row: Row) -> list[Any]:
+    """Return score and loss of each compared set, and the ToW."""
+    metrics = row["metrics"]
+    return [*((metrics.get(name) or {}).get(key) for name in COMPARED for key in (metrics["score"], "loss")), metrics.get("tow")]
 
 
 def row_name(row: Row) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..card import SCORES
+from ..card import OUTDATED_MAP, SCORES, has_outdated_map
 from ..errors import OneshuiError, UsageError
 from ..metrics.attack_names import ATTACKS
 from ..public_names import LOCAL_DATASET, METHOD_NAME, dataset_name
@@ -87,6 +87,8 @@ def load_run(run: Run) -> list[Result]:
         return [result]
     score = result.row["metrics"]["score"]
     by_definition = {"original": {"gap_closure": 0.0}, "oracle": {"tow": 100.0, "gap_closure": 1.0}}
+    if run.record.weights and run.record.weights == (metrics.get("compared_with") or {}).get("original"):
+        del by_definition["original"]  # the run's own row is that of the original
     common = {**result.row, "reads": [], "cost": {}}
     return [result, *(Result({**common, "row": kind, "metrics": {"score": score, **known}}) for kind, known in by_definition.items())]
 
@@ -139,6 +141,8 @@ def _validate(raw: Mapping[str, Any]) -> Result:
     row["cost"] = {name: _number(value) for name, value in (raw.get("cost") or {}).items()}
     if metrics["score"] not in SCORES or not all(metrics[name] for name in COMPARED):
         raise ValueError
+    if has_outdated_map(raw["metrics"]):
+        metrics["cannot_tell"].append(OUTDATED_MAP)
     curves = raw.get("curves") or {}
     return Result(
         row,

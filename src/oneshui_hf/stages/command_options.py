@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..cache import KINDS
+from ..name_lists import split_names
 from ..options import option
 from ..runs import RUNS
 
@@ -16,28 +17,27 @@ DEFAULT_MODEL = "google/vit-base-patch16-224-in21k"
 DATA, MODEL, RECIPE, METHOD, EVALUATION, HUB = "Data", "Model", "Recipe", "Method", "Evaluation", "Hub"  # panels of --help
 
 
-def words(text: str | None) -> tuple[str, ...]:
-    """Return the words of 'a, b'."""
-    return tuple(word.strip() for word in text.split(",")) if text else ()
-
-
 @dataclass(frozen=True)
 class DataOptions:
     """The data set, and the meaning of its columns."""
 
     dataset: str = option(
-        help="Name of a data set (see `oneshui data list`), folder with metadata.csv, Hub id, or path that `datasets` reads.", panel=DATA
+        help="Name of a data set (see `oneshui data list`), folder with metadata.csv, Hub id, or path that `datasets` reads.",
+        path=True,
+        panel=DATA,
     )
-    data_dir: str | None = option(None, "Folder of a named data set on disk.", panel=DATA)
+    data_dir: str | None = option(None, "Folder of a named data set on disk.", path=True, panel=DATA)
     subset: str | None = option(None, "Configuration of the data set, if it has several (mufac: 'cleaned').", panel=DATA)
     image_column: str | None = option(None, "Your own data: the image column. Inferred by default.", panel=DATA)
     identity_column: str | None = option(None, "Your own data: the identity column. Inferred by default.", panel=DATA)
-    label_columns: str | None = option(None, "Your own data: the label columns, separated by commas. Inferred by default.", panel=DATA)
+    label_columns: str | None = option(
+        None, "Your own data: the label columns, separated by commas, or repeat the option. Inferred by default.", joined=True, panel=DATA
+    )
 
     def source(self) -> dict[str, Any]:
         """Return the arguments of `load_faces`."""
         named = {name: getattr(self, name) for name in ("dataset", "data_dir", "subset", "image_column", "identity_column")}
-        return named | {"label_columns": words(self.label_columns)}
+        return named | {"label_columns": split_names(self.label_columns or "")}
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,14 @@ class SplitOptions:
 class TrainOptions(SplitOptions, DataOptions):
     """The training recipe. The defaults are those of the paper for CelebA."""
 
-    split: str | None = option(None, "File with the split (see `oneshui data split`). A new split is drawn by default.", panel=DATA)
+    split: str | None = option(
+        None, "File with the split (see `oneshui data split`). A new split is drawn by default.", path=True, panel=DATA
+    )
     model: str | None = option(
-        None, "'tiny', local checkpoint or Hub id. ViT-B/16 (ImageNet-21k) by default; 'tiny' for the synthetic data.", panel=MODEL
+        None,
+        "'tiny', local checkpoint or Hub id. ViT-B/16 (ImageNet-21k) by default; 'tiny' for the synthetic data.",
+        path=True,
+        panel=MODEL,
     )
     image_size: int | None = option(
         None, "Side of the input in pixels. The checkpoint's own by default.", minimum=16, maximum=2048, panel=MODEL
@@ -90,9 +95,12 @@ class TrainOptions(SplitOptions, DataOptions):
         panel=MODEL,
     )
     adapter_rank: int = option(16, "Rank of the adapters of --sharded.", minimum=1, panel=MODEL)
-    bf16: bool = option(True, "Train in bfloat16 if the device supports it.", flags=("--bf16/--no-bf16",), panel=RECIPE)
+    bf16: bool = option(True, "Train in bfloat16 if the GPU computes in it.", flags=("--bf16/--no-bf16",), panel=RECIPE)
+    fp16: bool = option(
+        False, "Train in float16 with loss scaling instead, for GPUs without bfloat16.", flags=("--fp16/--no-fp16",), panel=RECIPE
+    )
     seed: int = option(0, "Seed of split, head, order and augmentation.", minimum=0, maximum=MAX_SEED)
-    output_dir: str | None = option(None, "Folder of the new run. runs/DATASET-seedSEED by default.")
+    output_dir: str | None = option(None, "Folder of the new run. runs/DATASET-seedSEED by default.", path=True)
     resume: bool = option(False, "Resume an interrupted training.")
     overwrite: bool = option(False, "Replace an existing run.")
 
@@ -101,9 +109,12 @@ class TrainOptions(SplitOptions, DataOptions):
 class CheckOptions(DataOptions):
     """What to check."""
 
-    split: str | None = option(None, "Also check that no image occurs in two sets of the split in this file.", panel=DATA)
+    split: str | None = option(None, "Also check that no image occurs in two sets of the split in this file.", path=True, panel=DATA)
     fixed_labels: str | None = option(
-        None, "Labels that cannot differ between images of one identity, separated by commas. 'Male' and the like by default.", panel=DATA
+        None,
+        "Labels that cannot differ between images of one identity, separated by commas. 'Male' and the like by default.",
+        joined=True,
+        panel=DATA,
     )
 
 
@@ -118,7 +129,7 @@ class DrawOptions(SplitOptions, DataOptions):
         choices=("all", "present"),
         panel=DATA,
     )
-    output: str = option("split.json", "File to write.")
+    output: str = option("split.json", "File to write.", path=True)
     overwrite: bool = option(False, "Replace an existing file.")
 
 
@@ -137,10 +148,10 @@ class DataPushOptions(DataOptions):
 class RetrainOptions:
     """What may differ between an oracle and its original model."""
 
-    run: str | None = option(None, "Run of the original model. The newest by default.")
-    data_dir: str | None = option(None, "Folder of the data set, if it has moved since training.", panel=DATA)
+    run: str | None = option(None, "Run of the original model. The newest by default.", path=True)
+    data_dir: str | None = option(None, "Folder of the data set, if it has moved since training.", path=True, panel=DATA)
     seed: int | None = option(None, "Seed of order and augmentation. The original's by default.", minimum=0, maximum=MAX_SEED)
-    output_dir: str | None = option(None, "Folder of the oracle. RUN-oracle by default.")
+    output_dir: str | None = option(None, "Folder of the oracle. RUN-oracle by default.", path=True)
     resume: bool = option(False, "Resume an interrupted training.")
     overwrite: bool = option(False, "Replace an existing run.")
 
@@ -149,18 +160,19 @@ class RetrainOptions:
 class PrepareOptions:
     """What to prepare, for which model. The method's own options are added to these."""
 
-    run: str | None = option(None, "Run of the original model. The newest by default.")
+    run: str | None = option(None, "Run of the original model. The newest by default.", path=True)
     method: str = option(DEFAULT_METHOD, "Unlearning method; see `oneshui methods`.", panel=METHOD)
     preset: str | None = option(
-        None, "Values of the method's options: a name such as 'paper', or a file that `oneshui tune` wrote.", panel=METHOD
+        None, "Values of the method's options: a name such as 'paper', or a file that `oneshui tune` wrote.", path=True, panel=METHOD
     )
     face_encoder: str | None = option(
         None,
         "Per-identity methods: the encoder that identifies a person by photo. 'dlib', an image model of transformers (Hub id or path) or "
         "'none'. dlib by default if installed.",
+        path=True,
         panel=METHOD,
     )
-    data_dir: str | None = option(None, "Folder of the data set, if it has moved since training.", panel=DATA)
+    data_dir: str | None = option(None, "Folder of the data set, if it has moved since training.", path=True, panel=DATA)
     seed: int = option(0, "Seed of all random draws.", minimum=0, maximum=MAX_SEED)
     dry_run: bool = option(False, "Print the estimated cost and prepare nothing.")
     resume: bool = option(False, "Resume an interrupted preparation.")
@@ -171,7 +183,7 @@ class PrepareOptions:
 class TuneOptions:
     """How to search a method's options. Options of the method that are given keep their value; the others are searched."""
 
-    run: str | None = option(None, "Run of the original model. The newest by default.")
+    run: str | None = option(None, "Run of the original model. The newest by default.", path=True)
     method: str = option(DEFAULT_METHOD, "Unlearning method; see `oneshui methods`.", panel=METHOD)
     trials: int = option(20, "Number of settings to try. The first are the defaults.", minimum=1, panel=RECIPE)
     requests: int = option(3, "Largest number of simulated requests on which a setting is scored.", minimum=1, panel=RECIPE)
@@ -183,9 +195,9 @@ class TuneOptions:
         formerly=("damage",),
         panel=RECIPE,
     )
-    data_dir: str | None = option(None, "Folder of the data set, if it has moved since training.", panel=DATA)
+    data_dir: str | None = option(None, "Folder of the data set, if it has moved since training.", path=True, panel=DATA)
     seed: int = option(0, "Seed of all random draws.", minimum=0, maximum=MAX_SEED)
-    output: str | None = option(None, "Preset file to write. RUN/tuned/METHOD.json by default.")
+    output: str | None = option(None, "Preset file to write. RUN/tuned/METHOD.json by default.", path=True)
     resume: bool = option(False, "Resume an interrupted search, or add trials.")
     overwrite: bool = option(False, "Replace an existing file.")
 
@@ -194,20 +206,24 @@ class TuneOptions:
 class UnlearnOptions:
     """One request. The method's own options are added to these."""
 
-    run: str | None = option(None, "Run of the model. The newest original by default.")
-    images: tuple[str, ...] = option((), "Support image. Repeat the option for several images.", flags=("--image",), panel=DATA)
+    run: str | None = option(None, "Run of the model. The newest original by default.", path=True)
+    images: tuple[str, ...] = option((), "Support image. Repeat the option for several images.", flags=("--image",), path=True, panel=DATA)
     identity: tuple[str, ...] = option(
         (), "Identity on the support image, as named in the training data. Once, or once per image.", panel=DATA
     )
     labels: tuple[str, ...] = option(
-        (), "Labels of the support image, as 'Smiling,Young', or its class. Once, or once per image. Predicted by default.", panel=DATA
+        (),
+        "Labels of the support image, as 'Smiling,Young', or its class. Once, or once per image; of one image, also once per label. "
+        "Predicted by default.",
+        panel=DATA,
     )
     from_split: bool = option(False, "Use the support images of the run's own split.", panel=DATA)
-    data_dir: str | None = option(None, "With --from-split: folder of the data set, if it has moved.", panel=DATA)
+    data_dir: str | None = option(None, "With --from-split: folder of the data set, if it has moved.", path=True, panel=DATA)
     method: str = option(DEFAULT_METHOD, "Unlearning method; see `oneshui methods`.", panel=METHOD)
     preset: str | None = option(
         None,
         "Values of the options that `unlearn` reads: a name or a file, as for `prepare`. Those of the preparation by default.",
+        path=True,
         panel=METHOD,
     )
     keep: bool | None = option(
@@ -219,7 +235,7 @@ class UnlearnOptions:
     )
     force: bool = option(False, "Apply a preparation that was made for other weights.", panel=METHOD)
     seed: int = option(0, "Seed of all random draws.", minimum=0, maximum=MAX_SEED)
-    output_dir: str | None = option(None, "Folder of the new model. RUN-METHOD by default.")
+    output_dir: str | None = option(None, "Folder of the new model. RUN-METHOD by default.", path=True)
     overwrite: bool = option(False, "Replace an existing run.")
 
 
@@ -227,9 +243,9 @@ class UnlearnOptions:
 class EvaluateOptions:
     """What to measure, against which models."""
 
-    run: str | None = option(None, "Run to evaluate. The newest run of any kind by default.")
-    oracle: str | None = option(None, "Run of the oracle. ORIGINAL-oracle by default, if it exists.", panel=MODEL)
-    original: str | None = option(None, "Run of the original model. The parent of RUN by default.", panel=MODEL)
+    run: str | None = option(None, "Run to evaluate. The newest run of any kind by default.", path=True)
+    oracle: str | None = option(None, "Run of the oracle. ORIGINAL-oracle by default, if it exists.", path=True, panel=MODEL)
+    original: str | None = option(None, "Run of the original model. The parent of RUN by default.", path=True, panel=MODEL)
     references: int = option(
         0,
         "Number of reference models for RMIA and the noise floor: oracles of other seeds. Missing ones are trained and cached.",
@@ -248,8 +264,8 @@ class EvaluateOptions:
     relearn_steps: int = option(
         0, "Largest number of training steps in the relearning test. 0 skips the test.", minimum=0, panel=EVALUATION
     )
-    data_dir: str | None = option(None, "Folder of the data set, if it has moved since training.", panel=DATA)
-    cache_dir: str | None = option(None, "Folder of cached reference models; see `oneshui cache`.")
+    data_dir: str | None = option(None, "Folder of the data set, if it has moved since training.", path=True, panel=DATA)
+    cache_dir: str | None = option(None, "Folder of cached reference models; see `oneshui cache`.", path=True)
     batch_size: int = option(64, "Images per forward pass and process.", flags=("--batch-size", "--per-device-eval-batch-size"), minimum=1)
 
 
@@ -257,10 +273,12 @@ class EvaluateOptions:
 class BenchmarkOptions:
     """Which grid to run, and where."""
 
-    grid: str = option(help="YAML file, or a built-in grid: 'demo' or 'paper'.")
+    grid: str = option(help="YAML file, or a built-in grid: 'demo' or 'paper'.", path=True)
     data_dir: tuple[str, ...] = option((), "NAME=DIR: folder of a data set of the grid. Once per data set.", panel=DATA)
-    output_dir: str | None = option(None, "Folder of the benchmark. benchmarks/GRID by default. An existing benchmark is resumed.")
-    cache_dir: str | None = option(None, "Folder of cached models. 'cache' in the benchmark's folder by default.")
+    output_dir: str | None = option(
+        None, "Folder of the benchmark. benchmarks/GRID by default. An existing benchmark is resumed.", path=True
+    )
+    cache_dir: str | None = option(None, "Folder of cached models. 'cache' in the benchmark's folder by default.", path=True)
     shard: str | None = option(None, "I/N: run the I-th of N parts. Machines that share the folder run the others.")
     dry_run: bool = option(False, "Print the jobs and their estimated cost, and run nothing.")
     retry: bool = option(False, "Run failed jobs again.")
@@ -272,7 +290,7 @@ class PushOptions:
     """Which run is published, and where."""
 
     repo_id: str = option(help="Repository on the Hub, as USER/NAME.", panel=HUB)
-    run: str | None = option(None, "Run to publish.")
+    run: str | None = option(None, "Run to publish.", path=True)
     private: bool = option(True, "Make a new repository private.", flags=("--private/--public",), panel=HUB)
     with_people: bool = option(False, "Also publish what was prepared per identity, encrypted and without the secrets.", panel=HUB)
     people_are_personal_data: bool = option(False, "Required by --with-people: confirms that personal data are published.", panel=HUB)
@@ -286,7 +304,7 @@ class PullOptions:
 
     repo_id: str = option(help="Repository on the Hub, as USER/NAME.", panel=HUB)
     revision: str | None = option(None, "Branch, tag or commit. main by default.", panel=HUB)
-    output_dir: str | None = option(None, "Folder of the run. runs/NAME by default.")
+    output_dir: str | None = option(None, "Folder of the run. runs/NAME by default.", path=True)
     overwrite: bool = option(False, "Replace an existing run.")
 
 
@@ -294,7 +312,7 @@ class PullOptions:
 class DemoOptions:
     """Where the demo writes."""
 
-    output_dir: str = option("demo", "Folder of the demo's runs.")
+    output_dir: str = option("demo", "Folder of the demo's runs.", path=True)
     seed: int = option(0, "Seed of all random draws.", minimum=0, maximum=MAX_SEED)
     overwrite: bool = option(False, "Replace an earlier demo.")
 
@@ -303,22 +321,22 @@ class DemoOptions:
 class RunsOptions:
     """Where to look for runs."""
 
-    root: str = option(str(RUNS), "Folder that holds the runs.")
+    root: str = option(str(RUNS), "Folder that holds the runs.", path=True)
 
 
 @dataclass(frozen=True)
 class ShowOptions:
     """Which run to describe."""
 
-    run: str | None = option(None, "Run to describe. The newest run of any kind by default.")
+    run: str | None = option(None, "Run to describe. The newest run of any kind by default.", path=True)
 
 
 @dataclass(frozen=True)
 class PredictOptions:
     """Which model predicts, and for which images."""
 
-    run: str | None = option(None, "Run of the model.")
-    images: tuple[str, ...] = option((), "Image files.")
+    run: str | None = option(None, "Run of the model.", path=True)
+    images: tuple[str, ...] = option((), "Image files.", path=True)
     top_k: int = option(5, "Number of labels to print per image, the most probable first.", minimum=1)
 
 
@@ -326,7 +344,7 @@ class PredictOptions:
 class CacheListOptions:
     """Which cache."""
 
-    cache_dir: str | None = option(None, "Folder of the cache. $ONESHUI_CACHE or ~/.cache/oneshui by default.")
+    cache_dir: str | None = option(None, "Folder of the cache. $ONESHUI_CACHE or ~/.cache/oneshui by default.", path=True)
 
 
 @dataclass(frozen=True)
@@ -347,8 +365,10 @@ class EnvironmentOptions(CacheListOptions):
 class ReportOptions:
     """What is reported, and where."""
 
-    source: str = option(help="Evaluated run, or folder of a benchmark.")
-    output: str | None = option(None, "HTML file to write. SOURCE/report.html by default. Figures are written next to it.")
+    source: str = option(help="Evaluated run, or folder of a benchmark.", path=True)
+    output: str | None = option(None, "HTML file to write. SOURCE/report.html by default. Figures are written next to it.", path=True)
     with_images: bool = option(False, "Of a run: embed the support images. Do not share such a report.")
-    data_dir: str | None = option(None, "With --with-images: folder of the data set, if it has moved since training.", panel=DATA)
+    data_dir: str | None = option(
+        None, "With --with-images: folder of the data set, if it has moved since training.", path=True, panel=DATA
+    )
     overwrite: bool = option(False, "Replace an existing report.")

@@ -15,9 +15,10 @@ from ..data.check import check_dataset
 from ..data.load import load_faces, load_photo_keys
 from ..data.split import Split, load_split, make_split, published_checksum
 from ..errors import UsageError
+from ..name_lists import match_names
 from ..reporting import SILENT, Reporter
 from ..runs import require_writable_file, write_bytes
-from .command_options import CheckOptions, DrawOptions, words
+from .command_options import CheckOptions, DrawOptions
 
 
 def check_data(options: CheckOptions, reporter: Reporter = SILENT) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def check_data(options: CheckOptions, reporter: Reporter = SILENT) -> dict[str, 
         OneshuiError: The data cannot be read.
     """
     faces = load_faces(**options.source(), reporter=reporter)
-    fixed_labels = words(options.fixed_labels)
+    fixed_labels = match_names([options.fixed_labels], faces.task.label_names) if options.fixed_labels else ()
     if unknown := [name for name in fixed_labels if name not in faces.task.label_names]:
         raise UsageError(f"--fixed-labels names '{unknown[0]}', which is not a label of this data.")
     split = load_split(Path(options.split)) if options.split else None

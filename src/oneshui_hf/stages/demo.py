@@ -8,11 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
 from ..plugins import METHODS, Plugins
 from ..recognition.encoders import NONE
 from ..reporting import SILENT, Reporter
-from ..runs import RECORD, Run, require_writable
+from ..runs import Run
+from .checks import check_demo
 from .command_options import DEFAULT_METHOD, DemoOptions, EvaluateOptions, PrepareOptions, RetrainOptions, TrainOptions, UnlearnOptions
 from .evaluate import evaluate
 from .prepare import prepare
@@ -32,10 +32,7 @@ def demo(options: DemoOptions, reporter: Reporter = SILENT) -> dict[str, Any]:
         UsageError: The folder exists.
     """
     folder = Path(options.output_dir)
-    if (folder / "original" / RECORD).exists() and not options.overwrite:
-        raise UsageError(f"{folder} contains an earlier demo; replace it with --overwrite, or name another --output-dir.")
-    if not (folder / "original" / RECORD).exists():
-        require_writable(folder, overwrite=False)
+    check_demo(options)
 
     recipe = TrainOptions(
         dataset="synthetic",

@@ -15,8 +15,9 @@ T = TypeVar("T")
 
 
 def make_accelerator() -> Accelerator:
-    """Return an accelerator in full precision; training in bfloat16 uses `bf16_autocast` instead."""
-    # Some backbones have parameters that classification never uses (DINOv2's mask token). DDP must detect them.
+    """Return an accelerator in full precision; training in half precision uses `autocast` instead."""
+    # Some backbones have parameters that classification never uses (DINOv2's mask token). DDP must detect them. Training turns this off
+    # for the others.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[unused])
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
@@ -26,17 +27,37 @@ def make_accelerator() -> Accelerator:
     return accelerator
 
 
-def bf16_autocast(device: torch.device, enabled: bool) -> torch.autocast:
-    """Return a context in which a model computes in bfloat16, if that is enabled and the device supports it.
+def training_dtype(device: torch.device, *, bf16: bool, fp16: bool) -> torch.dtype:
+    """Return the precision that training computes in, given what was asked for. Half precision is for CUDA only.
+
+    Some CPUs support it, but results would differ between CPUs.
+    """
+    if device.type == "cuda" and fp16:
+        return torch.float16
+    return torch.bfloat16 if bf16 and supports_bf16(device) else torch.float32
+
+
+def precision_note(device: torch.device, *, bf16: bool, fp16: bool) -> str | None:
+    """Return a sentence for the user if training computes in another precision than asked for and the GPU, or the option, is the reason."""
+    if fp16 and device.type != "cuda":
+        return "--fp16 needs a CUDA GPU; this training computes in full precision."
+    if bf16 and not fp16 and device.type == "cuda" and not supports_bf16(device):
+        return "This GPU has no native bfloat16, so training computes in full precision; --fp16 is faster."
+    return None
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Return a context in which a model computes in this precision.
 
     The accelerator is not used for this: its precision applies to the whole process, and only training may be imprecise.
     """
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=supports_bf16(device) and enabled)
+    half = dtype != torch.float32
+    return torch.autocast(device.type, dtype=dtype if half else torch.bfloat16, enabled=half)
 
 
 def supports_bf16(device: torch.device) -> bool:
-    """Whether to use bfloat16 on a device: only on CUDA. Some CPUs support it, but results would differ between CPUs."""
-    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    """Whether to use bfloat16 on a device: on CUDA GPUs that compute in it. Older ones emulate it, which is slower than full precision."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T | None:

@@ -26,7 +26,7 @@ from .evaluation.reference_models import ReferenceModels
 from .evaluation.relearning import relearning_steps
 from .run_data import RunData, open_data
 
-FORMAT = 2  # of metrics.json; files of another format are computed again, from the predictions
+FORMAT = 3  # of metrics.json; files of another format are computed again, from the predictions
 
 
 def evaluate(

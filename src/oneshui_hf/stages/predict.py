@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..data.image_modes import is_nearly_constant
 from ..data.images import decode, to_pixels
 from ..errors import UsageError
 from ..models.load import load_model
@@ -37,9 +38,12 @@ def predict(run: Run, options: PredictOptions, reporter: Reporter = SILENT) -> l
     device = make_accelerator().device
     model, preprocess, task = load_model(run.require_complete().path, device)
     found = []
-    for image, pixels in zip(options.images, reporter.track(images, "Predicting"), strict=True):
-        batch = preprocess(torch.from_numpy(np.stack([to_pixels(pixels, preprocess.size)])).to(device))  # (1, 3, size, size)
-        with torch.inference_mode():
+    for image, photo in zip(options.images, reporter.track(images, "Predicting"), strict=True):
+        pixels = to_pixels(photo, preprocess.size)
+        if is_nearly_constant(pixels):
+            reporter.warn(f"{image} has nearly the same colour everywhere and may show nobody.")
+        batch = preprocess(torch.from_numpy(np.stack([pixels])).to(device))  # (1, 3, size, size)
+        with torch.no_grad():
             shares = probabilities(model(pixel_values=batch).logits, task.kind)[0].cpu()  # (labels,)
         top = shares.topk(min(options.top_k, len(shares)))
         predictions = [

@@ -21,10 +21,11 @@ from ..methods.resume import ResumeState
 from ..models.load import load_model
 from ..options import original_names
 from ..plugins import METHODS, Plugins
-from ..recognition.encoders import NONE, FaceEncoder
+from ..recognition.encoders import FaceEncoder
 from ..reporting import SILENT, Reporter
 from ..runs import Run, versions
 from ..vault import vault_root
+from .checks import check_preparation, require_writable_artefact, resume_folder
 from .command_options import PrepareOptions
 from .distributed import make_accelerator, on_main
 from .identify import add_face_templates, open_encoder
@@ -70,12 +71,9 @@ class Preparation:
             OneshuiError: The data is missing or has changed, or the interrupted preparation had other inputs.
         """
         name, method_class = options.method, Plugins(METHODS).load(options.method)
-        if method_class.prepares == "never":
-            raise UsageError(f"Method '{name}' has nothing to prepare; continue with `oneshui unlearn --method {name}`.")
-        if options.face_encoder not in (None, NONE) and not method_class.per_identity:
-            raise UsageError(f"--face-encoder is for methods that act on each identity separately, and '{name}' does not; omit it.")
+        check_preparation(name, method_class, options)
         folder = folder or run.require_complete().artefact(name)
-        _require_writable_artefact(folder, options)
+        require_writable_artefact(folder, options)
         size = run.request_size
         preset = preset_values(run, name, method_class, options.preset, reporter)
         resolved = method_class.prepare_options(name, preset, given)
@@ -90,30 +88,6 @@ class Preparation:
         context = Context(task, options.seed, accelerator, reporter, request_size=size, resume_state=resume_state)
         data = DataAccess(run_data.sets, method_class.needs.prepare)
         return cls(folder, method_class(), resolved, model, data, context, run_data, encoder)
-
-
-def resume_folder(folder: Path) -> Path:
-    """Return the folder of an artefact's resume state. It is never published."""
-    return folder.with_name(f".{folder.name}.unfinished")
-
-
-def _require_writable_artefact(folder: Path, options: PrepareOptions) -> None:
-    """Check that the artefact may be written.
-
-    Raises:
-        UsageError: It exists, or the options do not match the existence of an interrupted preparation.
-    """
-    if options.resume and options.overwrite:
-        raise UsageError("--resume continues a preparation and --overwrite replaces it; give one of them.")
-    if options.dry_run or options.overwrite:
-        return
-    interrupted = ResumeState(resume_folder(folder)).exists
-    if options.resume and not interrupted:
-        raise UsageError(f"There is no interrupted preparation of {folder} to resume; omit --resume.")
-    if interrupted and not options.resume:
-        raise UsageError(f"The preparation of {folder} was interrupted; continue with --resume, or start again with --overwrite.")
-    if folder.exists() and not options.resume:  # with --resume, the preparation was started with --overwrite
-        raise UsageError(f"{folder} exists; prepare again with --overwrite.")
 
 
 def _inputs(run: Run, options: PrepareOptions, resolved: Any) -> dict[str, Any]:

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from ..card import SCORES
-from ..errors import UsageError
 from ..reporting import SILENT, Reporter
 from ..results import figures as draw
 from ..results.aggregate import Group, Line, Value, row_name, sections, summarise
 from ..results.load import Result, load_benchmark, load_run, run_label
 from ..results.report_figures import FiguresByKind, LineResults, draw_figures, slug
 from ..results.table_columns import COLUMNS, MARK, Column, format_fixed
-from ..runs import RECORD, ROWS, Run, new_folder, require_writable_file, write_bytes
+from ..runs import Run, new_folder, write_bytes
+from .checks import check_report, report_files
 from .command_options import ReportOptions
 
 TEMPLATE = "report.html"
@@ -48,13 +48,10 @@ def report(options: ReportOptions, reporter: Reporter = SILENT) -> dict[str, Any
         UsageError: The source is neither a run nor a benchmark, was not evaluated, or the output exists or cannot be written.
         OneshuiError: A file is damaged, no row is done, or matplotlib is not installed.
     """
-    source = Path(options.source)
-    run = _open_source(source, options)
-    output = Path(options.output) if options.output else source / ("report-private.html" if options.with_images else "report.html")
-    folder = output.with_name(f"{output.stem}-figures")
-    _require_writable_report(output, folder, options.overwrite)
+    run = check_report(options)
+    output, folder = report_files(options)
     draw.require_matplotlib()
-    results = load_run(run) if run else load_benchmark(source)
+    results = load_run(run) if run else load_benchmark(Path(options.source))
     groups = summarise([result.row for result in results])
     photos = _support_images(run, options.data_dir, reporter) if run and options.with_images else []
     pages = []
@@ -71,36 +68,6 @@ def report(options: ReportOptions, reporter: Reporter = SILENT) -> dict[str, Any
             (scratch / f"{name}.svg").write_text(svg, encoding="utf-8")
         write_bytes(output, html.encode())
     return {"report": str(output), "figures": [str(folder / f"{name}.svg") for name in figures]}
-
-
-def _open_source(source: Path, options: ReportOptions) -> Run | None:
-    """Return the run in a folder; None if the folder is a benchmark."""
-    if not source.is_dir():
-        raise UsageError(f"Folder {source} does not exist; name a run, or the folder of a benchmark.")
-    if options.data_dir and not options.with_images:
-        raise UsageError("--data-dir is the folder of the photos, which only --with-images reads; leave it out.")
-    if (source / RECORD).is_file():
-        return Run.open(source)
-    if not (source / ROWS).is_dir():
-        raise UsageError(f"{source} is neither a run (it has no {RECORD}) nor a benchmark (it has no folder {ROWS}).")
-    if options.with_images:
-        raise UsageError(f"{source} is a benchmark, and its report shows no photos; name one of its runs with --with-images.")
-    return None
-
-
-def _require_writable_report(output: Path, folder: Path, overwrite: bool) -> None:
-    """Check that the report can be written.
-
-    Raises:
-        UsageError: Its folder is missing or not writable, or the report exists and may not be replaced.
-    """
-    if not output.parent.is_dir():
-        raise UsageError(f"Folder {output.parent} does not exist; create it, or name another file with --output.")
-    require_writable_file(output, overwrite=overwrite)
-    if folder.exists() and not overwrite:
-        raise UsageError(f"{folder} exists; name another file with --output, or replace it with --overwrite.")
-    if folder.exists() and not (folder.is_dir() and all(file.suffix == ".svg" for file in folder.iterdir())):
-        raise UsageError(f"{folder} contains other files than figures, so it is not replaced; name another file with --output.")
 
 
 def _results_of_line(line: Line, group: Group, results: Sequence[Result]) -> list[Result]:

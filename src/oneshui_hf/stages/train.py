@@ -20,22 +20,25 @@ import torch
 from accelerate import Accelerator
 
 from ..data.face_set import face_sets
+from ..data.identity_labels import LABELS_NAME_PEOPLE, describe_identity_labels, describe_labels, labels_of_one_identity, names_people
 from ..data.load import load_faces
 from ..data.pixels import load_pixels
 from ..data.preprocess import Preprocess
 from ..data.schema import Faces
 from ..data.split import Split, load_split, make_split, split_summary
 from ..errors import UsageError
-from ..models.load import TINY, new_model, save_model
+from ..models.load import new_model, save_model
 from ..options import flag
 from ..plugins import DATASETS, Plugins
+from ..public_names import TINY
 from ..reporting import SILENT, Reporter
-from ..runs import RUNS, SPLIT, Kind, Record, Run, hash_weights, new_folder, require_writable, write_record
+from ..runs import SPLIT, Kind, Record, Run, hash_weights, new_folder, write_record
+from .checks import check_retrain, check_train, open_interrupted
 from .command_options import DEFAULT_MODEL, RetrainOptions, SplitOptions, TrainOptions
-from .distributed import make_accelerator, on_main
+from .distributed import make_accelerator, on_main, precision_note
 from .run_data import training_options
 from .training.loop import fit
-from .training.shards import SHARDS, Shards, require_adapters
+from .training.shards import SHARDS, Shards
 
 RECIPE_VERSION = 1  # increase it when the same options train a different model: cached models are then trained again
 MODEL = ".model"  # in a run: temporary folder of the finished model, before its files are moved to the run
@@ -48,15 +51,12 @@ def train(options: TrainOptions, accelerator: Accelerator | None = None, reporte
         UsageError: An option is wrong or the output folder exists.
         OneshuiError: The data cannot be used.
     """
-    name = Path(options.dataset).resolve().name
-    path = Path(options.output_dir or RUNS / f"{name}-seed{options.seed}")
+    path = check_train(options)
     if options.resume:
-        interrupted = _open_interrupted(path, "original", options, reporter)
+        interrupted = open_interrupted(path, "original", options)
         options = _stored_options(interrupted, options)
-        if interrupted.record.state == "complete":
+        if _has_finished(interrupted, reporter):
             return interrupted
-    else:
-        require_writable(path, overwrite=options.overwrite)
     return _train(path, "original", options, options.seed, None, accelerator, reporter)
 
 
@@ -68,32 +68,24 @@ def retrain(original: Run, options: RetrainOptions, accelerator: Accelerator | N
     Raises:
         UsageError: The run is not a finished original model, or the output folder exists.
     """
-    if original.require_complete().require_split().record.kind != "original":
-        raise UsageError(f"{original.path} is an {original.record.kind} model; name the original model with --run.")
-    path = Path(options.output_dir or f"{original.path}-oracle")
+    path = check_retrain(original, options)
+    original.require_complete()
     recipe = training_options(original)
     seed = recipe.seed if options.seed is None else options.seed
     if options.resume:
-        interrupted = _open_interrupted(path, "oracle", options, reporter)
-        if interrupted.record.state == "complete":
+        interrupted = open_interrupted(path, "oracle", options)
+        if _has_finished(interrupted, reporter):
             return interrupted
         seed = interrupted.record.seed
-    else:
-        require_writable(path, overwrite=options.overwrite, source=original.path)
     recipe = dataclasses.replace(recipe, data_dir=options.data_dir or recipe.data_dir, resume=options.resume, output_dir=str(path))
     return _train(path, "oracle", recipe, seed, original, accelerator, reporter)
 
 
-def _open_interrupted(path: Path, kind: Kind, options: TrainOptions | RetrainOptions, reporter: Reporter) -> Run:
-    """Open the run that `--resume` continues."""
-    if options.overwrite:
-        raise UsageError("--resume continues a run and --overwrite replaces it; give one of them.")
-    run = Run.open(path)
-    if run.record.kind != kind:
-        raise UsageError(f"{path} is an {run.record.kind} model's run, not an {kind} model's; name another --output-dir.")
+def _has_finished(run: Run, reporter: Reporter) -> bool:
+    """Whether the run that `--resume` names needs no more training."""
     if run.record.state == "complete":
-        reporter.note(f"{path} has already finished training.")
-    return run
+        reporter.note(f"{run.path} has already finished training.")
+    return run.record.state == "complete"
 
 
 def _stored_options(run: Run, options: TrainOptions) -> TrainOptions:
@@ -120,18 +112,24 @@ def _train(
     accelerator: Accelerator | None,
     reporter: Reporter,
 ) -> Run:
-    require_adapters(options)
     accelerator = accelerator or make_accelerator()
     with accelerator.main_process_first():  # one process builds the caches, the others read them
         faces = load_faces(**options.source(), reporter=reporter)
         name = backbone_name(options, faces)
         model, preprocess = new_model(name, faces.task, options.image_size, options.seed)
-        for note in faces.exclusions.messages():
+        if original is not None:  # it may have been trained by a version that reads the checkpoint's processor otherwise
+            preprocess = Preprocess.load(original.path)
+        precision = None if original else precision_note(accelerator.device, bf16=options.bf16, fp16=options.fp16)
+        for note in (*faces.exclusions.messages(), *preprocess.notes, *filter(None, [precision])):
             reporter.note(note)
         faces, pixels = load_pixels(faces, preprocess.size, reporter)
         split = _split(faces, options, original, reporter)
         sets = face_sets(faces, pixels, split, preprocess)
     reporter.info(f"{len(faces)} photos of {len(faces.people)} identities; {len(split.forget)} in the forget set.")
+    reporter.note(describe_labels(faces))
+    of_one = labels_of_one_identity(faces)
+    if original is None and (problem := describe_identity_labels(faces, of_one)):
+        reporter.warn(problem)
 
     # The stored options reproduce the run: the model's name and the paths are resolved, and options of this call only are reset.
     stored = dataclasses.replace(
@@ -149,7 +147,7 @@ def _train(
         kind=kind,
         seed=seed,
         options=dataclasses.asdict(_absolute(stored)),
-        dataset=faces.describe(),
+        dataset=faces.describe() | {LABELS_NAME_PEOPLE: names_people(faces, of_one)},
         state="training",
         parent={"run": str(original.path.resolve()), "weights": original.weights} if original else None,
         report={"split": split_summary(split, sets)},
@@ -220,7 +218,7 @@ def _absolute(options: TrainOptions) -> TrainOptions:
     known = {TINY, *Plugins(DATASETS).names}
 
     def resolve(value: str) -> str:
-        path = Path(value).expanduser()
+        path = Path(value)
         return str(path.resolve()) if value not in known and path.exists() else value
 
     paths = {name: getattr(options, name) for name in ("dataset", "data_dir", "model", "split")}

@@ -24,19 +24,21 @@ import torch
 from accelerate import Accelerator
 
 from ..data.face_set import FaceSet
+from ..data.schema import Task
 from ..errors import OneshuiError, UsageError
 from ..methods.artefact import Artefact
 from ..methods.base import Context, DataAccess, Method
 from ..methods.requests import Request
-from ..methods.simulation import SimulatedRequest, SimulatedRequestTrial, mean_scores, retain_drop, simulate
+from ..methods.simulation import SimulatedRequest, SimulatedRequestTrial, mean_scores, retain_drop, scorable_requests, simulate
 from ..models.load import load_model
 from ..options import current_names, fields
 from ..plugins import METHODS, Plugins
 from ..public_names import dataset_name
 from ..random_search import axes, propose
 from ..reporting import SILENT, Reporter
-from ..runs import TUNED, Run, hash_file, read_object, require_writable_file, write_json
+from ..runs import Run, hash_file, write_json
 from ..seeding import generator
+from .checks import check_tune
 from .command_options import TuneOptions
 from .distributed import make_accelerator, on_main
 from .presets import FORMAT, read_preset
@@ -69,10 +71,8 @@ def tune(
     space = {key: axis for key, axis in axes(method_class.options).items() if key not in given and key not in inactive}
     if not space:
         raise UsageError(f"Method '{name}' has no option to search here; `oneshui methods show {name}` lists those that have a range.")
-    file = Path(options.output or run.path / TUNED / f"{name}.json")
-    _require_writable_preset(file, options)
-    if run.require_complete().record.kind == "oracle":
-        raise UsageError(f"{run.path} is an oracle, which has no identity to forget; tune on the original model.")
+    file = check_tune(run, options, method_options)
+    run.require_complete()
     about = {
         "format": FORMAT,
         "method": name,
@@ -105,21 +105,6 @@ def tune(
             f"No setting is better than the unchanged model (ToW {runner.baseline['tow']:.1f}, best {best['scores']['tow']:.1f})."
         )
     return file
-
-
-def _require_writable_preset(file: Path, options: TuneOptions) -> None:
-    """Check that the preset file may be written, before any long computation.
-
-    Raises:
-        UsageError: The options exclude each other, the name is wrong, or the file may not be written, resumed or replaced.
-    """
-    if options.resume and options.overwrite:
-        raise UsageError("--resume continues a search and --overwrite replaces it; give one of them.")
-    if file.suffix != ".json":
-        raise UsageError(f"--output {file} must end in .json, so that --preset recognises it as a file.")
-    require_writable_file(file, overwrite=options.resume or options.overwrite, resumable=True)
-    if file.exists() and options.overwrite and "trials" not in read_object(file):
-        raise UsageError(f"{file} is not a preset, so --overwrite does not replace it; name another file with --output.")
 
 
 SETTINGS = {  # keys of a preset file that a resumed search must share, and their names in messages
@@ -207,7 +192,7 @@ class TrialRunner:
         model, _, task = load_model(run.path, accelerator.device)
         sets = dict(data.sets)
         forget = set(sets["forget"].identities.tolist())
-        simulated, unseen = _simulate_requests(sets["train"], forget, run.request_size, options, reporter)
+        simulated, unseen = _simulate_requests(sets["train"], task, forget, run.request_size, options, reporter)
         requested = {person for request in simulated for person in request.people}
         if not method_class.per_identity:
             # A method that learns from simulated requests must not learn from those on which it is scored. A method with per-identity
@@ -277,7 +262,7 @@ class TrialRunner:
 
 
 def _simulate_requests(
-    train: FaceSet, forget: set[int], size: int, options: TuneOptions, reporter: Reporter
+    train: FaceSet, task: Task, forget: set[int], size: int, options: TuneOptions, reporter: Reporter
 ) -> tuple[list[SimulatedRequest], bool]:
     """Return simulated requests like the run's own, and whether their support images are unseen photos.
 
@@ -292,7 +277,8 @@ def _simulate_requests(
     limit = max(1, people // 2)
     fit = min(size, limit)
     simulated = simulate(train, (fit, fit), generator(options.seed, "people"), unseen=unseen)
-    requests = [request for request in simulated if len(request.people) == fit][: min(options.requests, limit // fit)]
+    complete = [request for request in simulated if len(request.people) == fit]
+    requests = scorable_requests(complete, train, task)[: min(options.requests, limit // fit)]
     plural = "s" if len(requests) > 1 else ""
     summary = f"Scoring on {len(requests)} simulated request{plural} of {fit}, out of {people} eligible identities."
     if fit < size:

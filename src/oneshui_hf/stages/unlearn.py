@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from ..data.image_modes import is_nearly_constant
 from ..data.images import decode, to_pixels
 from ..data.preprocess import Preprocess
 from ..data.schema import Task
-from ..errors import OneshuiError, UsageError, did_you_mean
+from ..errors import OneshuiError, UsageError
 from ..memory import PeakMemory
 from ..methods.artefact import Artefact
 from ..methods.base import Context, DataAccess, Method
@@ -29,7 +30,8 @@ from ..models.outputs import predicted_labels
 from ..options import current_names, flag
 from ..plugins import METHODS, Plugins
 from ..reporting import SILENT, Reporter
-from ..runs import SPLIT, Record, Run, hash_weights, new_folder, require_writable, write_bytes, write_record
+from ..runs import SPLIT, Record, Run, hash_weights, new_folder, write_bytes, write_record
+from .checks import check_unlearn, named_labels, per_photo
 from .command_options import UnlearnOptions
 from .distributed import make_accelerator, on_main
 from .identify import identify_people
@@ -68,9 +70,8 @@ def unlearn(
     """
     name, started = options.method, time.perf_counter()
     method_class: type[Method[Any]] = Plugins(METHODS).load(name)
-    _check_options(options, method_class)
-    path = Path(options.output_dir or f"{run.path}-{name}")
-    require_writable(path, overwrite=options.overwrite, source=run.require_complete().path)
+    path = check_unlearn(run, options)
+    run.require_complete()
     prepared = _load_artefact(run, method_class, options, artefact, vault)
     earlier = (prepared.options if prepared else {}) | _preset_values(run, method_class, options, prepared, reporter)
     resolved = method_class.apply_options(name, earlier, method_options or {})
@@ -85,7 +86,8 @@ def unlearn(
         granted: dict[str, Any] = data.sets | {"support": _request_from_split(run, data, accelerator)}
     else:
         photos = [decode(image) for image in options.images]
-        people: tuple[str | None, ...] = _per_photo(options.identity, len(photos), "--identity") or (None,) * len(photos)
+        _warn_constant(options.images, photos, reporter)
+        people: tuple[str | None, ...] = per_photo(options.identity, len(photos), "--identity") or (None,) * len(photos)
         labels = _given_labels(options, task)
         if method_class.per_identity and prepared and not options.identity:
             people, identification = identify_people(photos, prepared, accelerator, reporter)
@@ -136,16 +138,6 @@ def _preset_values(
             f"`oneshui prepare --preset {options.preset}` uses them."
         )
     return used
-
-
-def _check_options(options: UnlearnOptions, method_class: type[Method[Any]]) -> None:
-    if bool(options.images) == options.from_split:
-        raise UsageError("Give a photo with --image FILE, or use the split's own request with --from-split.")
-    if options.images and options.data_dir:
-        raise UsageError("--data-dir is for --from-split; a request with --image reads no data set.")
-    if options.images and not method_class.needs.one_shot:
-        reads = ", ".join(sorted(method_class.needs.apply - {"support"}))
-        raise UsageError(f"Method '{options.method}' reads {reads} at request time, so one photo is not enough; run it with --from-split.")
 
 
 def _receipt(options: UnlearnOptions, method_class: type[Method[Any]], request: Request) -> dict[str, Any]:
@@ -223,6 +215,13 @@ def _destroy_identity_data(path: Path, record: Record, artefact: Artefact, reque
         reporter.note(f"Destroyed the data prepared for {record.report['destroyed']} of the requested identities.")
 
 
+def _warn_constant(names: Sequence[str], photos: Sequence[Image], reporter: Reporter) -> None:
+    """Warn about photos that show nothing."""
+    for name, photo in zip(names, photos, strict=True):
+        if is_nearly_constant(to_pixels(photo, 64)):
+            reporter.warn(f"{name} has nearly the same colour everywhere and may show nobody.")
+
+
 def _request_from_photos(
     photos: Sequence[Image],
     people: tuple[str | None, ...],
@@ -237,38 +236,21 @@ def _request_from_photos(
     inputs = preprocess(torch.from_numpy(pixels).to(accelerator.device))
     if labels is not None:
         return Request(inputs, people, labels.to(accelerator.device), labels_given=True)
-    with torch.inference_mode():
+    with torch.no_grad():
         predicted = predicted_labels(model(pixel_values=inputs).logits, task.kind)
     return Request(inputs, people, predicted.clone(), labels_given=False)  # cloned: autograd cannot save an inference tensor
 
 
 def _given_labels(options: UnlearnOptions, task: Task) -> torch.Tensor | None:
-    texts = _per_photo(options.labels, len(options.images), "--labels")
-    return torch.stack([parse_labels(text, task) for text in texts]) if texts else None
+    named = named_labels(options, task.label_names, one_class=task.kind == "single_label")
+    return torch.stack([_label_tensor(names, task) for names in named]) if named else None
 
 
-def _per_photo(values: Sequence[str], photos: int, flag: str) -> tuple[str, ...]:
-    """Return one value per photo; a single value applies to all photos."""
-    if len(values) not in (0, 1, photos):
-        raise UsageError(f"{flag} is given {len(values)} times for {photos} photos; give it once, or once per photo.")
-    return tuple(values) * photos if len(values) == 1 else tuple(values)
-
-
-def parse_labels(text: str, task: Task) -> torch.Tensor:
-    """Read 'Smiling,Young' (all other attributes are absent) or a class name.
-
-    Raises:
-        UsageError: A label is unknown.
-    """
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    for word in words:
-        if word not in task.label_names:
-            raise UsageError(f"The model has no label '{word}'.{did_you_mean(word, task.label_names)}")
+def _label_tensor(names: Sequence[str], task: Task) -> torch.Tensor:
+    """Return the labels with these names as a method reads them: one number per label, or the number of the class."""
     if task.kind == "multi_label":
-        return torch.tensor([float(name in words) for name in task.label_names])
-    if len(words) != 1:
-        raise UsageError(f"This model predicts one class per photo, so --labels takes one, not '{text}'.")
-    return torch.tensor(task.label_names.index(words[0]))
+        return torch.tensor([float(name in names) for name in task.label_names])
+    return torch.tensor(task.label_names.index(names[0]))
 
 
 def _request_from_split(run: Run, data: RunData, accelerator: Accelerator) -> Request:

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
+from ..errors import UsageError, did_you_mean
 from ..methods.artefact import Artefact
 from ..methods.base import DataAccess, Method
-from ..options import fields, parse_words
+from ..options import fields, parse_words, resolve
 from ..plugins import METHODS, Plugins
 from .toy_problem import SEED, ToyProblem
 
@@ -36,11 +37,20 @@ class Subject:
         """Find a method.
 
         Raises:
-            UsageError: No method of this name is installed.
+            UsageError: No method of this name is installed, there is no such module or class, or the module cannot be imported.
+            OneshuiError: The installed method cannot be loaded.
         """
-        module, colon, name = spec.partition(":")
-        method = getattr(import_module(module), name) if colon else Plugins(METHODS).load(spec)
+        method = _import_class(spec) if ":" in spec else Plugins(METHODS).load(spec)
         return cls(spec, method, tuple(words))
+
+    def check_options(self) -> None:
+        """Check that the method has the given options, and that their values are valid.
+
+        Raises:
+            UsageError: One is unknown or invalid.
+        """
+        if given := self._given_options(("prepare", "apply")):
+            resolve(self.method.options, given, f"method '{self.spec}'")
 
     def with_options(self, **values: object) -> Subject:
         """Return the same method with additional options."""
@@ -69,6 +79,26 @@ class Subject:
         options = self.method.apply_options(self.spec, prepared, self._given_options(("apply",) if prepared else ("prepare", "apply")))
         data = data or DataAccess({**problem.sets, "support": problem.request}, self.method.needs.apply)
         return self.method().apply(model or copy.deepcopy(problem.model), data, artefact, options, problem.context(seed))
+
+
+def _import_class(spec: str) -> type[Method[Any]]:
+    """Return the class MODULE:CLASS."""
+    module_name, _, name = spec.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), name)):
+        raise UsageError(f"'{spec}' is not MODULE:CLASS with a module as in an import statement, such as my_package.my_module:MyMethod.")
+    try:
+        module = import_module(module_name)
+    except (Exception, SystemExit) as error:  # an import may raise anything
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{module_name}.".startswith(f"{error.name}."):
+            reason = "it is neither installed nor in the current folder"
+        else:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UsageError(f"Module '{module_name}' cannot be imported: {reason}.") from error
+    method = getattr(module, name, None)
+    if not isinstance(method, type):
+        known = [key for key, value in vars(module).items() if isinstance(value, type) and value.__module__ == module_name]
+        raise UsageError(f"Module '{module_name}' has no class '{name}'.{did_you_mean(name, known)}")
+    return method
 
 
 class RecordingDataAccess(DataAccess):

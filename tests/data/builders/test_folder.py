@@ -200,12 +200,19 @@ def test_missing_requested_column_raises_with_a_suggestion(photo_folder: MakeFol
         load_faces(str(photo_folder()), **{option: "Smilling"})
 
 
-@pytest.mark.parametrize("option", ["image_column", "identity_column"])
-def test_empty_cell_of_a_requested_column_raises_with_its_line(photo_folder: MakeFolder, option: str) -> None:
+def test_empty_cell_of_a_requested_image_column_raises_with_its_line(photo_folder: MakeFolder) -> None:
     folder = photo_folder(people=2, photos=2)
     add_column(folder, "mine", ["p00/0.png", "p00/1.png", "", "p01/1.png"])
     with pytest.raises(OneshuiError, match=r"Line 4 of .*metadata\.csv has no mine"):
-        load_faces(str(folder), **{option: "mine"})
+        load_faces(str(folder), image_column="mine")
+
+
+def test_empty_cell_of_a_requested_identity_column_leaves_the_photo_out(photo_folder: MakeFolder) -> None:
+    folder = photo_folder(people=2, photos=2)
+    add_column(folder, "mine", ["x", "y", "", "x"])
+    faces = load_faces(str(folder), identity_column="mine")
+    assert faces.people == ["x", "y"]
+    assert faces.exclusions.without_identity == ["p01/0.png"]
 
 
 def test_requested_columns_for_a_named_data_set_raise(celeba_folder: MakeFolder) -> None:
@@ -398,22 +405,37 @@ def test_missing_column_raises(photo_folder: MakeFolder, column: str) -> None:
 
 
 @pytest.mark.parametrize("empty", ["", " "])
-@pytest.mark.parametrize(("old", "column"), [("p00/1.png,p00,", "identity"), ("p00/1.png,p00,", "file_name")])
-def test_empty_cell_raises_with_its_line(photo_folder: MakeFolder, old: str, column: str, empty: str) -> None:
+def test_empty_file_name_raises_with_its_line(photo_folder: MakeFolder, empty: str) -> None:
     folder = photo_folder()
     text = (folder / "metadata.csv").read_text()
-    new = f"p00/1.png,{empty}," if column == "identity" else f"{empty},p00,"
-    (folder / "metadata.csv").write_text(text.replace(old, new))
-    with pytest.raises(OneshuiError, match=rf"Line 3 of .*metadata\.csv has no {column}"):
+    (folder / "metadata.csv").write_text(text.replace("p00/1.png,p00,", f"{empty},p00,"))
+    with pytest.raises(OneshuiError, match=r"Line 3 of .*metadata\.csv has no file_name"):
         load_faces(str(folder))
+
+
+@pytest.mark.parametrize("empty", ["", " ", "nan"])
+def test_photo_without_an_identity_is_left_out_counted_and_named(photo_folder: MakeFolder, empty: str) -> None:
+    folder = photo_folder()
+    text = (folder / "metadata.csv").read_text()
+    (folder / "metadata.csv").write_text(text.replace("p00/1.png,p00,", f"p00/1.png,{empty},"))
+    for _ in range(2):  # the second load reads the cache
+        faces = load_faces(str(folder))
+        assert len(faces) == 11
+        assert "p00/1.png" not in faces.keys
+        assert faces.exclusions.without_identity == ["p00/1.png"]
+        assert faces.exclusions.without_row == []
+        note, counted = faces.exclusions.messages()
+        assert note.startswith("1 row has no identity (")
+        assert "p00/1.png" in note
+        assert counted == "Excluded: photos without an identity (1)."
 
 
 def test_blank_lines_do_not_change_line_numbers(photo_folder: MakeFolder) -> None:
     folder = photo_folder()
     lines = (folder / "metadata.csv").read_text().splitlines()
-    lines[2] = "\n" + lines[2].replace("p00,", ",", 1)
+    lines[2] = "\n" + lines[2].replace("p00/1.png", "", 1)
     (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
-    with pytest.raises(OneshuiError, match=r"Line 4 of .*metadata\.csv has no identity"):
+    with pytest.raises(OneshuiError, match=r"Line 4 of .*metadata\.csv has no file_name"):
         load_faces(str(folder))
 
 

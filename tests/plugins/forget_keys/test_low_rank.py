@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from oneshui_plugins.forget_keys.low_rank import LowRankUpdate, Updates, merge, select_identities, target_layers, with_adapters
+from oneshui_plugins.forget_keys.low_rank import (
+    LowRankUpdate,
+    Updates,
+    merge,
+    select_identities,
+    target_layers,
+    with_adapters,
+    with_photo_batches,
+)
 from support.architectures import classifier
 
 ARCHITECTURES = ("vit", "dinov2", "swin", "convnext", "resnet")
@@ -44,7 +52,7 @@ def test_delta_weight_is_the_sum_of_products() -> None:
     torch.testing.assert_close(update.delta_weight(), by_hand)
 
 
-@pytest.mark.parametrize("name", ["vit", "resnet"])
+@pytest.mark.parametrize("name", ["vit", "resnet", "swin", "convnext"])  # Swin's first dimension is the windows of all photos
 def test_gradient_mask_restricts_the_gradient_of_a_photo_to_the_selected_updates(name: str) -> None:
     model, photos = classifier(name, "multi_label").double(), noise(2, 3, 32, 32, seed=7)
     updates = random_updates(model, 2)
@@ -66,6 +74,37 @@ def test_gradient_mask_restricts_the_gradient_of_a_photo_to_the_selected_updates
         assert not selected[1].any()
     for full, selected in zip(full_gradients[1], masked_gradients[1], strict=True):
         torch.testing.assert_close(selected, full)
+
+
+class Mixed(nn.Module):
+    """Layers whose inputs are batches of photos, of windows, of tokens before photos, and of a table that all photos share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.photos, self.windows, self.tokens, self.mixed, self.table, self.unused = (nn.Linear(4, 4) for _ in range(6))
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        x = self.photos(pixel_values.flatten(1).unflatten(1, (-1, 4)))  # (n, t, 4)
+        x = self.windows(x.unflatten(1, (2, -1)).flatten(0, 1)).unflatten(0, (-1, 2)).flatten(1, 2)
+        x = self.tokens(x.transpose(0, 1)).transpose(0, 1)
+        x = self.mixed(x.transpose(0, 1).flatten(0, 1)).unflatten(0, (-1, len(x))).transpose(0, 1)
+        return x + self.table(torch.arange(4.0).repeat(2, 1)).sum()
+
+
+def test_layers_whose_inputs_are_not_batches_of_photos_get_no_updates() -> None:
+    model = Mixed()
+    found = with_photo_batches(model, target_layers(model, 1.0), noise(2, 3, 4, 4).float())
+    assert {name.partition(".")[0] for name, users in found.items() if users} == {"photos", "windows", "unused"}
+    assert list(found) == list(target_layers(model, 1.0))  # a key's shapes do not depend on it
+    for name in ("vit", "dinov2", "swin", "convnext", "resnet"):
+        model = classifier(name, "multi_label")
+        assert all(with_photo_batches(model, target_layers(model, 1.0), noise(2, 3, 32, 32).float()).values())
+    swinv2 = classifier("swinv2", "multi_label")
+    shared = {
+        name for name, users in with_photo_batches(swinv2, target_layers(swinv2, 1.0), noise(2, 3, 32, 32).float()).items() if not users
+    }
+    assert shared
+    assert all("position_bias" in name for name in shared)
 
 
 def test_updates_merge_in_any_order_and_one_after_the_other() -> None:

@@ -24,6 +24,7 @@ from oneshui_plugins.forget_keys.preconditioner import (
     gradient_covariances,
     inverse_root,
 )
+from support.architectures import classifier
 from support.key_training import make_training_data
 
 KINDS = ("multi_label", "single_label")
@@ -85,6 +86,28 @@ def test_gradient_covariances_are_those_of_each_photo_by_itself(kind: str, chunk
             rows = (g.flatten(2).mT if g.dim() == 4 else g).reshape(-1, len(total)).double()
             total += rows.mT @ rows
         torch.testing.assert_close(found[name], total / 8, rtol=1e-4, atol=1e-6 * float(total.abs().max()))
+
+
+def test_gradient_covariance_of_a_linear_layer_on_maps_is_over_its_own_outputs() -> None:
+    problem = toy_problem("multi_label")
+    model = classifier("convnext", "multi_label", labels=4).requires_grad_(False)
+    name, users = next((name, users) for name, users in target_layers(model, 1.0).items() if "pwconv1" in name)
+    photos, context = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)), problem.context()
+    offsets: list[torch.Tensor] = []
+
+    def add(module: torch.nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
+        offsets.append(torch.zeros_like(output).requires_grad_())
+        return output + offsets[-1]
+
+    found = gradient_covariances(model, {name: users}, 2, lambda rows: photos[rows], 64, context)[name]
+    hook = users[0].register_forward_hook(add)
+    logits = model(pixel_values=photos).logits
+    hook.remove()
+    signs = torch.randint(2, (2, 4), generator=generator(context.seed, "curvature")) * 2.0 - 1
+    (g,) = torch.autograd.grad((logits * fisher_noise(logits.detach(), signs, "multi_label")).sum(), offsets)
+    assert g.dim() == 4
+    rows = g.flatten(0, 2).double()
+    torch.testing.assert_close(found, rows.mT @ rows / 2, rtol=1e-4, atol=1e-6 * float(found.abs().max()))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -18,7 +18,8 @@ from oneshui_hf.options import resolve
 from oneshui_hf.plugins import METHODS, Plugins
 from oneshui_hf.results.table_columns import BUILTIN_ROWS
 from oneshui_hf.stages.benchmarking.grid import Grid, read_grid
-from oneshui_hf.stages.benchmarking.yaml_lines import builtin_grids
+from oneshui_hf.stages.benchmarking.grid_file import builtin_grids
+from oneshui_hf.stages.benchmarking.setup import with_data_dirs
 from oneshui_hf.stages.command_options import EvaluateOptions, TrainOptions
 
 
@@ -107,6 +108,47 @@ def test_relative_paths_start_from_the_folder_of_the_file_if_they_exist_there(tm
     assert [cell.train.model for cell in grid.cells] == [str(tmp_path / "grids" / "checkpoint"), *models[1:]]
 
 
+def test_text_is_kept_as_it_is_written(tmp_path: Path) -> None:
+    (tmp_path / "011").mkdir()
+    text = (
+        HEAD.replace("mine", "yes")
+        + "datasets:\n- {dataset: synthetic, name: 011, subset: 1.0}\n- {dataset: 011, label-columns: [no, 1e3]}\n"
+    )
+    grid = read_grid(write(tmp_path, text))
+    assert grid.name == "yes"
+    assert [cell.dataset for cell in grid.cells] == ["011", "data 2"]
+    first, second = (cell.train for cell in grid.cells)
+    assert (first.subset, second.dataset, second.label_columns) == ("1.0", str(tmp_path / "011"), "no,1e3")
+
+
+def test_paths_are_found_in_both_spellings_and_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home" / "faces").mkdir(parents=True)
+    (tmp_path / "beside").mkdir()
+    preset_file(tmp_path / "home")
+    datasets = [
+        {"dataset": "celeba", "name": key + place, key: place} for key in ("data-dir", "data_dir") for place in ("beside", "~/faces")
+    ]
+    datasets = [entry | {"name": f"d{number}"} for number, entry in enumerate(datasets)]
+    grid = read(tmp_path, datasets=datasets, methods=[{"method": "jit", "preset": "~/tuned.json"}])
+    assert [cell.train.data_dir for cell in grid.cells] == [str(tmp_path / "beside"), str(tmp_path / "home" / "faces")] * 2
+    assert grid.methods[0].preset == str(tmp_path / "home" / "tuned.json")
+
+
+def test_option_in_two_spellings_is_an_error(tmp_path: Path) -> None:
+    same = "are the same option; keep one of them."
+    assert same in error_of(tmp_path, datasets=[{"dataset": "synthetic", "lr": 1, "learning-rate": 2}])
+    assert same in error_of(tmp_path, evaluate={"batch-size": 1, "batch_size": 2})
+    assert same in error_of(tmp_path, methods=[{"method": "lfssd", "options": {"photos": 2, "--photos": 3}}])
+
+
+def test_folder_of_a_data_set_may_be_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    grid = read(tmp_path, datasets=[{"dataset": "synthetic", "name": "a=b"}, {"dataset": "synthetic", "name": "a"}])
+    found = with_data_dirs(grid, ["a=b=~/x", "a=y"])
+    assert [cell.train.data_dir for cell in found.cells] == ["/home/me/x", "y"]
+
+
 def test_all_is_every_loadable_method_that_reads_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for methods in ("all", ["all"], None):
         grid = read(tmp_path, methods=methods)
@@ -192,8 +234,7 @@ LONG = "x" * 41
         ({"name": "a|b"}, ", line 7: a name has 1 to 40 printable characters other than '|'."),
         ({"name": "../b"}, ", line 7: a name appears in published tables, and '../b' looks like a path; write a word."),
         ({"name": "a/b"}, ", line 7: the grid's name is the name of its folder, so it cannot contain '/'."),
-        ({"name": ["a"]}, ", line 7: a name is text; write it in quotes."),
-        ({"name": True}, ", line 7: a name is text; write it in quotes."),
+        ({"name": ["a"]}, ", line 7: a name is text, not a list."),
         ({"datasets": None}, " has no list of data sets: 'datasets:' and a line '- dataset: NAME' for each."),
         ({"datasets": []}, " has no list of data sets: 'datasets:' and a line '- dataset: NAME' for each."),
         ({"datasets": ["synthetic"]}, "mapping with 'dataset: NAME' and options of `oneshui train`, not 'synthetic'."),
@@ -202,11 +243,14 @@ LONG = "x" * 41
         ({"datasets": [{"dataset": "celebba"}]}, ", line 2: 'celebba' is neither a data set nor a folder. Did you mean 'celeba'?"),
         (
             {"datasets": [{"dataset": "synthetic", "epoch": 3}]},
-            ", line 2: data set 'synthetic' has no option --epoch. Did you mean '--epochs'?",
+            ", line 3: data set 'synthetic' has no option --epoch. Did you mean '--epochs'?",
         ),
-        ({"datasets": [{"dataset": "synthetic", "epochs": 0}]}, ", line 2: --epochs of data set 'synthetic' must be at least 1, not 0."),
-        ({"datasets": [{"dataset": "synthetic", "model": ["a"]}]}, ", line 2: --model takes one value, not a list."),
-        ({"datasets": [{"dataset": {"a": 1}}]}, ", line 2: --dataset takes one value, not a mapping."),
+        ({"datasets": [{"dataset": "synthetic", "epochs": 0}]}, ", line 3: --epochs of data set 'synthetic' must be at least 1, not 0."),
+        (
+            {"datasets": [{"dataset": "synthetic", "model": ["a"]}]},
+            ", line 4: --model of data set 'synthetic' takes one value, not a list.",
+        ),
+        ({"datasets": [{"dataset": {"a": 1}}]}, ", line 3: --dataset of data set 'data 1' takes one value, not a mapping."),
         ({"datasets": [{"dataset": "synthetic", "seed": 1}]}, ", line 3: --seed does not go here: list seeds under 'seeds'."),
         ({"datasets": [{"dataset": "synthetic", "output-dir": "x"}]}, "--output-dir does not go here: the benchmark names the folders of"),
         ({"datasets": [{"dataset": "synthetic", "resume": True}]}, "--resume does not go here"),
@@ -217,11 +261,11 @@ LONG = "x" * 41
         ({"forget": None}, ", line 2: neither the data set nor the grid has a list 'forget'."),
         ({"forget": []}, ", line 3: 'forget' is a list of whole numbers, such as [1, 2], not an empty list."),
         ({"forget": 5}, ", line 3: 'forget' is a list of whole numbers, such as [1, 2], not '5'."),
-        ({"forget": [0]}, ", line 3: --forget of 'forget' must be at least 1, not 0."),
+        ({"forget": [0]}, ", line 4: --forget of 'forget' must be at least 1, not 0."),
         ({"forget": [1.5]}, "takes a whole number, not '1.5'."),
-        ({"forget": [True]}, "takes a whole number, not 'True'."),
-        ({"forget": [None]}, "takes a whole number, not 'None'."),
-        ({"forget": [[2]]}, "--forget takes one value, not a list."),
+        ({"forget": [True]}, "takes a whole number, not 'true'."),
+        ({"forget": [None]}, "takes a whole number, not 'null'."),
+        ({"forget": [[2]]}, "--forget of 'forget' takes one value, not a list."),
         ({"forget": [2, "2"]}, ", line 3: 'forget' contains a number twice."),
         ({"seeds": [-1]}, ": --seed of 'seeds' must be at least 0, not -1."),
         ({"seeds": [2**63]}, ": --seed of 'seeds' must be at most 9223372036854775807, not 9223372036854775808."),
@@ -229,16 +273,17 @@ LONG = "x" * 41
         ({"methods": []}, ": 'methods' is the word all or a list of methods, not an empty list."),
         ({"methods": "jit"}, ": 'methods' is the word all or a list of methods, not 'jit'."),
         ({"methods": ["jti"]}, ", line 6: There is no method 'jti'. Did you mean 'jit'?"),
-        ({"methods": [7]}, ", line 6: a method is a name or a mapping with 'method: NAME', not '7'."),
+        ({"methods": [7]}, ", line 6: There is no method '7'."),
+        ({"methods": [["jit"]]}, ", line 6: a method is a name or a mapping with 'method: NAME', not a list."),
         ({"methods": [{"label": "x"}]}, ", line 6: a method needs a 'method: NAME' line."),
         ({"methods": [JIT | {"lable": "x"}]}, ", line 6: a method has no 'lable'. Did you mean 'label'?"),
         ({"methods": [JIT | {"options": {"copys": 1}}]}, ": method 'jit' has no option --copys. Did you mean '--copies'?"),
         ({"methods": [JIT | {"options": {"copies": 0}}]}, ": --copies of method 'jit' must be at least 1, not 0."),
-        ({"methods": [JIT | {"options": {"copies": [1]}}]}, ": --copies takes one value, not a list."),
+        ({"methods": [JIT | {"options": {"copies": [1]}}]}, ": --copies of method 'jit' takes one value, not a list."),
         ({"methods": [JIT | {"options": ["copies"]}]}, ": the options of a method are a mapping, not a list."),
         ({"methods": [JIT | {"preset": "papers"}]}, ": The method has no preset 'papers'. Did you mean 'paper'?"),
         ({"methods": [JIT | {"preset": "none.json"}]}, ": There is no preset file none.json;"),
-        ({"methods": [JIT | {"preset": 3}]}, ": a preset is a name or a file, not '3'."),
+        ({"methods": [JIT | {"preset": 3}]}, ": The method has no preset '3'."),
         ({"methods": [JIT | {"when": "always"}]}, ": 'when' is a mapping of dataset and forget, not 'always'."),
         ({"methods": [JIT | {"when": {"forgets": 2}}]}, ": 'when' has no 'forgets'. Did you mean 'forget'?"),
         ({"methods": [JIT | {"when": {"forget": 3}}]}, ": the grid has no cell with forget '3'. Known: 2."),
@@ -295,7 +340,6 @@ HEAD = "name: mine\nforget: [2]\nseeds: [0]\nmethods: [jit]\n"
         ("a: [1\nb: 2", ", line 2, is not readable YAML: "),
         ("a: 1\n---\nb: 2", ", line 2, is not readable YAML: "),
         ("a: \x00", " is not readable YAML: "),
-        ("name: 2026-13-77\n", " is not readable YAML: "),
         ("name: !!python/object:os.system x\n", ", line 1, is not readable YAML: "),
         (HEAD + "seeds: [1]\n", ", line 5, is not readable YAML: 'seeds' is given twice."),
         (HEAD + "? [a, b]\n: 1\n", ", line 5, is not readable YAML: a key is not a word."),

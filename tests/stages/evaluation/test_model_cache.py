@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import oneshui_hf
 from oneshui_hf.cache import Cache
@@ -108,6 +109,12 @@ def test_key_depends_on_precision_processes_and_code_version(original: Run, tmp_
     others.append(keys())
     for number in (0, 1):
         assert len({json.dumps(found[number], sort_keys=True) for found in (first, *others)}) == 4
+
+
+@pytest.mark.parametrize(("device", "fp16", "expected"), [("cuda", True, "fp16"), ("cpu", True, False), ("cpu", False, False)])
+def test_float16_is_part_of_the_key_where_it_is_used(tmp_path: Path, device: str, fp16: bool, expected: bool | str) -> None:
+    accelerator: Any = SimpleNamespace(num_processes=1, device=torch.device(device))
+    assert ModelCache(Cache(tmp_path), accelerator)._half_precision(TrainOptions(dataset="synthetic", fp16=fp16)) == expected
 
 
 def test_key_depends_on_the_weights_of_a_local_backbone(tmp_path: Path, original: Run) -> None:

@@ -13,11 +13,13 @@ import torch
 from accelerate import Accelerator
 
 from oneshui_hf.data.face_set import FaceSet
+from oneshui_hf.data.preprocess import Preprocess
 from oneshui_hf.errors import UsageError
 from oneshui_hf.methods import generator, losses, seeded
 from oneshui_hf.stages.evaluation.relearning import DENSE_STEPS, SPARSE_INTERVAL, TOLERANCE, relearning_steps
 from oneshui_hf.testing.toy_problem import ToyProblem, toy_problem
 from support.affine_model import CLASSES, KINDS, Affine, affine_model, design_matrix, face_set, probabilities, task, theta
+from support.architectures import classifier
 
 PHOTOS, BATCH, LR, SEED = 7, 3, 2e-3, 5  # three steps per pass, the last one with a single photo
 
@@ -205,3 +207,11 @@ def test_model_that_hides_the_forget_set_relearns_sooner_than_an_untrained_one(p
     assert steps[0] == 0
     assert steps[1] is not None
     assert 0 < steps[1] < (steps[2] or 201)
+
+
+def test_model_with_batch_normalisation_relearns_one_photo() -> None:
+    model = classifier("resnet", "multi_label")
+    draws = np.random.default_rng(0)
+    store, labels = draws.integers(0, 256, (1, 3, 8, 8), dtype=np.uint8), torch.tensor([[1.0, 0.0, 1.0, 0.0, 1.0]])
+    faces = FaceSet(store, np.arange(1), labels, torch.zeros(1, dtype=torch.int64), Preprocess(8), ("p",))
+    assert steps_of(model, faces, 1e-9, "multi_label", at_most=2) is None

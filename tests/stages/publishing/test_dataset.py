@@ -186,3 +186,12 @@ def test_private_push_to_a_public_repository_sends_nothing(hub: Hub, client: Cli
     answer = client("push", repo_id="owner/open", dataset=str(photo_folder()))
     assert "owner/open is public, so nothing was sent" in answer["error"]
     assert not any(path.endswith(".parquet") for path in hub.files("datasets/owner/open"))
+
+
+def test_labels_that_name_people_are_not_published(hub: Hub, client: Client, named_folder: Path) -> None:
+    rows = [line.split(",") for line in (named_folder / "metadata.csv").read_text().splitlines()]
+    lines = ["file_name,identity,label", *(f"{row[0]},{row[1]},{row[1].upper()}" for row in rows[1:])]
+    (named_folder / "metadata.csv").write_text("\n".join(lines) + "\n")
+    answer = client("push", repo_id="owner/people", dataset=str(named_folder))
+    assert "are names of its people" in answer["error"]
+    assert "datasets/owner/people" not in hub.repos

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from ...errors import OneshuiError
 from ...reporting import SILENT, Reporter
+from ..near_names import describe_near_names
 from ..schema import Exclusions, Task, dataset_features
 from .layout import Layout
 
@@ -72,9 +73,13 @@ class FaceBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
         """Return the columns in addition to the schema, each with its width."""
         return {}
 
+    def photos_without_row(self) -> list[str] | None:
+        """Return the photos without an annotation row, at every load. None: those that `annotations` excluded when they were read."""
+        return None
+
     @classmethod
     def fingerprint(cls, data_dir: Path | None) -> str:
-        """Return a hash of all inputs of the rows, since `datasets` does not check files for changes."""
+        """Return a hash of all inputs of the rows: annotation files, and the photos that they name. `datasets` does not check files."""
         raise OneshuiError(f"{cls.__name__} does not implement `fingerprint`.")
 
     def _info(self) -> datasets.DatasetInfo:
@@ -86,13 +91,18 @@ class FaceBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
     def _generate_tables(self) -> Iterator[tuple[int, pa.Table]]:
         annotations = self.annotations()
         present = [row for row, image in enumerate(annotations.images) if image is not None]
+        keys, unused = annotations.keys, self.photos_without_row() if len(present) < len(annotations.keys) else None
+        missing = sorted(set(range(len(keys))) - set(present))
+        near = describe_near_names([keys[row] for row in missing], unused or [])
         if not present:
+            if near:
+                raise OneshuiError(f"None of the {len(keys)} annotated photos exists: {near}")
             tree = f" Expected:\n{self.layout.tree}" if self.layout else ""
             if not annotations.keys:
                 raise OneshuiError(f"No photo occurs in all annotation files of '{self.name}'.{tree}")
             raise OneshuiError(f"None of the {len(annotations.keys)} annotated photos (such as {annotations.keys[0]}) exists.{tree}")
-        missing = sorted(set(range(len(annotations.keys))) - set(present))
-        exclusions = asdict(annotations.exclusions) | {"without_image": [annotations.keys[row] for row in missing]}
+        exclusions = asdict(annotations.exclusions) | {"without_image": [keys[row] for row in missing]}
+        exclusions["notes"] += [near] if near else []
         self.info.description = json.dumps(exclusions)  # `datasets` writes it next to the Arrow data
         schema, task = self.info.features.arrow_schema, self.task()
         for start in range(0, len(present), ROWS_PER_TABLE):

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...errors import OneshuiError
-from ..images import SUFFIXES
 from ..schema import Exclusions, Task
 from .annotation_files import line_of, read_integer_table
 from .base import Annotations, FaceBuilder
-from .layout import Layout, file_names, hash_files
+from .layout import Layout, file_names, first_words, hash_files, photo_names
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,7 +75,14 @@ class CelebA(FaceBuilder):
         """Return a hash of the annotation files and of the images' names, sizes and modification times."""
         folder = LAYOUT.locate(data_dir)
         extras = [LAYOUT.find(folder, files) for files, _ in EXTRAS.values()]
-        return hash_files([LAYOUT.find(folder, ATTRIBUTES), LAYOUT.find(folder, IDENTITIES), *extras], [image_folder(folder / IMAGES)])
+        attributes = LAYOUT.require(folder, ATTRIBUTES)
+        photos = [(image_folder(folder / IMAGES), first_words(attributes))]
+        return hash_files([attributes, LAYOUT.find(folder, IDENTITIES), *extras], photos)
+
+    def photos_without_row(self) -> list[str]:
+        """Return the photos that the attribute file does not name."""
+        folder = LAYOUT.locate(self.config.data_dir)
+        return sorted(photo_names(image_folder(folder / IMAGES)) - first_words(LAYOUT.require(folder, ATTRIBUTES)))
 
     def annotations(self) -> Annotations:
         """Read attributes, identities and the optional columns."""
@@ -98,7 +104,7 @@ def join_annotations(file: Path, people: pd.Series, images: Path) -> Annotations
     """
     attributes = read_attributes(file)
     images = image_folder(images)
-    names, annotated, folder = file_names(images), set(attributes.index), str(images)
+    names, folder = file_names(images), str(images)
     known = attributes.index.isin(people.index)
     rows = attributes[known]
     keys = rows.index.tolist()
@@ -108,7 +114,6 @@ def join_annotations(file: Path, people: pd.Series, images: Path) -> Annotations
         identities=list(map(str, people.loc[keys].tolist())),
         labels=(rows.to_numpy() > 0).astype(np.int8),
         exclusions=Exclusions(
-            without_row=sorted(name for name in names - annotated if name.lower().endswith(SUFFIXES)),
             without_identity=sorted(name for name in attributes.index[~known] if name in names),
         ),
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..schema import Task
 from .base import Annotations, FaceBuilder
 from .celeba import ATTRIBUTE_NAMES, image_folder, join_annotations, read_identities
-from .layout import Layout, hash_files
+from .layout import Layout, first_words, hash_files, photo_names
 
 IMAGES = "CelebA-HQ-img"
 ATTRIBUTES = ("CelebAMask-HQ-attribute-anno.txt",)
@@ -44,7 +44,13 @@ class CelebAHQ(FaceBuilder):
     def fingerprint(cls, data_dir: Path | None) -> str:
         """Return a hash of the annotation files and of the images' names, sizes and modification times."""
         folder = LAYOUT.locate(data_dir)
-        return hash_files([LAYOUT.find(folder, ATTRIBUTES), LAYOUT.find(folder, IDENTITIES)], [image_folder(folder / IMAGES)])
+        attributes = LAYOUT.require(folder, ATTRIBUTES)
+        return hash_files([attributes, LAYOUT.find(folder, IDENTITIES)], [(image_folder(folder / IMAGES), first_words(attributes))])
+
+    def photos_without_row(self) -> list[str]:
+        """Return the photos that the attribute file does not name."""
+        folder = LAYOUT.locate(self.config.data_dir)
+        return sorted(photo_names(image_folder(folder / IMAGES)) - first_words(LAYOUT.require(folder, ATTRIBUTES)))
 
     def annotations(self) -> Annotations:
         """Read attributes and identities."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import OneshuiError, UsageError
+from ...option_values import expand_home
+from ...runs import MANIFEST, RECORD
+from ..images import SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Layout:
             raise UsageError(
                 f"Data set '{self.name}' is read from a folder on disk: name it with --data-dir. Expected content:\n{self.tree}"
             )
-        given = Path(data_dir).expanduser()
+        given = Path(expand_home(str(data_dir)))
         if not given.is_dir():
             raise UsageError(f"--data-dir {data_dir} is not a folder. Expected content for '{self.name}':\n{self.tree}")
         partial = [folder for folder in (given, given / self.home) if self._has_any(folder)]
@@ -95,13 +98,22 @@ def _below(folder: Path) -> Iterator[Path]:
             yield Path(current)
 
 
-def hash_files(files: Sequence[Path | None], folders: Sequence[Path]) -> str:
-    """Return a hash of the annotation files' contents and of the image folders' names, sizes and modification times."""
+def hash_files(files: Sequence[Path | None], photos: Sequence[tuple[Path, Collection[str]]]) -> str:
+    """Return a hash of the annotation files' contents and of the photos' names, sizes and modification times.
+
+    Other files in the folders do not count: runs, notes, thumbnails.
+
+    Args:
+        files: The annotation files.
+        photos: Folders, each with the paths or the names of the photos that the annotation files name.
+    """
     digest = hashlib.sha256()
     for file in filter(None, files):
         digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
-    for folder in folders:
+    for folder, names in photos:
         for name, entry in walk_files(folder):
+            if name not in names and entry.name not in names:
+                continue
             with contextlib.suppress(FileNotFoundError):  # removed in the meantime
                 status = entry.stat()
                 digest.update(os.fsencode(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n"))
@@ -109,16 +121,30 @@ def hash_files(files: Sequence[Path | None], folders: Sequence[Path]) -> str:
     return digest.hexdigest()[:32]
 
 
-def walk_files(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
+def first_words(file: Path) -> set[str]:
+    """Return the first word of every line of an annotation file: the photos that it names, and its header."""
+    words = set()
+    for line in file.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines():
+        cells = line.split(b",", 1) if b"," in line else line.split(None, 1)
+        if cells:
+            words.add(cells[0].strip().strip(b'"').decode(errors="replace"))
+    return words
+
+
+def walk_files(folder: Path, *, skip_runs: bool = False) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Yield (relative path, entry) of every file below a folder, in the same order on every machine.
 
-    Links are followed, each folder is visited once, and broken links are ignored.
+    Links are followed, each folder is visited once, and broken links are ignored. `skip_runs` leaves out the folders of runs and benchmarks
+    below it.
     """
-    stack, visited = [str(folder)], set()
+    stack: list[str] = [str(folder)]
+    visited: set[Path] = set()
     start = len(os.path.join(folder, ""))  # noqa: PTH118 - of 200,000 paths, cutting the text is faster than relative_to
     while stack:
         current = stack.pop()
         if (real := Path(current).resolve()) in visited or not real.is_dir():
+            continue
+        if skip_runs and visited and any((real / name).is_file() for name in (RECORD, MANIFEST)):
             continue
         visited.add(real)
         with os.scandir(current) as entries:
@@ -133,3 +159,8 @@ def walk_files(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
 def file_names(folder: Path) -> set[str]:
     """Return the relative paths of all files below a folder."""
     return {name for name, _ in walk_files(folder)}
+
+
+def photo_names(folder: Path) -> set[str]:
+    """Return the relative paths of all photos below a folder, without those in runs."""
+    return {name for name, _ in walk_files(folder, skip_runs=True) if name.lower().endswith(SUFFIXES)}

@@ -15,10 +15,11 @@ import datasets
 import numpy as np
 
 from ...errors import OneshuiError
+from ..identities import MISSING
 from ..image_hashes import NEAR_DUPLICATE_BITS, find_near_duplicates, hash_images
 from ..images import SUFFIXES
 from ..schema import Exclusions, Task
-from .annotation_files import read_text_table
+from .annotation_files import read_text_column, read_text_table
 from .base import Annotations, FaceBuilder
 from .layout import Layout, hash_files, walk_files
 
@@ -69,8 +70,19 @@ class Mufac(FaceBuilder):
     def fingerprint(cls, data_dir: Path | None) -> str:
         """Return a hash of the annotation files and of the images' names, sizes and modification times."""
         folder = LAYOUT.locate(data_dir)
-        folders = [images for part in PARTS for images in _image_folders(folder, part)]
-        return hash_files([LAYOUT.find(folder, names) for names in LAYOUT.files], folders)
+        photos = [(images, _named_photos(folder, part)) for part in PARTS for images in _image_folders(folder, part)]
+        return hash_files([LAYOUT.find(folder, names) for names in LAYOUT.files], photos)
+
+    def photos_without_row(self) -> list[str]:
+        """Return the photos of each part's own folder that its annotation file does not name."""
+        folder = LAYOUT.locate(self.config.data_dir)
+        return sorted(
+            path.relative_to(folder).as_posix()
+            for part, photos in _photos(folder).items()
+            for named in [_named_photos(folder, part)]
+            for path in photos
+            if path.parent.name == f"{part}_images" and path.name not in named
+        )
 
     def annotations(self) -> Annotations:
         """Concatenate the rows of the three parts."""
@@ -86,20 +98,11 @@ class Mufac(FaceBuilder):
         photos = _photos(folder)
         paths = {part: {path.name: str(path) for path in found} for part, found in photos.items()}
         images = [paths[part].get(name) for part, name in zip(frame["part"], frame["image_path"], strict=True)]
-        used = set(filter(None, images))
         annotations = Annotations(
             keys=frame["image_path"].tolist(),
             images=images,
             identities=(frame["family_id"] + "_" + frame["person_id"]).tolist(),
             labels=frame["age_class"].map(CLASSES.index).to_numpy(dtype=np.int64),
-            exclusions=Exclusions(
-                without_row=sorted(
-                    path.relative_to(folder).as_posix()
-                    for part in PARTS
-                    for path in photos[part]
-                    if str(path) not in used and path.parent.name == f"{part}_images"
-                )
-            ),
         )
         return self._drop_near_duplicates(annotations, frame["part"].tolist()) if self.config.cleaned else annotations
 
@@ -124,7 +127,7 @@ class Mufac(FaceBuilder):
             images=[annotations.images[row] for row in rest],
             identities=[annotations.identities[row] for row in rest],
             labels=annotations.labels[rest],
-            exclusions=Exclusions(without_row=annotations.exclusions.without_row, near_duplicates=duplicates),
+            exclusions=Exclusions(near_duplicates=duplicates),
             depends_on_images=True,
         )
 
@@ -140,10 +143,22 @@ def read_part(file: Path) -> pd.DataFrame:
         raise OneshuiError(f"{file} has no column {' and '.join(missing)}; it needs {', '.join(COLUMNS)}.")
     table.require_no_empty_cells(COLUMNS)
     frame = table.cells[list(COLUMNS)].apply(lambda column: column.str.strip())
+    for column in ("family_id", "person_id"):
+        if (unknown := np.flatnonzero(frame[column].str.casefold().isin(MISSING))).size:
+            raise OneshuiError(
+                f"{table.where(unknown[0])} has '{frame[column][unknown[0]]}' as {column}, which is no name; fill it in or remove the line."
+            )
     if (invalid := np.flatnonzero(~frame["age_class"].isin(CLASSES))).size:
         value = frame["age_class"][invalid[0]]
         raise OneshuiError(f"{table.where(invalid[0])} has the age class '{value}', which is not one of a to h; repair or remove it.")
     return frame
+
+
+def _named_photos(folder: Path, part: str) -> frozenset[str]:
+    """Return the photo names in a part's annotation file; an invalid file is reported when it is read."""
+    file = folder / f"custom_{part}_dataset.csv"
+    names = read_text_column(file, lambda columns: COLUMNS[-1] if COLUMNS[-1] in columns else columns[0])
+    return frozenset(name.strip() for name in names)
 
 
 def _image_folders(folder: Path, part: str) -> list[Path]:

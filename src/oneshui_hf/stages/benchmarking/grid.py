@@ -20,19 +20,21 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_origin
+from typing import Any, TypeVar
 
 from ...data.load import FOLDER
 from ...data.split import load_split
 from ...errors import UsageError, did_you_mean
 from ...methods.base import Method
-from ...models.load import TINY
-from ...options import field_name, flag, names, resolve, types_of
+from ...option_values import expand_home
+from ...options import field_name, flag, names, require_one_spelling, resolve
 from ...plugins import DATASETS, METHODS, Plugins
+from ...public_names import TINY
 from ...results.table_columns import BUILTIN_ROWS
+from ...yaml_lines import LocatedList, LocatedMapping, describe_value, is_null, prefix_errors, require_known_keys
 from ..command_options import EvaluateOptions, TrainOptions
 from ..presets import is_preset_file, resolve_preset
-from .yaml_lines import GridFile, LocatedList, LocatedMapping, describe_value, open_grid, parse_grid, prefix_errors, require_known_keys
+from .grid_file import GridFile, read_grid_file
 
 OptionsT = TypeVar("OptionsT")
 
@@ -122,8 +124,7 @@ def read_grid(source: str) -> Grid:
     Raises:
         UsageError: The grid does not exist or is invalid; the message names file and line.
     """
-    text, file = open_grid(source)
-    grid = parse_grid(text, file)
+    grid, file = read_grid_file(source)
     require_known_keys(grid, KEYS, "a grid", file)
     if "name" not in grid:
         raise UsageError(f"{file.name} has no 'name: NAME' line.")
@@ -167,19 +168,19 @@ def _read_dataset(grid: LocatedMapping, entry: LocatedMapping, number: int, file
     """Yield the cells of one data set."""
     location, installed = file.locate(entry), Plugins(DATASETS).names
     given = {key: value for key, value in entry.items() if key not in ("name", "forget", "seeds")}
-    if given.get("dataset") is None:
+    if is_null(given.get("dataset")):
         raise UsageError(f"{location}: a data set needs a 'dataset: NAME' line.")
     _require_allowed(given, TrainOptions, NOT_IN_TRAINING, entry, file)
     source = str(given["dataset"])
     default_name = source if source in installed and source != FOLDER else f"data {number}"  # a path may contain a person's name
     name = _read_label(entry["name"], "name", file.locate(entry, "name")) if "name" in entry else default_name
     known_words = {"dataset": installed, "model": [TINY]}  # never paths, even if a folder has the same name
-    for key in PATH_OPTIONS:
-        if key in given and given[key] not in known_words.get(key, ()):
-            given[key] = file.resolve_path(given[key])
+    for key, value in given.items():
+        if field_name(key) in PATH_OPTIONS and value not in known_words.get(field_name(key), ()):
+            given[key] = file.resolve_path(value)
     sizes, seeds = (_read_integers(grid, entry, key, option, file) for key, option in (("forget", "forget"), ("seeds", "seed")))
     recipe = _resolve(TrainOptions, given, f"data set '{name}'", location)
-    if source not in installed and "/" not in source and not recipe.data_dir and not Path(recipe.dataset).expanduser().exists():
+    if source not in installed and "/" not in source and not recipe.data_dir and not Path(recipe.dataset).exists():
         raise UsageError(
             f"{file.locate(entry, 'dataset')}: '{source}' is neither a data set nor a folder.{did_you_mean(source, installed)}"
         )
@@ -204,7 +205,6 @@ def _read_integers(grid: LocatedMapping, entry: LocatedMapping, key: str, option
         raise UsageError(f"{location}: '{key}' is a list of whole numbers, such as [1, 2], not {describe_value(items)}.")
     numbers: list[int] = []
     for item in items:
-        _require_scalars({option: item}, TrainOptions, location)
         numbers.append(getattr(_resolve(TrainOptions, {"dataset": "-", option: item}, f"'{key}'", location), option))
     if len(set(numbers)) < len(numbers):
         raise UsageError(f"{location}: '{key}' contains a number twice.")
@@ -226,7 +226,7 @@ def _read_methods(grid: LocatedMapping, cells: Sequence[Cell], file: GridFile) -
         elif isinstance(item, LocatedMapping):
             added = [_read_method(item, cells, file)]
         elif isinstance(item, str):
-            added = [MethodEntry(item, item)]
+            added = [MethodEntry(str(item), str(item))]
         else:
             raise UsageError(f"{location}: a method is a name or a mapping with 'method: NAME', not {describe_value(item)}.")
         entries += [_validated(entry, cells, location) for entry in added]
@@ -247,21 +247,21 @@ def _read_method(item: LocatedMapping, cells: Sequence[Cell], file: GridFile) ->
     """Read a method that is given as a mapping. Its options are not checked yet."""
     require_known_keys(item, METHOD_KEYS, "a method", file)
     location, method = file.locate(item), item.get("method")
-    if not isinstance(method, str):
+    if not isinstance(method, str) or is_null(method):
         raise UsageError(f"{location}: a method needs a 'method: NAME' line.")
-    label = _read_label(item["label"], "label", file.locate(item, "label")) if "label" in item else method
-    preset, options = item.get("preset"), item.get("options")
+    label = _read_label(item["label"], "label", file.locate(item, "label")) if "label" in item else str(method)
+    preset, options = (None if is_null(item.get(key)) else item[key] for key in ("preset", "options"))
     if not isinstance(preset, str | None) or preset == "":
         raise UsageError(f"{file.locate(item, 'preset')}: a preset is a name or a file, not {describe_value(preset)}.")
     if options is not None and not isinstance(options, LocatedMapping):
         raise UsageError(f"{file.locate(item, 'options')}: the options of a method are a mapping, not {describe_value(options)}.")
-    preset = file.resolve_path(preset) if preset and is_preset_file(preset) else preset
-    return MethodEntry(label, method, preset, dict(options or {}), _read_conditions(item, cells, file))
+    preset = file.resolve_path(expand_home(preset)) if preset and is_preset_file(preset) else preset
+    return MethodEntry(label, str(method), str(preset) if preset else None, options or {}, _read_conditions(item, cells, file))
 
 
 def _read_conditions(item: LocatedMapping, cells: Sequence[Cell], file: GridFile) -> dict[str, Any]:
     when = item.get("when")
-    if when is None:
+    if is_null(when):
         return {}
     if not isinstance(when, LocatedMapping):
         raise UsageError(f"{file.locate(item, 'when')}: 'when' is a mapping of dataset and forget, not {describe_value(when)}.")
@@ -284,8 +284,9 @@ def _validated(entry: MethodEntry, cells: Sequence[Cell], location: str) -> Meth
         raise UsageError(f"{location}: every table already has a row '{entry.label}'; give the method another label.")
     with prefix_errors(location):
         method_class: type[Method[Any]] = Plugins(METHODS).load(entry.method)
-    _require_scalars(entry.options, method_class.options, location)
     spellings = names(method_class.options)
+    if isinstance(entry.options, LocatedMapping):
+        require_one_spelling(entry.options, method_class.options)
     values = dict(entry.options)
     for dataset, forget in sorted({(cell.train.dataset, cell.forget) for cell in cells if entry.runs_in(cell)}):
         with prefix_errors(location):
@@ -321,7 +322,6 @@ def _read_evaluation(grid: LocatedMapping, file: GridFile) -> EvaluateOptions:
 
 
 def _resolve(options: type[OptionsT], values: Mapping[str, Any], where: str, location: str) -> OptionsT:
-    _require_scalars(values, options, location)
     with prefix_errors(location):
         return resolve(options, values, where)
 
@@ -331,26 +331,17 @@ def _require_allowed(
 ) -> None:
     """Raise a UsageError for options that a grid cannot set."""
     spellings = names(options)
+    require_one_spelling(within, options)
     for key in given:
         field = spellings.get(field_name(key), "")
         if field in refused:
             raise UsageError(f"{file.locate(within, key)}: {flag(field)} does not go here: {refused[field]}.")
 
 
-def _require_scalars(values: Mapping[str, Any], options: type[Any], location: str) -> None:
-    """Raise a UsageError for a list or mapping as the value of an option that takes one value; it would be converted to text."""
-    types, spellings = types_of(options), names(options)
-    for key, value in values.items():
-        field = spellings.get(field_name(key))
-        items = value if isinstance(value, list) and field and get_origin(types[field]) in (tuple, list) else [value]
-        if any(isinstance(item, list | dict | set | bytes) for item in items):
-            raise UsageError(f"{location}: {flag(key)} takes one value, not {describe_value(value)}.")
-
-
 def _read_label(value: Any, what: str, location: str) -> str:
     """Return a name or label, checked to be fit for a table."""
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise UsageError(f"{location}: a {what} is text; write it in quotes.")
+    if not isinstance(value, str):
+        raise UsageError(f"{location}: a {what} is text, not {describe_value(value)}.")
     text = str(value).strip()
     if not text or len(text) > MAX_LABEL_CHARACTERS or not text.isprintable() or "|" in text:
         raise UsageError(f"{location}: a {what} has 1 to {MAX_LABEL_CHARACTERS} printable characters other than '|'.")

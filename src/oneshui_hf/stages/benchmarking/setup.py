@@ -5,19 +5,34 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-
-from accelerate import Accelerator
+from typing import TYPE_CHECKING
 
 from ...cache import Cache
 from ...errors import UsageError, did_you_mean
+from ...option_values import expand_home
 from ...reporting import Reporter
 from ...runs import MANIFEST, read_object, require_writable_place
 from ..command_options import BenchmarkOptions
-from ..evaluation.model_cache import ModelCache
-from .grid import Grid
-from .jobs import Job
+from .grid import Grid, read_grid
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from ..evaluation.model_cache import ModelCache
+    from .jobs import Job
 
 BENCHMARKS = Path("benchmarks")
+
+
+def check_benchmark(options: BenchmarkOptions) -> None:
+    """Check a grid and the options of its benchmark, before anything heavy is imported.
+
+    Raises:
+        UsageError: The grid, an option or the folder is invalid.
+    """
+    grid = with_data_dirs(read_grid(options.grid), options.data_dir)
+    resolve_output_dir(options, grid)
+    jobs_of_shard([], options.shard)
 
 
 def with_data_dirs(grid: Grid, given: Sequence[str]) -> Grid:
@@ -29,14 +44,16 @@ def with_data_dirs(grid: Grid, given: Sequence[str]) -> Grid:
     folders = {}
     names = {cell.dataset for cell in grid.cells}
     for word in given:
-        name, equals, folder = word.partition("=")
+        # A name may contain an equals sign, too.
+        name = next((name for name in sorted(names, key=len, reverse=True) if word.startswith(f"{name}=")), word.partition("=")[0])
+        equals, folder = word[len(name) : len(name) + 1], word[len(name) + 1 :]
         if not (equals and folder):
             raise UsageError(
                 f"--data-dir takes NAME=DIR here, not '{word}': the grid may have several data sets ({', '.join(sorted(names))})."
             )
         if name not in names:
             raise UsageError(f"The grid has no data set '{name}'.{did_you_mean(name, names)}")
-        folders[name] = folder
+        folders[name] = expand_home(folder)
     cells = (
         dataclasses.replace(cell, train=dataclasses.replace(cell.train, data_dir=folders.get(cell.dataset, cell.train.data_dir)))
         for cell in grid.cells
@@ -67,6 +84,8 @@ def open_model_cache(options: BenchmarkOptions, grid: Grid, output: Path, accele
     Raises:
         UsageError: Its folder is a file, or contains other files.
     """
+    from ..evaluation.model_cache import ModelCache
+
     cache = Cache(options.cache_dir or output / "cache")
     cache.entries()  # checks the folder, once; otherwise every job would fail with the same error
     return ModelCache(cache, accelerator, reporter, evaluation=grid.evaluate)

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 from ...cache import VAULT, Cache
@@ -27,9 +28,10 @@ from ...public_names import dataset_name, public_dataset_name
 from ...recognition.encoders import NONE
 from ...reporting import SILENT, Reporter
 from ...runs import RECORD, SPLIT, Run, hash_file, hash_weights
+from ..checks import resume_folder
 from ..command_options import EvaluateOptions, PrepareOptions, RetrainOptions, SplitOptions, TrainOptions, UnlearnOptions
-from ..distributed import on_main, supports_bf16
-from ..prepare import prepare, resume_folder
+from ..distributed import on_main, supports_bf16, training_dtype
+from ..prepare import prepare
 from ..run_data import training_options
 from ..train import RECIPE_VERSION, backbone_name, recipe_split, retrain, train
 from ..unlearn import unlearn
@@ -39,7 +41,7 @@ from .predictions import has_all_predictions
 NOT_IN_KEY = {
     *("dataset", "data_dir", "subset", "image_column", "identity_column", "label_columns", "model", "split", "seed"),
     *(field.name for field in dataclasses.fields(SplitOptions)),
-    *("output_dir", "resume", "overwrite", "bf16"),
+    *("output_dir", "resume", "overwrite", "bf16", "fp16"),
 }
 
 
@@ -216,8 +218,14 @@ class ModelCache:
             "options": original_names(TrainOptions, recipe),
             "seeds": [options.seed, seed],
             "processes": self.accelerator.num_processes,
-            "half_precision": options.bf16 and supports_bf16(self.accelerator.device),
+            "half_precision": self._half_precision(options),
         }
+
+    def _half_precision(self, options: TrainOptions) -> bool | str:
+        """Return whether training uses bfloat16, as keys have always had it, or "fp16"."""
+        if options.fp16 and training_dtype(self.accelerator.device, bf16=False, fp16=True) == torch.float16:
+            return "fp16"
+        return options.bf16 and supports_bf16(self.accelerator.device)
 
     def _method_key(self, run: Run, method: str, resolved: Any, seed: int) -> dict[str, Any]:
         return {

@@ -12,6 +12,7 @@ from ...cache import Cache, cache_root
 from ...errors import OneshuiError, UsageError
 from ...reporting import Reporter
 from ...runs import RECORD, SPLIT, Run, hash_file
+from ..checks import find_original, open_oracle
 from ..command_options import EvaluateOptions
 from .model_cache import ModelCache, require_repeatable
 
@@ -40,7 +41,7 @@ class ReferenceModels:
             UsageError: A model is not of the kind it is given as, or references are requested and the original is unknown.
             OneshuiError: A model was made with another split.
         """
-        original = _find_original(run, options.original)
+        original = find_original(run, options.original)
         oracle = _find_oracle(original, options.oracle) or (run if run.record.kind == "oracle" else None)
         for other in (original, oracle):
             if other is not None and hash_file(other.path / SPLIT) != hash_file(run.path / SPLIT):
@@ -65,24 +66,9 @@ class ReferenceModels:
         }
 
 
-def _find_original(run: Run, given: str | None) -> Run | None:
-    if given:
-        original = Run.open(given)
-        if original.record.kind != "original":
-            raise UsageError(f"{given} is an {original.record.kind} model; --original takes the original.")
-        return original
-    if run.record.kind == "original":
-        return run
-    parent = (run.record.parent or {}).get("run")  # a published run contains no path
-    return Run.open(parent) if parent and Path(parent).is_dir() else None
-
-
 def _find_oracle(original: Run | None, given: str | None) -> Run | None:
     if given:
-        oracle = Run.open(given)
-        if oracle.record.kind != "oracle":
-            raise UsageError(f"{given} is an {oracle.record.kind} model; --oracle takes a model made by `oneshui retrain`.")
-        return oracle.require_complete()
+        return open_oracle(given).require_complete()
     default = Path(f"{original.path}-oracle") if original else None
     found = Run.open(default) if default and (default / RECORD).exists() else None
     return found if found and found.record.state == "complete" else None

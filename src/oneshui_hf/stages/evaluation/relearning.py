@@ -22,6 +22,7 @@ from ...data.schema import Task
 from ...errors import UsageError
 from ...models.outputs import losses
 from ...seeding import generator, seeded
+from ..training.steps import use_running_statistics
 
 # The original's loss is the end of a long training at a falling rate; its last tenth reflects that rate more than memorisation.
 TOLERANCE = 1.1
@@ -86,6 +87,8 @@ def relearning_steps(
             for positions in order.split(batch_size)[: last - step]:
                 pixels, labels = forget.batch(positions, accelerator.device)
                 student.train()
+                if len(positions) == 1:
+                    use_running_statistics(student)
                 losses(student(pixel_values=pixels).logits.float(), labels, task.kind).mean().backward()
                 optimizer.step()
                 optimizer.zero_grad()
@@ -100,7 +103,7 @@ def _mean_loss(model: nn.Module, faces: FaceSet, task: Task, device: torch.devic
     """Return the mean loss over all photos, accumulated in double precision."""
     model.eval()
     total = 0.0
-    with torch.inference_mode():
+    with torch.no_grad():
         for positions in torch.arange(len(faces)).split(batch_size):
             pixels, labels = faces.batch(positions, device)
             total += losses(model(pixel_values=pixels).logits.float(), labels, task.kind).double().sum().item()

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from huggingface_hub.utils import validate_repo_id
 
 from ...card import data_card
+from ...data.identity_labels import describe_labels, labels_of_one_identity, names_people, publish_people
 from ...data.images import ImageError, decode
 from ...data.load import load_faces
 from ...data.memmap_cache import WORKERS
@@ -48,7 +49,7 @@ def push_data(options: DataPushOptions, reporter: Reporter = SILENT) -> str:
         validate_repo_id(options.repo_id)  # checked before the data is read, which can take hours
         api = logged_in_client()
     faces = load_faces(**options.source(), reporter=reporter)
-    for note in faces.exclusions.messages():
+    for note in [*faces.exclusions.messages(), describe_labels(faces)]:
         reporter.note(note)
     with tempfile.TemporaryDirectory(prefix="oneshui-push-") as scratch, hub_errors(options.repo_id, options.revision):
         folder = Path(scratch)
@@ -70,8 +71,14 @@ def collect_dataset_files(faces: Faces, folder: Path, *, keep_names: bool, repor
     """Write the published files, except the card, into an empty folder; return the data set without unreadable photos.
 
     Raises:
-        OneshuiError: No photo can be read.
+        OneshuiError: No photo can be read, or the labels name people.
     """
+    is_people = names_people(faces, labels_of_one_identity(faces))
+    if not keep_names and publish_people(faces.task.label_names, faces.people, is_people=is_people):
+        raise OneshuiError(
+            f"Labels of '{faces.name}' are names of its people, who would be numbered in vain, so nothing was sent; choose other "
+            "--label-columns, or publish the names with --keep-names."
+        )
     schema = dataset_features(faces.task).arrow_schema
     (folder / "data").mkdir()
     shards: list[Path] = []

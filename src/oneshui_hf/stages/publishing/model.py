@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
-from ...errors import OneshuiError, UsageError
+from ...errors import OneshuiError
 from ...hub import Repository, hub_errors, logged_in_client
 from ...methods.identity_store import BLOB, BLOBS, read_index
 from ...methods.identity_store import INDEX as IDENTITY_INDEX
@@ -25,17 +27,17 @@ from ...runs import (
     METRICS,
     PREPROCESSOR,
     RECORD,
-    RUNS,
+    SPLIT,
     Record,
     Run,
     hash_weights,
     new_folder,
     read_json,
-    require_writable,
     write_bytes,
     write_json,
     write_record,
 )
+from ..checks import check_people_flags, check_pull
 from ..command_options import PullOptions, PushOptions
 from .redaction import (
     PrivateTerms,
@@ -67,7 +69,7 @@ def push(run: Run, options: PushOptions, reporter: Reporter = SILENT) -> str:
             the two flags for per-identity data was given.
         OneshuiError: The run contains something that may not be published, or the Hub cannot be reached or denies access.
     """
-    _check_people_flags(options)
+    check_people_flags(options)
     run.require_complete()
     with tempfile.TemporaryDirectory(prefix="oneshui-push-") as scratch, hub_errors(options.repo_id, options.revision):
         api, folder = logged_in_client(), Path(scratch)
@@ -80,16 +82,6 @@ def push(run: Run, options: PushOptions, reporter: Reporter = SILENT) -> str:
         return repository.commit(folder, options.commit_message, is_published_file, reporter)
 
 
-def _check_people_flags(options: PushOptions) -> None:
-    if options.with_people and not options.people_are_personal_data:
-        raise UsageError(
-            "--with-people publishes the encrypted per-identity data of the artefacts; it is personal data, anybody who ever gets the keys "
-            "can read it, and it cannot be called back. Add --people-are-personal-data to confirm."
-        )
-    if options.people_are_personal_data and not options.with_people:
-        raise UsageError("--people-are-personal-data needs --with-people; without it no per-identity data is sent.")
-
-
 def pull(options: PullOptions, reporter: Reporter = SILENT) -> Run:
     """Download a published run. The run folder is created complete and checked, or not at all.
 
@@ -98,8 +90,7 @@ def pull(options: PullOptions, reporter: Reporter = SILENT) -> Run:
         OneshuiError: The repository is missing, does not contain a run, or its weights do not match its record; or the Hub cannot be
             reached.
     """
-    path = Path(options.output_dir or RUNS / options.repo_id.rpartition("/")[2])
-    require_writable(path, overwrite=options.overwrite)
+    path = check_pull(options)
     with new_folder(path, replace=options.overwrite) as scratch:
         reporter.info(f"Fetching {options.repo_id}.")
         with hub_errors(options.repo_id, options.revision):
@@ -136,6 +127,7 @@ def collect_public_files(run: Run, folder: Path, reporter: Reporter = SILENT, *,
         OneshuiError: The run's weights do not match its record, or a file contains something that may not be published.
     """
     config = public_config(read_json(run.path / CONFIG), run)
+    _refuse_labels_of_people(config, run)
     write_json(folder / CONFIG, config)
     write_json(folder / PREPROCESSOR, public_preprocessor(read_json(run.path / PREPROCESSOR)))
     _copy_weights(run, folder)
@@ -145,10 +137,37 @@ def collect_public_files(run: Run, folder: Path, reporter: Reporter = SILENT, *,
         if target and with_people:
             _copy_identity_files(source.parent, target)
     if (run.path / METRICS).exists():
-        write_json(folder / METRICS, public_metrics(read_json(run.path / METRICS)))
+        from ...card import OUTDATED_MAP, has_outdated_map
+
+        metrics = read_json(run.path / METRICS)
+        if has_outdated_map(metrics):
+            reporter.warn(f"{run.path / METRICS}: {OUTDATED_MAP}")
+        write_json(folder / METRICS, public_metrics(metrics))
     record = public_record(run.record, config, private, reporter)
     write_record(folder, record)
     return record
+
+
+def _refuse_labels_of_people(config: Mapping[str, Any], run: Run) -> None:
+    """Check that no label is the name of a person: the config, the record and the card contain all labels.
+
+    Raises:
+        OneshuiError: One is.
+    """
+    from ...data.identity_labels import LABELS_NAME_PEOPLE, publish_people
+    from ...data.split import load_split
+
+    labels = [str(name) for name in (config.get("id2label") or {}).values()]
+    people: set[str] = set()
+    if (run.path / SPLIT).exists():
+        split = load_split(run.path / SPLIT)
+        people.update(split.forget, *split.people.values())
+    # Records from before this was checked do not have it.
+    if publish_people(labels, people, is_people=run.record.dataset.get(LABELS_NAME_PEOPLE)):
+        raise OneshuiError(
+            f"Labels of {run.path} are names of its identities, and {CONFIG} contains all labels, so nothing was sent; "
+            "train on labels that do not name people."
+        )
 
 
 def _copy_weights(run: Run, folder: Path) -> None:

@@ -222,13 +222,14 @@ def public_config(config: dict[str, Any], run: Run) -> dict[str, Any]:
     """Return the entries that a config of this architecture has, without those that contain a path."""
     from transformers import AutoConfig
 
-    from ...models import sharded  # noqa: F401  registers the architecture with transformers
+    from ...models.register import register
 
+    register()
     try:
         known = AutoConfig.for_model(config.get("model_type", "")).to_dict().keys() - {"_name_or_path"}
     except ValueError:
         raise OneshuiError(f"transformers does not have the architecture '{config.get('model_type')}' of {run.path}.") from None
-    labels = ("id2label", "label2id")
+    labels = ("id2label", "label2id", "label_names")  # the last for models of timm
     return {
         key: value
         for key, value in config.items()

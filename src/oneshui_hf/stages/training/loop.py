@@ -12,13 +12,14 @@ from accelerate import Accelerator
 from ...data.augment import augment
 from ...data.face_set import FaceSet
 from ...methods.weight_space import Weights
-from ...metrics.functional import score
+from ...metrics.functional import is_scorable, score
 from ...models.outputs import losses, predict
 from ...reporting import Reporter
 from ...seeding import generator, seeded
 from ..command_options import TrainOptions
-from ..distributed import bf16_autocast, on_main
+from ..distributed import autocast, on_main, training_dtype
 from . import checkpoint
+from .steps import has_unused_parameters, use_running_statistics
 
 
 def fit(
@@ -39,7 +40,7 @@ def fit(
     Args:
         model: The classifier; parameters without `requires_grad` are not updated.
         faces: The training set.
-        val: The validation set; decides the best epoch if `options.keep` is "best".
+        val: The validation set; decides the best epoch if `options.keep` is "best". If it has no score, the last epoch is kept.
         task: Decides loss and score.
         options: The recipe.
         seed: Seed of order and augmentation.
@@ -51,15 +52,25 @@ def fit(
     step_size = options.batch_size * accelerator.num_processes
     steps = math.ceil(len(faces) / step_size)
     optimizer = _optimizer(model, options)
+    dtype = training_dtype(accelerator.device, bf16=options.bf16, fp16=options.fp16)
+    scaler = torch.amp.GradScaler(accelerator.device.type, enabled=dtype == torch.float16)  # otherwise it does nothing
     progress: dict[str, Any] = {"best_epoch": None, "best_score": None, "history": []}
     best: Weights | None = None
+    has_score = is_scorable(val.labels, task)
+    if options.keep == "best" and not has_score:
+        reporter.warn("No label varies over the photos of val, so no epoch has a score there; the last epoch is kept.")
     first = 0
     if options.resume and (folder := checkpoint.latest(path)):
         weights, best, state, progress = checkpoint.load(folder)
         model.load_state_dict(weights)
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         first = progress.pop("epoch")
+        scale = progress.pop("loss_scale", None)
+        if scale and scaler.is_enabled():
+            scaler.load_state_dict(scale)
         reporter.info(f"Resuming after epoch {first}.")
+    if accelerator.num_processes > 1 and accelerator.ddp_handler:  # the search costs time, and warns where it finds nothing
+        accelerator.ddp_handler.find_unused_parameters = has_unused_parameters(model, faces.preprocess.size)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
 
     for epoch in range(first, options.epochs):
@@ -73,33 +84,41 @@ def fit(
                 positions = order[step * step_size : (step + 1) * step_size]
                 local, divisor = _local_batch(positions, accelerator)
                 pixels = augment(faces.raw_pixels(local).to(accelerator.device), options.augment, draws)
-                with bf16_autocast(accelerator.device, options.bf16):
+                if len(local) == 1:
+                    use_running_statistics(wrapped)
+                with autocast(accelerator.device, dtype):
                     logits = wrapped(pixel_values=faces.preprocess(pixels)).logits
                 photo_losses = losses(logits.float(), faces.labels[local].to(accelerator.device), task.kind)
                 loss = photo_losses.sum() / divisor
                 optimizer.zero_grad()
-                accelerator.backward(loss)
-                optimizer.step()
+                accelerator.backward(scaler.scale(loss))
+                scaler.step(optimizer)
+                scaler.update()
                 total += photo_losses.detach().sum()
         mean = accelerator.reduce(total, reduction="sum").item() / len(faces)
         entry, message = {"epoch": epoch + 1, "train_loss": mean}, f"Epoch {epoch + 1}: loss {mean:.4f}"
-        if validate == "each" or options.keep == "best" or epoch + 1 == options.epochs:
+        if has_score and (validate == "each" or options.keep == "best" or epoch + 1 == options.epochs):
             value = score(predict(model, val, accelerator), val.labels, task)
             entry[f"val_{task.score_name}"], message = value, f"{message}, val {task.score_name} {value:.1f}"
         progress["history"].append(entry)
         reporter.info(message)
-        if options.keep == "best" and (progress["best_score"] is None or value > progress["best_score"]):
+        if options.keep == "best" and has_score and _is_better(value, progress["best_score"]):
             progress |= {"best_score": value, "best_epoch": epoch + 1}
             best = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-        best_so_far = best
+        best_so_far, so_far = best, progress | ({"loss_scale": scaler.state_dict()} if scaler.is_enabled() else {})
         on_main(
             accelerator,
-            lambda: checkpoint.save(path, epoch + 1, model.state_dict(), best_so_far, optimizer.state_dict(), progress),  # noqa: B023
+            lambda: checkpoint.save(path, epoch + 1, model.state_dict(), best_so_far, optimizer.state_dict(), so_far),  # noqa: B023
         )
     if best is not None:
         model.load_state_dict(best)
     accelerator.free_memory()  # it holds references to prepared models, and one process may train many
     return progress | {"epochs": options.epochs}
+
+
+def _is_better(value: float, best: float | None) -> bool:
+    """Return whether a score is higher than the best one so far; any score is better than none, or than NaN of diverged weights."""
+    return best is None or math.isnan(best) or value > best
 
 
 def _optimizer(model: torch.nn.Module, options: TrainOptions) -> torch.optim.Optimizer:

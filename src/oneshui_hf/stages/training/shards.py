@@ -17,11 +17,10 @@ from transformers import PreTrainedModel
 from ...data.face_set import FaceSet
 from ...data.schema import Task
 from ...errors import OneshuiError, UsageError
-from ...metrics.functional import score
+from ...metrics.functional import is_scorable, score
 from ...models.load import load_model
 from ...models.outputs import predict
 from ...models.sharded import ShardedClassifier, ShardWeights, combine_shards, shard_of, shard_weights, wrap_backbone
-from ...options import fields
 from ...reporting import Reporter
 from ...runs import Run, new_folder, read_json, write_json
 from ...seeding import derive
@@ -31,16 +30,6 @@ from .loop import fit
 
 SHARDS = "shards"  # in a run that is being trained: one folder per shard, with its checkpoint and then with its adapter
 WEIGHTS, OUTCOME = "adapter.safetensors", "outcome.json"
-
-
-def require_adapters(options: TrainOptions) -> None:
-    """Check that adapter options are only given with --sharded.
-
-    Raises:
-        UsageError: One is given without it.
-    """
-    if not options.sharded and options.adapter_rank != fields(TrainOptions)["adapter_rank"].default:
-        raise UsageError("--adapter-rank applies to the adapters that --sharded trains; give both, or omit it.")
 
 
 class Shards:
@@ -127,10 +116,14 @@ class Shards:
                 row = {"shard": shard, "people": len(faces.positions_of), "photos": len(faces), "trained": True, **outcome}
             rows.append(row)
         model = combine_shards(self._model, weights).to(accelerator.device)
-        value = score(predict(model, val, accelerator), val.labels, task)
         trained = sum(row["trained"] for row in rows)
-        reporter.info(f"{trained} of {len(rows)} shards were trained; val {task.score_name} of the combined model: {value:.1f}")
-        return model, {"shards": rows, "shards_trained": trained, "epochs": self._options.epochs, f"val_{task.score_name}": value}
+        report: dict[str, Any] = {"shards": rows, "shards_trained": trained, "epochs": self._options.epochs}
+        message = f"{trained} of {len(rows)} shards were trained"
+        if is_scorable(val.labels, task):
+            value = report[f"val_{task.score_name}"] = score(predict(model, val, accelerator), val.labels, task)
+            message = f"{message}; val {task.score_name} of the combined model: {value:.1f}"
+        reporter.info(message)
+        return model, report
 
     def _train(
         self, shard: int, faces: FaceSet, val: FaceSet, task: Task, folder: Path, accelerator: Accelerator, reporter: Reporter
