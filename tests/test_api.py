@@ -73,6 +73,12 @@ def test_every_public_name_exists() -> None:
         _ = oneshui_hf.forget
 
 
+def test_version_is_that_of_the_distribution() -> None:
+    from importlib import metadata
+
+    assert oneshui_hf.__version__ == metadata.version("oneshui-hf")
+
+
 def test_run_describes_itself_in_one_line(run: oneshui_hf.Run) -> None:
     score = f"{run.history[-1]['val_map']:.1f}"
     assert repr(run) == f"Run({str(run.path)!r}: kind=original, dataset=synthetic, seed=0, val_map={score})"

@@ -88,7 +88,7 @@ def prepare_artefact(run: AnyRun = None, *, reporter: Reporter | None = None, **
     checks.check_prepare(original, resolved, methods)
     from .stages import prepare as stage
 
-    return (stage.estimate if resolved.dry_run else stage.prepare)(original, resolved, methods, reporter=reporter)
+    return (stage.estimate_preparation if resolved.dry_run else stage.prepare)(original, resolved, methods, reporter=reporter)
 
 
 @with_options(TuneOptions, method=True)
@@ -151,9 +151,9 @@ def benchmark(grid: str | Path, *, reporter: Reporter | None = None, **options: 
 
     check_benchmark(resolved)
     if resolved.dry_run:
-        from .stages.benchmarking.estimate import estimate
+        from .stages.benchmarking.estimate import estimate_benchmark
 
-        return estimate(resolved, reporter=reporter)
+        return estimate_benchmark(resolved, reporter=reporter)
     from .stages.benchmark import benchmark as stage
 
     return stage(resolved, reporter=reporter)

@@ -101,7 +101,7 @@ def data_card(faces: Faces, repo_id: str, *, names_kept: bool, left_out: int) ->
     """
     from huggingface_hub import DatasetCard, DatasetCardData
 
-    from .data.check import class_balance, images_per_identity
+    from .data.check import class_balance, image_count_statistics
 
     name = repo_id.rpartition("/")[2]
     data = DatasetCardData(
@@ -118,7 +118,7 @@ def data_card(faces: Faces, repo_id: str, *, names_kept: bool, left_out: int) ->
         task=faces.task.kind,
         images=len(faces),
         people=len(faces.people),
-        spread={key: f"{value:g}" for key, value in images_per_identity(faces).items()},
+        spread={key: f"{value:g}" for key, value in image_count_statistics(faces).items()},
         labels=class_balance(faces),
         names_kept=names_kept,
         left_out=left_out,

@@ -83,7 +83,7 @@ def logged_in_client() -> HfApi:
     from huggingface_hub import HfApi, get_token
 
     if get_token() is None:
-        raise UsageError("Nobody is logged in to the Hub; run `hf auth login`, or set HF_TOKEN.")
+        raise UsageError("You are not logged in to the Hub; run `hf auth login`, or set HF_TOKEN.")
     return HfApi(library_name="oneshui")
 
 

@@ -105,7 +105,7 @@ def print_preparation_cost(benchmark: Benchmark) -> Artefact:
 
 def print_joint_training_speedup(benchmark: Benchmark) -> None:
     """Print how much faster keys are trained jointly than one after the other."""
-    separately = dataclasses.replace(OPTIONS, max_identities_per_step=1, cohort_size=1)
+    separately = dataclasses.replace(OPTIONS, identities_per_step=1, cohort_size=1)
     separate, joint = (
         processor_seconds(lambda options=options: benchmark.prepare(JOINT, options)) / JOINT  # type: ignore[misc]
         for options in (separately, OPTIONS)

@@ -13,6 +13,7 @@ import pytest
 
 from oneshui_hf.cli.commands import without_aliases
 from oneshui_hf.options import fields
+from oneshui_hf.plugins import METHODS, Plugins
 from oneshui_hf.stages.command_options import TrainOptions, TuneOptions
 from support.commands import Oneshui, sentence
 
@@ -34,6 +35,44 @@ def test_help_fits_the_terminal_and_keeps_every_word(oneshui: Oneshui, command: 
     assert (code, err) == (0, "")
     assert max(map(len, out.splitlines())) <= width
     assert "…" not in out  # nothing is cut
+
+
+@pytest.mark.parametrize("method", Plugins(METHODS).names)
+@pytest.mark.parametrize("command", ["prepare", "tune", "unlearn"])
+def test_help_of_every_method_fits_the_terminal(oneshui: Oneshui, command: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    out = oneshui(command, "--method", method, "--help")[1]
+    assert max(map(len, out.splitlines())) <= 80
+    assert "…" not in out
+
+
+@pytest.mark.parametrize("command", ["prepare", "tune", "unlearn", "retrain", "evaluate", "show"])
+def test_command_without_words_is_no_traceback(oneshui: Oneshui, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = oneshui(command)
+    assert (code, "There is no finished run" in sentence(err)) == (2, True)
+
+
+def test_run_as_an_option_stands_before_other_arguments(oneshui: Oneshui, trained: Path, tmp_path: Path) -> None:
+    from support.faces import portrait
+
+    portrait(1, 1).save(tmp_path / "face.png")
+    by_argument = oneshui("predict", trained, tmp_path / "face.png", "--json")
+    assert by_argument[0] == 0
+    assert oneshui("predict", tmp_path / "face.png", "--run", trained, "--json") == by_argument
+    assert oneshui("predict", f"--run={trained}", tmp_path / "face.png", "--json") == by_argument
+
+
+def test_numbers_of_a_table_are_whole_on_a_narrow_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from oneshui_hf.cli.printing import table
+
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    row = ["runs/a-long-name-of-a-run-that-must-be-folded", "94.4 [93.1, 95.2]", "100.0", "12345.678"]
+    table(["run", "mAP", "ToW", "seconds"], [row])
+    out = capsys.readouterr().out
+    assert "…" not in out
+    assert all(word in out for cell in row[1:] for word in cell.split())
 
 
 def test_train_help_groups_options_in_panels(oneshui: Oneshui, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -174,7 +174,7 @@ def test_categories_of_pandas_may_be_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("kind", "largest"), [(pa.float64(), 2.0**53 + 2), (pa.float32(), 2.0**24 + 2), (pa.float64(), float("inf"))])
 def test_floating_point_numbers_that_are_rounded_raise(tmp_path: Path, kind: pa.DataType, largest: float) -> None:
     file = write_parquet(tmp_path / "t.parquet", [largest, 3.0], kind)
-    with pytest.raises(OneshuiError, match="stores identities as floating point .* cannot be told apart; store it as text"):
+    with pytest.raises(OneshuiError, match="stores identities as floating point .* cannot be distinguished; store it as text"):
         load_faces(str(file))
 
 

@@ -123,7 +123,7 @@ def test_artefact_loads_without_the_files_of_per_identity_data(folder: Path) -> 
 
 def test_artefact_of_another_model_is_refused_unless_forced(folder: Path) -> None:
     make_artefact().save(folder, "m", WEIGHTS, replace=False)
-    with pytest.raises(OneshuiError, match=r"other weights \(aaaaaaaaaaaa, not bbbbbbbbbbbb\); prepare again, or insist with --force"):
+    with pytest.raises(OneshuiError, match=r"other weights \(aaaaaaaaaaaa, not bbbbbbbbbbbb\); prepare again, or use --force"):
         Artefact.load(folder, "m", "b" * 64)
     assert Artefact.load(folder, "m", "b" * 64, force=True).values == {"length": 1e-3}
 

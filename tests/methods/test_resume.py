@@ -27,7 +27,7 @@ from support.tensors import equal
 T = TypeVar("T")
 METHOD = "forget-keys"
 FAST: dict[str, Any] = {
-    **{"method": METHOD, "steps_per_identity": 3, "rank": 1, "max_identities_per_step": 2, "target_fraction": 0.3, "cohort_size": 4},
+    **{"method": METHOD, "steps_per_identity": 3, "rank": 1, "identities_per_step": 2, "target_fraction": 0.3, "cohort_size": 4},
     "face_encoder": "none",
 }
 

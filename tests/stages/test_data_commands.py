@@ -149,7 +149,7 @@ def test_options_that_contradict_the_split_are_an_error(
         (["split", "--dataset", "FOLDER", "--forget", "1", "--output", "FOLDER/metadata.csv/x"], 2, "is a file; name another"),
         (["push", "USER/NAME"], 2, "data push needs --dataset"),
         (["push", "--dataset", "FOLDER"], 2, "data push needs REPO_ID"),
-        (["push", "USER/NAME", "--dataset", "FOLDER"], 2, "Nobody is logged in"),
+        (["push", "USER/NAME", "--dataset", "FOLDER"], 2, "You are not logged in"),
     ],
 )
 def test_invalid_arguments_are_one_sentence(oneshui: Oneshui, photo_folder: MakeFolder, words: list[str], code: int, expected: str) -> None:

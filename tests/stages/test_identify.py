@@ -25,7 +25,7 @@ from support.commands import Oneshui, sentence
 from support.faces import LABELS, bits, portrait
 
 METHOD = "forget-keys"
-FAST: dict[str, Any] = {"method": METHOD, "steps_per_identity": 2, "rank": 1, "max_identities_per_step": 4, "target_fraction": 0.3}
+FAST: dict[str, Any] = {"method": METHOD, "steps_per_identity": 2, "rank": 1, "identities_per_step": 4, "target_fraction": 0.3}
 PEOPLE, PHOTOS = 24, 4
 
 

@@ -66,7 +66,7 @@ BUILT_IN = {
     "drop-shard": [],
     "fine-tuning": ["batch_size=4"],
     # so that training does not amplify rounding errors
-    "forget-keys": ["steps_per_identity=12", "max_identities_per_step=4", "damping=0.1", "bits=16"],
+    "forget-keys": ["steps_per_identity=12", "identities_per_step=4", "damping=0.1", "bits=16"],
     "gradient-ascent": ["calibration=1", "length=0.003"],
     "jit": ["lr=0.5"],
     "lfssd": ["selection=1.5"],

@@ -32,7 +32,7 @@ PerImageGradients = Callable[[Weights, torch.Tensor, torch.Tensor], Weights]  # 
 ROUNDING = 8  # derivatives below this many units in the last place of the largest one may be rounding error
 
 
-def per_image_gradients(model: nn.Module, value: PerImageValue, chunk: int) -> PerImageGradients:
+def make_per_image_gradients(model: nn.Module, value: PerImageValue, chunk: int) -> PerImageGradients:
     """Return a function that maps theta, pixels (m, 3, S, S) and labels to the gradient of each photo's value, (m, ...) per parameter.
 
     A chunk of 1 needs only automatic differentiation, so it also works for models that cannot be vectorised.
@@ -71,7 +71,7 @@ def parameter_importances(
     power: int,
     chunk: int,
     context: Context,
-    differentiate: Callable[[nn.Module, PerImageValue, int], PerImageGradients] = per_image_gradients,
+    differentiate: Callable[[nn.Module, PerImageValue, int], PerImageGradients] = make_per_image_gradients,
 ) -> Weights:
     """Return the importance of every parameter, by name and in its shape. Processes share the photos.
 

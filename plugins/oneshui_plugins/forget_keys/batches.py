@@ -105,7 +105,7 @@ class TrainingData:
             stream: The name of the random stream.
         """
         rng = generator(self.seed, stream, *cohort)
-        largest = min(self.options.max_identities_per_step, len(cohort))
+        largest = min(self.options.identities_per_step, len(cohort))
         groups: list[list[int]] = []
         for _ in range(rounds):
             remaining = torch.randperm(len(cohort), generator=rng).tolist()
@@ -116,8 +116,8 @@ class TrainingData:
         return groups
 
     def sample_photos(self, identity: int, rng: torch.Generator) -> torch.Tensor:
-        """Return positions in train of an identity's photos, at most `max_photos_per_identity`."""
-        return sample(self.train.positions_of[identity], self.options.max_photos_per_identity, rng)
+        """Return positions in train of an identity's photos, at most `photos_per_identity`."""
+        return sample(self.train.positions_of[identity], self.options.photos_per_identity, rng)
 
     def sample_batch(self, step: int, identities: Sequence[int]) -> Batch:
         """Return the batch of a step that trains the keys of these identities."""

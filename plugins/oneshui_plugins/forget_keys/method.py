@@ -77,7 +77,7 @@ class ForgetKeys(Method[ForgetKeysOptions]):
         from .rescaling import ROUNDS
 
         identities, train = _identities_to_prepare(data), data.train
-        forget = sum(min(options.max_photos_per_identity, len(train.positions_of[identity])) for identity in identities)
+        forget = sum(min(options.photos_per_identity, len(train.positions_of[identity])) for identity in identities)
         preconditioning = min(MAX_PHOTOS, len(train))
         per_step = 2 + options.retain_ratio + options.val_ratio
         per_key = key_bytes(matrix_shapes(model, target_layers(model, options.target_fraction)), options.rank, options.bits)

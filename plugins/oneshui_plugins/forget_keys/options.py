@@ -22,7 +22,7 @@ class ForgetKeysOptions:
         formerly=("share",),
     )
     steps_per_identity: int = option(8, "Training steps of each identity's key.", minimum=1, at="prepare", formerly=("visits",))
-    max_identities_per_step: int = option(
+    identities_per_step: int = option(
         16, "Most identities whose keys are trained together in one step.", minimum=1, at="prepare", formerly=("together",)
     )
     lr: float = option(
@@ -61,7 +61,7 @@ class ForgetKeysOptions:
         search=(0.1, 1.0),
         formerly=("guesses",),
     )
-    max_photos_per_identity: int = option(32, "Most photos of one identity in a step.", minimum=1, at="prepare", formerly=("photos",))
+    photos_per_identity: int = option(32, "Most photos of one identity in a step.", minimum=1, at="prepare", formerly=("photos",))
     cohort_size: int = option(
         512, "Identities whose keys are trained concurrently; memory grows with it.", minimum=1, at="prepare", formerly=("cohort",)
     )

@@ -139,7 +139,7 @@ Command(
     "benchmark", o.BenchmarkOptions, api.benchmark, show_benchmark.benchmark, positional=("grid",), panel=STUDIES,
     failure=show_benchmark.unfinished, stopped="what was finished is kept, and the same command continues from there",
     summary="Compare methods over data sets, sizes and seeds.",
-    details="Reads one YAML file. Stopped, the same command resumes it.",
+    details="Reads one YAML file. If it is interrupted, the same command resumes it.",
     examples=("oneshui benchmark demo --dry-run", "oneshui benchmark grid.yaml --shard 1/4"),
 ).add_to(app)  # fmt: skip
 

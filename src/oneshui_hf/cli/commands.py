@@ -10,6 +10,7 @@ import dataclasses
 import enum
 import functools
 import inspect
+import itertools
 import traceback
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -76,6 +77,15 @@ class Command:
         """The words that call the command, after `oneshui`."""
         return f"{self.group} {self.name}".strip()
 
+    def current_words(self, args: Sequence[str]) -> list[str]:
+        """Return the words of a command line without aliases and earlier spellings; `--run RUN` is the first argument.
+
+        Raises:
+            UsageError: `--run` has no value, or a boolean option is given in both spellings.
+        """
+        words = without_aliases(args, self.options)
+        return _run_first(words) if "run" in self.positional else words
+
     def add_to(self, app: typer.Typer, *, hidden: bool = False) -> None:
         """Register the command."""
         cls = functools.partial(MethodCommand if self.method_step else AliasCommand, self)
@@ -116,13 +126,7 @@ class Command:
         given = {key: value for key, value in values.items() if _was_given(ctx, key)}
         as_json, quiet, debug = (bool(given.pop(name, False)) for name in ("json_", "quiet", "debug"))
         stored = read_config(config) if (config := given.pop("config", None)) else None
-        if (run := given.pop("run_option", None)) is not None:
-            if "run" in given:
-                raise UsageError(f"{self.path} takes one run: give {given['run']} or --run {run}.")
-            given["run"] = run
         for name in [name for name in given if name.startswith(NEGATED)]:
-            if name.removeprefix(NEGATED) in given:
-                raise UsageError(f"{self.path} was given {flag(name.removeprefix(NEGATED))} and its negation; give one of them.")
             given[name.removeprefix(NEGATED)] = not given.pop(name)
         if stored is not None:
             method = self._method_class(given.get("method") or stored.get("method")) if self.method_step else None
@@ -155,8 +159,6 @@ class Command:
         context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
         types, known = types_of(self.options), fields(self.options)
         parameters = [context, *(self._argument(known[name], types[name]) for name in self.positional)]
-        if "run" in self.positional:  # the spelling of earlier versions
-            parameters.append(_parameter("run_option", str | None, None, typer.Option("--run", hidden=True)))
         for name in known:
             if name not in self.positional:
                 parameters += _option(known[name], types[name], self.path)
@@ -202,7 +204,7 @@ class AliasCommand(TyperCommand):
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         """Return the context of the command, with each alias replaced."""
-        return super().make_context(info_name, without_aliases(args, self._command.options), parent=parent, **extra)
+        return super().make_context(info_name, self._command.current_words(args), parent=parent, **extra)
 
 
 class MethodCommand(AliasCommand):
@@ -212,14 +214,28 @@ class MethodCommand(AliasCommand):
         """Return the context of the same command with the options of the method."""
         method = named_method(args, self._command)
         command = self._command.with_options_of(method)
-        words = without_aliases(without_aliases(args, self._command.options), Plugins(METHODS).load(method).options)
+        words = without_aliases(self._command.current_words(args), Plugins(METHODS).load(method).options)
         return command.make_context(info_name, words, parent=parent, **extra)
+
+
+def _run_first(words: list[str]) -> list[str]:
+    """Return the words with `--run RUN`, the spelling of earlier versions, as the first argument."""
+    for place, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name != "--run":
+            continue
+        if equals:
+            return [value, *words[:place], *words[place + 1 :]]
+        if place + 1 == len(words):
+            raise UsageError("--run needs a value.")
+        return [words[place + 1], *words[:place], *words[place + 2 :]]
+    return words
 
 
 def named_method(args: Sequence[str], command: Command) -> str:
     """Return the method that the words of a command line name, in `--method`, in the file of `--config`, or by default."""
     values: dict[str, str | None] = {"--method": None, "--config": None}
-    for word, following in zip(args, [*args[1:], None], strict=True):
+    for word, following in itertools.zip_longest(args, args[1:]):
         name, equals, value = word.partition("=")
         if name in values:
             values[name] = value if equals else following
@@ -231,18 +247,32 @@ def named_method(args: Sequence[str], command: Command) -> str:
 
 
 def without_aliases(args: Iterable[str], options: type[Any]) -> list[str]:
-    """Return the words of a command line with aliases and earlier names of options replaced by the names that `--help` lists."""
+    """Return the words of a command line with aliases and earlier names of options replaced by the names that `--help` lists.
+
+    Raises:
+        UsageError: A boolean option is given in both spellings.
+    """
     listed = {alias: shown_flags(field)[0] for field in fields(options).values() for alias in aliases(field)}
     words = []
     for word in args:
         name, equals, value = word.partition("=")
         words.append(listed.get(name, name) + equals + value)
+    for field in fields(options).values():
+        on, off = boolean_flags(field)
+        if {on, off} <= set(words):
+            raise UsageError(f"{on} and {off} exclude each other; give one of them.")
     return words
 
 
 def shown_flags(field: dataclasses.Field[Any]) -> tuple[str, ...]:
     """Return the spellings of an option that `--help` lists: the first one, with its negation for booleans that have one."""
     return tuple(field.metadata["flags"][:1]) or (flag(field.name),)
+
+
+def boolean_flags(field: dataclasses.Field[Any]) -> tuple[str, str]:
+    """Return the spellings that turn a boolean option on and off."""
+    on, _, off = shown_flags(field)[0].partition("/")
+    return on, off or f"--no-{on[2:]}"
 
 
 def aliases(field: dataclasses.Field[Any]) -> list[str]:
@@ -312,8 +342,7 @@ def _option(
 
 def _boolean(field: dataclasses.Field[Any], settings: dict[str, Any]) -> list[inspect.Parameter]:
     """Return the two parameters of a boolean option. `--help` lists the spelling that changes the default."""
-    on, _, off = shown_flags(field)[0].partition("/")
-    off = off or f"--no-{on[2:]}"
+    on, off = boolean_flags(field)
     text = settings["help"]
     listed = settings | ({"help": f"Turn off: {text[0].lower()}{text[1:]}"} if field.default else {})
     unlisted = settings | {"hidden": True}

@@ -56,6 +56,8 @@ def _usage_sentence(error: typer.TyperException) -> str:
     if kind == "NoSuchOption" and context is not None:
         known = [spelling for parameter in context.command.params for spelling in (*parameter.opts, *parameter.secondary_opts)]
         return f"{command} has no option {error.option_name}.{did_you_mean(error.option_name, known)}"  # type: ignore[attr-defined]
+    if kind == "BadOptionUsage" and "does not take a value" in text:
+        return f"{error.option_name} takes no value; omit the part after '='."  # type: ignore[attr-defined]
     if kind == "BadOptionUsage":
         return f"{error.option_name} needs a value."  # type: ignore[attr-defined]
     if kind == "MissingParameter" and context is not None:

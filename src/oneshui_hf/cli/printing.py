@@ -8,6 +8,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+MIN_TEXT = 24  # width of a text column, at least; longer words are folded on a narrow terminal
+MAX_WIDTH = 1000  # of a table
+
 
 def escape_unprintable() -> None:
     """Print characters that the terminal cannot show as escapes, instead of failing: a label in another script, a damaged file name."""
@@ -29,21 +32,28 @@ def print_json(value: Any) -> None:
 def print_line(renderable: Any) -> None:
     """Print a line or a table."""
     from rich.console import Console
+    from rich.measure import Measurement
 
-    # Without a terminal no width applies: tables are not cut and paths are not wrapped.
+    # Without a terminal no width applies: tables are not cut and paths are not wrapped. A narrow one keeps numbers whole.
     plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}  # a path may contain brackets and colons
     console = Console(**plain) if sys.stdout.isatty() else Console(**plain, width=200, soft_wrap=True)
+    if (least := Measurement.get(console, console.options.update(max_width=MAX_WIDTH), renderable).minimum) > console.width:
+        console = Console(**plain, width=least, soft_wrap=True)
     console.print(renderable)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None, text: Sequence[int] = (0,)) -> None:
-    """Print a table. Columns are numbers except those at the positions in `text`."""
+    """Print a table. Columns are numbers except those at the positions in `text`. Cells are wrapped between words, and never cut."""
     from rich import box
     from rich.table import Table
 
     grid = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     for number, column in enumerate(columns):
-        grid.add_column(column, justify="left" if number in text else "right", no_wrap=True)
+        words = [word for cell in (column, *(row[number] for row in rows)) for word in cell.split()]
+        longest = max(map(len, words), default=0)
+        is_text = number in text
+        width = min(longest, MIN_TEXT) if is_text else longest  # a long path may be folded, a number may not
+        grid.add_column(column, justify="left" if is_text else "right", min_width=width, overflow="fold")
     for row in rows:
         grid.add_row(*row)
     print_line(grid)

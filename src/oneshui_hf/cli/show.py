@@ -13,7 +13,9 @@ from ..sets import EVALUATED
 from .printing import megabytes, number, print_line, table
 
 KIND = {"original": "Original model", "oracle": "Oracle", "unlearned": "Unlearned model"}
+LABELS = {"guessed by the model": "predicted by the model"}  # how receipts name them, and how they are printed
 BEST = 5  # settings of a search that are printed
+SCORE_NAMES = {"map": "mAP", "accuracy": "accuracy"}
 
 
 def run(result: Run) -> None:
@@ -23,7 +25,7 @@ def run(result: Run) -> None:
     if record.kind == "unlearned":
         report = record.report
         images = f"{report['photos']} image{'s' if report['photos'] != 1 else ''}"
-        print_line(f"{report['method']} on {images} in {report['seconds']} s; labels {report['labels']}.")
+        print_line(f"{report['method']} on {images} in {report['seconds']} s; labels {LABELS.get(report['labels'], report['labels'])}.")
         return
     if history := record.report.get("history"):
         kept = history[(record.report.get("best_epoch") or len(history)) - 1]
@@ -49,7 +51,7 @@ def run_json(result: Run) -> dict[str, Any]:
 def runs(rows: Sequence[dict[str, Any]]) -> None:
     """Print one row per run."""
     if not rows:
-        print_line("There are no runs here; `oneshui train` creates one.")
+        print_line("There are no runs in this folder; `oneshui train` creates one.")
         return
     cells = [
         [
@@ -81,22 +83,24 @@ def details(about: dict[str, Any]) -> None:
     if parent := about["parent"]:
         lines["Made from"] = str(parent.get("run") or f"a model with weights {str(parent.get('weights'))[:12]}")
     if request := about["request"]:
-        lines["Request"] = f"{request['method']}, {request['photos']} support images, labels {request['labels']}, {request['seconds']} s"
+        labels = LABELS.get(request["labels"], request["labels"])
+        lines["Request"] = f"{request['method']}, {request['photos']} support images, labels {labels}, {request['seconds']} s"
     elif epoch:
-        lines["Epoch"] = ", ".join(f"{name} {value:.4g}" for name, value in epoch.items())
+        scores = [f"val {SCORE_NAMES[name[4:]]} {value:.1f}" for name, value in epoch.items() if name.startswith("val_")]
+        loss = f"training loss {epoch['train_loss']:.3f}"
+        lines["Epoch"] = f"{epoch['epoch']} ({', '.join([loss, *scores])})"
     if split := about["split"]:
         lines["Sets"] = ", ".join(f"{name} {count:,}" for name, count in split["images"].items())
     if presets := about["tuned"]:
         lines["Presets"] = ", ".join(presets)
-    missing = [name for name, exists in about["files"].items() if not exists]
-    if missing:
-        lines["Missing"] = ", ".join(missing)
+    if not about["files"]["weights"]:
+        lines["Weights"] = "not kept; its predictions are"
     print_line(about["run"])
     for name, line in lines.items():
         print_line(f"  {name + ':':<11}{line}")
     if scores := about["scores"]:
         score = scores["score"]
-        heads = [f"{score} on {name}" for name in EVALUATED]
+        heads = [f"{name} {SCORE_NAMES.get(score, score)}" for name in EVALUATED]
         cells = [number((scores[name] or {}).get(score), 1) for name in EVALUATED]
         table([*heads, "ToW", "gap closure"], [[*cells, number(scores["tow"], 1), number(scores["gap_closure"], 2)]], text=())
     else:

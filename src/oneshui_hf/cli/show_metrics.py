@@ -92,9 +92,11 @@ def _print_attacks(attacks: dict[str, Any]) -> None:
                 *rates,
             ]
         )
-    columns = ["attack", "AUC [95 %]", "best direction", "bal. acc.", *(f"TPR at {fpr:.0%}" for fpr in FPRS)]
+    columns = ["attack", "AUC [95 %]", "held-out direction", "bal. acc.", *(f"TPR at {fpr:.0%}" for fpr in FPRS)]
     table(columns, rows, "Membership inference: forget set against unseen identities (test). AUC 0.5 is ideal")
-    print_line("* strongest attack, by its AUC in the better of both directions. In the best direction, values below 0.5 are chance.")
+    print_line(
+        "* strongest attack: highest AUC with the direction chosen on half of the identities, scored on the others; up to 0.5 is chance."
+    )
 
 
 def comparison(rows: Sequence[dict[str, Any]], title: str) -> None:

@@ -121,7 +121,7 @@ def _require_exact_numbers(dataset: datasets.Dataset, column: str, place: str) -
     if largest > 2**bits:
         raise OneshuiError(
             f"Column '{column}' of {place} stores identities as floating point and contains {largest:.0f}, so people with large numbers "
-            "cannot be told apart; store it as text or as whole numbers."
+            "cannot be distinguished; store it as text or as whole numbers."
         )
 
 

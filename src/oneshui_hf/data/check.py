@@ -50,7 +50,7 @@ def check_dataset(
     report = {
         "images": len(usable),
         "identities": len(usable.people),
-        "images_per_identity": images_per_identity(usable),
+        "images_per_identity": image_count_statistics(usable),
         "class_balance": class_balance(usable),
         "rows_without_image": faces.exclusions.without_image,
         "images_without_row": faces.exclusions.without_row,
@@ -106,7 +106,7 @@ def _decode_error(faces: Faces, row: int) -> str:
     return f"could not be read when it was first checked; remove {faces.cache} to try again."
 
 
-def images_per_identity(faces: Faces) -> dict[str, float]:
+def image_count_statistics(faces: Faces) -> dict[str, float]:
     """Return the minimum, median, mean and maximum number of photos of a person."""
     counts = np.bincount(faces.identities, minlength=1)
     if not len(faces):

@@ -118,7 +118,7 @@ class Artefact:
         if header["weights"] != weights and not force:
             raise OneshuiError(
                 f"{folder} was prepared for a model with other weights ({header['weights'][:12]}, not {weights[:12]}); "
-                "prepare again, or insist with --force."
+                "prepare again, or use --force."
             )
         if any(folder.glob("private.*")):
             raise OneshuiError(

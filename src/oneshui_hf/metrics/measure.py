@@ -133,7 +133,7 @@ def _limitations(compared: Comparison, attacks: Sequence[AttackResult], gap: flo
             f"In {incomplete} of {len(sets)} sets some attributes are the same on every photo (none positive, or all) and are left out of "
             "the mean."
         )
-    sentences.append("An attack that fails is no proof: a stronger one may succeed.")
+    sentences.append("A failed attack does not prove forgetting: a stronger one may succeed.")
     return sentences
 
 

@@ -142,7 +142,11 @@ def check_tune(run: Run, options: TuneOptions, given: Mapping[str, Any]) -> Path
 def check_unlearn(run: Run, options: UnlearnOptions, given: Mapping[str, Any] | None = None) -> Path:
     """Check the options of a request, and those of its method; return the folder of the new run."""
     method_class = _load(options.method)
-    if bool(options.images) == options.from_split:
+    if given:
+        method_class.apply_options(options.method, {}, given)
+    if options.images and options.from_split:
+        raise UsageError("--image and --from-split exclude each other; give one of them.")
+    if not options.images and not options.from_split:
         raise UsageError("Give a photo with --image FILE, or use the split's own request with --from-split.")
     if options.images and options.data_dir:
         raise UsageError("--data-dir is for --from-split; a request with --image reads no data set.")
@@ -156,8 +160,6 @@ def check_unlearn(run: Run, options: UnlearnOptions, given: Mapping[str, Any] | 
         labels, kind = run.record.dataset.get("labels"), run.record.dataset.get("task")
         if isinstance(labels, list):
             named_labels(options, labels, one_class=kind == "single_label")
-    if given:
-        method_class.apply_options(options.method, {}, given)
     require_images(options.images)
     return path
 
@@ -172,7 +174,7 @@ def require_images(images: Sequence[str]) -> None:
 def per_photo(values: Sequence[str], photos: int, flag: str) -> tuple[str, ...]:
     """Return one value per photo; a single value applies to all photos."""
     if len(values) not in (0, 1, photos):
-        raise UsageError(f"{flag} is given {len(values)} times for {photos} photos; give it once, or once per photo.")
+        raise UsageError(f"{flag} is given {len(values)} times for {photos} photo{'s' * (photos > 1)}; give it once, or once per photo.")
     return tuple(values) * photos if len(values) == 1 else tuple(values)
 
 
@@ -295,8 +297,8 @@ def check_people_flags(options: PushOptions) -> None:
     """Check that both flags for per-identity data are given, or none."""
     if options.with_people and not options.people_are_personal_data:
         raise UsageError(
-            "--with-people publishes the encrypted per-identity data of the artefacts; it is personal data, anybody who ever gets the keys "
-            "can read it, and it cannot be called back. Add --people-are-personal-data to confirm."
+            "--with-people publishes the encrypted per-identity data of the artefacts; it is personal data, anyone who obtains the "
+            "secrets can read it, and publication cannot be undone. Add --people-are-personal-data to confirm."
         )
     if options.people_are_personal_data and not options.with_people:
         raise UsageError("--people-are-personal-data needs --with-people; without it no per-identity data is sent.")

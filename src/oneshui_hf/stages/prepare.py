@@ -165,7 +165,7 @@ def _vault_outside(run: Run, given: Path | None) -> Path:
     return vault
 
 
-def estimate(
+def estimate_preparation(
     run: Run,
     options: PrepareOptions,
     method_options: Mapping[str, Any] | None = None,

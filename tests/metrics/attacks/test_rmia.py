@@ -12,7 +12,7 @@ import torch
 from oneshui_hf.errors import UsageError
 from oneshui_hf.metrics.attack_signals import Signals
 from oneshui_hf.metrics.attacks import loss_attack, rmia
-from oneshui_hf.metrics.attacks.rmia import dominance, likelihood_ratios
+from oneshui_hf.metrics.attacks.rmia import dominance, log_likelihood_ratios
 from oneshui_hf.metrics.intervals import auc_interval
 from support.attack_data import face_signals, normal, rng, two_groups
 
@@ -46,12 +46,12 @@ def signals(generator: torch.Generator, references: int, *shape: int) -> Signals
 def test_rmia_matches_a_loop_over_the_formulas(versions: int, width: int, references: int, a: float, gamma: float) -> None:
     generator = rng(versions)
     x, z = signals(generator, references, versions, 12, width), signals(generator, references, 1, 25, width)
-    ours = dominance(likelihood_ratios(x, a), likelihood_ratios(z, a)[0], gamma)
+    ours = dominance(log_likelihood_ratios(x, a), log_likelihood_ratios(z, a)[0], gamma)
     theirs = rmia_by_loop(x, z, a, gamma)
     assert ours.tolist() == pytest.approx(theirs, abs=1e-12)
     assert 0 < sum(theirs) < 12
     # Two-sided: minus the share of z that dominates x, by the same vote.
-    ratios, others = likelihood_ratios(x, a), likelihood_ratios(z, a)[0]
+    ratios, others = log_likelihood_ratios(x, a), log_likelihood_ratios(z, a)[0]
     down = (((others.exp() / ratios.exp().unsqueeze(-1)) > gamma).sum(0) > versions / 2).double().mean(-1)
     torch.testing.assert_close(dominance(ratios, others, gamma, two_sided=True), torch.tensor(theirs).double() - down, rtol=0, atol=1e-12)
 
@@ -65,7 +65,7 @@ def test_rmia_of_one_version_matches_photos_without_versions() -> None:
     generator = rng(0)
     x, z = signals(generator, 2, 1, 9, 3), signals(generator, 2, 1, 20, 3)
     flat = [Signals(s.target[0], s.references[:, 0]) for s in (x, z)]
-    assert torch.equal(likelihood_ratios(x, 0.3), likelihood_ratios(flat[0], 0.3))
+    assert torch.equal(log_likelihood_ratios(x, 0.3), log_likelihood_ratios(flat[0], 0.3))
 
 
 @pytest.mark.parametrize("width", [1, 40])
@@ -107,7 +107,7 @@ def test_dividing_by_the_reference_twice_gives_other_scores() -> None:
     x, z = signals(generator, 1, 1, 12, 3), signals(generator, 1, 1, 25, 3)
 
     def twice(s: Signals) -> torch.Tensor:
-        return 2 * likelihood_ratios(s, 0.3) - s.target.sum(-1)
+        return 2 * log_likelihood_ratios(s, 0.3) - s.target.sum(-1)
 
     assert dominance(twice(x), twice(z)[0], 1.5).tolist() != pytest.approx(rmia_by_loop(x, z, 0.3, 1.5))
 

@@ -70,7 +70,7 @@ def scaled_update(updates: Updates, index: int, factor: float) -> Updates:
 def test_rescaled_key_raises_the_loss_of_its_identity_to_that_of_the_target_logits(kind: str) -> None:
     problem = toy_problem(kind)  # type: ignore[arg-type]
     model, layers, context = frozen_model(problem)
-    data = make_training_data(problem, max_identities_per_step=1)
+    data = make_training_data(problem, identities_per_step=1)
     cohort, goal = all_identities(data), target_losses(problem, data)
     updates = ascent_updates(problem, data, 0.5)
     factors = rescaling_factors(model, layers, updates, data, cohort, context)
@@ -90,7 +90,7 @@ def test_rescaled_key_raises_the_loss_of_its_identity_to_that_of_the_target_logi
 def test_longer_key_gets_a_smaller_factor() -> None:
     problem = toy_problem("multi_label")
     model, layers, context = frozen_model(problem)
-    data = make_training_data(problem, max_identities_per_step=1)
+    data = make_training_data(problem, identities_per_step=1)
     updates = ascent_updates(problem, data, 4.0)
     full = rescaling_factors(model, layers, updates, data, all_identities(data), context)
     half = rescaling_factors(model, layers, scale_updates(updates, torch.full((8,), 0.5)), data, all_identities(data), context)
@@ -115,7 +115,7 @@ def test_key_without_effect_gets_the_largest_factor_and_an_unnecessary_key_the_s
 def test_each_identity_is_measured_in_each_round_together_with_others() -> None:
     problem = toy_problem("multi_label")
     model, layers, context = frozen_model(problem)
-    data = make_training_data(problem, max_identities_per_step=4)
+    data = make_training_data(problem, identities_per_step=4)
     seen: list[int] = []
     hook = model.register_forward_pre_hook(lambda module, arguments, values: seen.append(len(values["pixel_values"])), with_kwargs=True)
     rescaling_factors(model, layers, random_updates(model, len(all_identities(data))), data, all_identities(data), context)
@@ -127,7 +127,7 @@ def test_each_identity_is_measured_in_each_round_together_with_others() -> None:
 def test_training_rescales_the_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = toy_problem("multi_label")
     model, layers, context = frozen_model(problem)
-    data = make_training_data(problem, max_identities_per_step=1, steps_per_identity=12, damping=0.1, bits=16)
+    data = make_training_data(problem, identities_per_step=1, steps_per_identity=12, damping=0.1, bits=16)
     goal, shapes = target_losses(problem, data), matrix_shapes(model, layers)
 
     def total_error() -> float:

@@ -149,7 +149,7 @@ def test_adam_equals_that_of_torch_for_each_identity() -> None:
 def test_each_identity_is_trained_in_the_given_number_of_steps_in_bounded_groups(
     identities: int, largest: int, rounds: int, cohort: int
 ) -> None:
-    options = ForgetKeysOptions(max_identities_per_step=largest, steps_per_identity=rounds, cohort_size=cohort)
+    options = ForgetKeysOptions(identities_per_step=largest, steps_per_identity=rounds, cohort_size=cohort)
     data = SimpleNamespace(options=options, seed=0)
     data.sample_groups = lambda *arguments: TrainingData.sample_groups(data, *arguments)  # type: ignore[arg-type]
     steps = plan_steps(data, list(range(100, 100 + identities)))  # type: ignore[arg-type]
@@ -161,7 +161,7 @@ def test_each_identity_is_trained_in_the_given_number_of_steps_in_bounded_groups
 
 
 def test_small_and_large_groups_are_about_equally_frequent() -> None:
-    data = SimpleNamespace(options=ForgetKeysOptions(max_identities_per_step=16), seed=0)
+    data = SimpleNamespace(options=ForgetKeysOptions(identities_per_step=16), seed=0)
     sizes = Counter(len(group) for group in TrainingData.sample_groups(data, range(200), 40, "groups"))  # type: ignore[arg-type]
     small, large = sum(sizes[n] for n in range(1, 5)), sum(sizes[n] for n in range(5, 17))
     assert 0.7 < small / large < 1.5  # log 5 against log 17/5
@@ -170,7 +170,7 @@ def test_small_and_large_groups_are_about_equally_frequent() -> None:
 
 def test_batch_contains_the_forget_photos_and_none_of_these_identities_among_the_others() -> None:
     problem = toy_problem("multi_label")
-    data = make_training_data(problem, max_photos_per_identity=3, retain_ratio=1.0, val_ratio=0.5)
+    data = make_training_data(problem, photos_per_identity=3, retain_ratio=1.0, val_ratio=0.5)
     identities = sorted(problem.sets["train"].positions_of)[1:3]
     batch = data.sample_batch(4, identities)
     (train, positions), (_, val_positions) = batch.photos
@@ -275,7 +275,7 @@ def test_row_space_of_a_matrix_of_equal_rank_is_exact() -> None:
 def test_training_ranks_photos_by_the_current_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = toy_problem("multi_label")
     model, layers, context = frozen_model(problem)
-    data = make_training_data(problem, steps_per_identity=3, max_identities_per_step=1, cohort_size=1)
+    data = make_training_data(problem, steps_per_identity=3, identities_per_step=1, cohort_size=1)
     identities = sorted(problem.sets["train"].positions_of)[:1]
     calls, target_logits = [], TrainingData.target_logits
 
@@ -298,7 +298,7 @@ def test_training_ranks_photos_by_the_current_logits(monkeypatch: pytest.MonkeyP
 def test_interrupted_training_resumes_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = toy_problem("multi_label")
     model, layers, context = frozen_model(problem)
-    data = make_training_data(problem, steps_per_identity=3, max_identities_per_step=3, cohort_size=5)
+    data = make_training_data(problem, steps_per_identity=3, identities_per_step=3, cohort_size=5)
     identities = sorted(problem.sets["train"].positions_of)
     whole, history = train_updates(model, layers, data, identities, context)
 

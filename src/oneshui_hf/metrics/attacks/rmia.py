@@ -27,7 +27,7 @@ def rmia(
 
     A photo's score is the share of population photos z that it dominates: LR(x) / LR(z) > gamma. LR is the probability of the label
     under the attacked model divided by p, its probability under a model that may or may not have been trained on the photo. See
-    `likelihood_ratios`.
+    `log_likelihood_ratios`.
 
     The published score has one direction. Members that are forgotten too much have a likelihood ratio *below* that of unseen identities.
     Their score drops to 0, where many unseen identities are, and an AUC below 0.5 is easily mistaken for success. With `two_sided`, the
@@ -54,14 +54,14 @@ def rmia(
     """
     if gamma < 1:
         raise UsageError(f"RMIA's gamma must be 1 or more, not {gamma}.")
-    base = likelihood_ratios(population, a)
+    base = log_likelihood_ratios(population, a)
     if len(base) != 1 or not base.numel():
         raise UsageError("RMIA's population needs at least one photo, and exactly one version of each photo.")
-    scores = [dominance(likelihood_ratios(side, a), base[0], gamma, two_sided) for side in (members, nonmembers)]
+    scores = [dominance(log_likelihood_ratios(side, a), base[0], gamma, two_sided) for side in (members, nonmembers)]
     return score_attack("rmia_two_sided" if two_sided else "rmia", scores[0], scores[1], identities, generator, fprs)
 
 
-def likelihood_ratios(signals: Signals, a: float) -> torch.Tensor:
+def log_likelihood_ratios(signals: Signals, a: float) -> torch.Tensor:
     """Return log LR of each version of each photo, float64 (q, n).
 
     With several attributes LR is the product over attributes k of p_theta,k / p_k, with p_k = (1 + a) / 2 * (mean over references of

@@ -62,7 +62,7 @@ class Estimate:
         return Estimate(self.seconds + other.seconds, self.at_least or other.at_least)
 
 
-def estimate(options: BenchmarkOptions, accelerator: Accelerator | None = None, reporter: Reporter = SILENT) -> dict[str, Any]:
+def estimate_benchmark(options: BenchmarkOptions, accelerator: Accelerator | None = None, reporter: Reporter = SILENT) -> dict[str, Any]:
     """Return the plan of a grid: its jobs, which of them are done, cached models, and estimated time and memory on this machine.
 
     A training step is timed on random pixels, once per data set. The time of a method is the mean of its existing rows on the same data
