@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -17,12 +16,10 @@ from oneshui_hf.runs import (
     Run,
     hash_file,
     hash_weights,
-    new_folder,
     newest_run,
     read_json,
     require_writable,
     require_writable_file,
-    write_bytes,
     write_json,
     write_record,
 )
@@ -33,10 +30,6 @@ def a_run(path: Path, kind: Kind = "original", **changes: object) -> Path:
     return path
 
 
-def raise_disk_full(*arguments: object, **settings: object) -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
 def test_a_file_is_written_with_its_folders(tmp_path: Path) -> None:
     file = tmp_path / "a/b/c.json"
     write_json(file, {"b": 1, "a": "ü"})
@@ -44,81 +37,6 @@ def test_a_file_is_written_with_its_folders(tmp_path: Path) -> None:
     assert read_json(file) == {"b": 1, "a": "ü"}
     assert [f.name for f in file.parent.iterdir()] == ["c.json"]
     assert file.stat().st_mode & 0o777 == 0o644
-
-
-@pytest.mark.parametrize("call", ["fsync", "replace", "chmod"])
-def test_a_failing_write_keeps_the_old_file_and_leaves_no_temporary_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
-) -> None:
-    file = tmp_path / "a.json"
-    write_bytes(file, b"old")
-    monkeypatch.setattr(os, call, raise_disk_full)
-    with pytest.raises(OSError, match="No space left"):
-        write_bytes(file, b"new")
-    assert file.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [file]
-
-
-def test_a_folder_is_created_when_its_block_succeeds(tmp_path: Path) -> None:
-    folder = tmp_path / "runs/one"
-    with new_folder(folder) as scratch:
-        (scratch / "file").write_text("x")
-        assert not folder.exists()
-    assert (folder / "file").read_text() == "x"
-    assert list(folder.parent.iterdir()) == [folder]
-    assert folder.stat().st_mode & 0o777 == 0o755
-
-
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_a_failing_block_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
-    with pytest.raises(error), new_folder(tmp_path / "one") as scratch:
-        (scratch / "file").write_text("x")
-        raise error
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_failing_block_keeps_the_existing_folder(tmp_path: Path) -> None:
-    (tmp_path / "one").mkdir()
-    (tmp_path / "one/old").write_text("x")
-    with pytest.raises(ValueError), new_folder(tmp_path / "one", replace=True) as scratch:
-        (scratch / "new").write_text("y")
-        raise ValueError
-    assert [f.name for f in (tmp_path / "one").iterdir()] == ["old"]
-    assert [f.name for f in tmp_path.iterdir()] == ["one"]
-
-
-def test_a_replaced_folder_contains_only_new_files(tmp_path: Path) -> None:
-    (tmp_path / "one").mkdir()
-    (tmp_path / "one/old").write_text("x")
-    with new_folder(tmp_path / "one", replace=True) as scratch:
-        (scratch / "new").write_text("y")
-    assert [f.name for f in (tmp_path / "one").iterdir()] == ["new"]
-    assert [f.name for f in tmp_path.iterdir()] == ["one"]
-
-
-def test_a_failing_rename_keeps_the_existing_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "one").mkdir()
-    (tmp_path / "one/old").write_text("x")
-    real = os.rename
-
-    def refuse(source: str, target: str) -> None:
-        if Path(source, "new").exists():
-            raise_disk_full()
-        real(source, target)
-
-    monkeypatch.setattr(os, "rename", refuse)
-    with pytest.raises(OSError, match="No space left"), new_folder(tmp_path / "one", replace=True) as scratch:
-        (scratch / "new").write_text("y")
-    assert [f.name for f in (tmp_path / "one").iterdir()] == ["old"]
-
-
-def test_an_existing_folder_is_not_replaced_by_default(tmp_path: Path) -> None:
-    (tmp_path / "one").mkdir()
-    (tmp_path / "one/old").write_text("x")
-    with pytest.raises(OSError, match="not empty"), new_folder(tmp_path / "one") as scratch:
-        (scratch / "new").write_text("y")
-    assert [f.name for f in tmp_path.iterdir()] == ["one"]
-    assert [f.name for f in (tmp_path / "one").iterdir()] == ["old"]
 
 
 def test_a_missing_or_empty_folder_is_writable(tmp_path: Path) -> None:

@@ -21,7 +21,19 @@ SRC, PLUGINS = ROOT / "src" / "oneshui_hf", ROOT / "plugins" / "oneshui_plugins"
 # A room imports from those before it and from itself, never from those behind.
 FLOORS = [
     {
-        *("cache", "errors", "hub", "memory", "name_lists", "option_values", "options", "plugins", "public_names", "random_search"),
+        *(
+            "cache",
+            "errors",
+            "files",
+            "hub",
+            "memory",
+            "name_lists",
+            "option_values",
+            "options",
+            "plugins",
+            "public_names",
+            "random_search",
+        ),
         *("reporting", "runs", "seeding", "sets", "vault", "yaml_lines"),
     },
     {"data"},

@@ -1,4 +1,4 @@
-"""The run directory: its layout, its record, and atomic writes of files and folders.
+"""The run directory: its layout and its record.
 
 RUN/
   config.json, model.safetensors, preprocessor_config.json   a plain transformers checkpoint, readable by `pipeline()`
@@ -16,20 +16,17 @@ RUN/
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 from .errors import OneshuiError, UsageError
+from .files import write_bytes
 from .option_values import expand_home
 
 RECORD = "oneshui.json"
@@ -222,25 +219,9 @@ def dump_json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
-def write_bytes(file: Path, data: bytes) -> None:
-    """Write a file atomically: readers see the old file or the complete new one."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(name, 0o644)  # noqa: PTH101
-        Path(name).replace(file)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def write_json(file: Path, value: Any) -> None:
-    """Write a JSON file atomically."""
-    write_bytes(file, dump_json(value))
+def write_json(file: Path, value: Any, *, private: bool = False) -> None:
+    """Write a JSON file atomically; `private` as in `write_bytes`."""
+    write_bytes(file, dump_json(value), private=private)
 
 
 def with_checksum(value: dict[str, Any]) -> dict[str, Any]:
@@ -256,38 +237,6 @@ def has_valid_checksum(value: dict[str, Any]) -> bool:
 def write_record(path: Path, record: Record) -> None:
     """Write a run's record. Write it last, since it makes the folder a run."""
     write_json(path / RECORD, dataclasses.asdict(record))
-
-
-@contextlib.contextmanager
-def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder next to `path`. It is renamed to `path` if the block succeeds and deleted if it fails.
-
-    With `replace`, an existing folder is restored if the last step fails. If the process is killed during that step, the old folder
-    remains next to `path` as `.NAME.*.old`.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    scratch.chmod(0o755)
-    try:
-        yield scratch
-        if replace and path.exists():
-            _replace_folder(scratch, path)
-        else:
-            scratch.rename(path)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
-
-
-def _replace_folder(scratch: Path, path: Path) -> None:
-    old = scratch.with_name(f"{scratch.name}.old")
-    path.rename(old)
-    try:
-        scratch.rename(path)
-    except BaseException:
-        old.rename(path)
-        raise
-    shutil.rmtree(old)
 
 
 def require_writable(path: Path, *, overwrite: bool, source: Path | None = None) -> None:

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import OneshuiError
+from .files import new_folder
 from .option_values import expand_home
-from .runs import new_folder
 
 SECRET_BYTES, NONCE_BYTES = 32, 12  # a key of AES-256 and of HMAC-SHA256; the nonce of GCM
 ARTEFACT_SECRET, SUFFIX = "artefact", ".key"
@@ -72,8 +72,7 @@ class Secrets:
         The random source is the operating system: secrets drawn from a seed could be drawn again by anyone.
         """
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with new_folder(self.folder) as scratch:
-            scratch.chmod(0o700)
+        with new_folder(self.folder, private=True) as scratch:
             for name in (ARTEFACT_SECRET, *entries):
                 handle = os.open(scratch / f"{name}{SUFFIX}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
                 with os.fdopen(handle, "wb") as stream:

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import OneshuiError, UsageError
-from ..runs import dump_json, read_json, write_bytes
+from ..files import write_bytes
+from ..runs import dump_json, read_json
 from .schema import Faces
 
 SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}  # of the images; all images of a person are in one set

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OneshuiError, UsageError
-from ..runs import dump_json, new_folder, read_object, versions, write_bytes
+from ..files import new_folder, write_bytes
+from ..runs import dump_json, read_object, versions
 from ..vault import Secrets, vault_root
 from .identity_store import BLOBS, INDEX, IdentityStore, find_secrets, save_identities
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OneshuiError
-from ..runs import dump_json, write_bytes
+from ..files import write_bytes
+from ..runs import dump_json
 
 if TYPE_CHECKING:
     import torch

@@ -17,6 +17,7 @@ from ..data.quiet import quiet
 from ..data.schema import Task
 from ..errors import OneshuiError, UsageError, first_line
 from ..public_names import TINY
+from ..runs import PREPROCESSOR
 from ..seeding import seeded
 from .checks import missing_package, reject_code
 from .nested_config import nested_config, read_nested_config
@@ -335,9 +336,9 @@ def save_model(model: nn.Module, preprocess: Preprocess, folder: Path) -> None:
     """Write a checkpoint that `AutoModelForImageClassification` and `pipeline()` load."""
     with quiet_transformers():
         model.save_pretrained(folder)  # type: ignore[operator]
-    for file in folder.glob("*.safetensors"):
-        file.chmod(0o644)  # safetensors creates files that only the owner can read, unlike the run's other files
     preprocess.save(folder)
+    for file in folder.glob("*.safetensors"):  # safetensors creates files that only the owner can read; here the umask decides
+        file.chmod((folder / PREPROCESSOR).stat().st_mode)
 
 
 def quiet_transformers() -> contextlib.AbstractContextManager[None]:

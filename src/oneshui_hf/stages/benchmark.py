@@ -27,10 +27,11 @@ from typing import Any
 from accelerate import Accelerator
 
 from ..errors import OneshuiError, is_disk_full
+from ..files import write_bytes
 from ..reporting import SILENT, PrefixedReporter, Reporter
 from ..results.aggregate import summarise
 from ..results.tables import costs_csv, latex, markdown, terminal_tables, tidy_csv
-from ..runs import CURVES, MANIFEST, ROWS, read_object, with_checksum, write_bytes, write_json
+from ..runs import CURVES, MANIFEST, ROWS, read_object, with_checksum, write_json
 from .benchmarking.grid import Grid, read_grid
 from .benchmarking.jobs import Job, cell_jobs, read_row
 from .benchmarking.setup import jobs_of_shard, open_model_cache, resolve_output_dir, with_data_dirs

@@ -15,9 +15,10 @@ from ..data.check import check_dataset
 from ..data.load import load_faces, load_photo_keys
 from ..data.split import Split, load_split, make_split, published_checksum
 from ..errors import UsageError
+from ..files import write_bytes
 from ..name_lists import match_names
 from ..reporting import SILENT, Reporter
-from ..runs import require_writable_file, write_bytes
+from ..runs import require_writable_file
 from .command_options import CheckOptions, DrawOptions
 
 

@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from ..card import SCORES
+from ..files import new_folder, write_bytes
 from ..reporting import SILENT, Reporter
 from ..results import figures as draw
 from ..results.aggregate import Group, Line, Value, row_name, sections, summarise
 from ..results.load import Result, load_benchmark, load_run, run_label
 from ..results.report_figures import FiguresByKind, LineResults, draw_figures, slug
 from ..results.table_columns import COLUMNS, MARK, Column, format_fixed
-from ..runs import Run, new_folder, write_bytes
+from ..runs import Run
 from .checks import check_report, report_files
 from .command_options import ReportOptions
 

@@ -27,12 +27,13 @@ from ..data.preprocess import Preprocess
 from ..data.schema import Faces
 from ..data.split import Split, load_split, make_split, split_summary
 from ..errors import UsageError
+from ..files import new_folder
 from ..models.load import new_model, save_model
 from ..options import flag
 from ..plugins import DATASETS, Plugins
 from ..public_names import TINY
 from ..reporting import SILENT, Reporter
-from ..runs import SPLIT, Kind, Record, Run, hash_weights, new_folder, write_record
+from ..runs import SPLIT, Kind, Record, Run, hash_weights, write_record
 from .checks import check_retrain, check_train, open_interrupted
 from .command_options import DEFAULT_MODEL, RetrainOptions, SplitOptions, TrainOptions
 from .distributed import make_accelerator, on_main, precision_note

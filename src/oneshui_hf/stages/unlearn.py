@@ -21,6 +21,7 @@ from ..data.images import decode, to_pixels
 from ..data.preprocess import Preprocess
 from ..data.schema import Task
 from ..errors import OneshuiError, UsageError
+from ..files import new_folder, write_bytes
 from ..memory import PeakMemory
 from ..methods.artefact import Artefact
 from ..methods.base import Context, DataAccess, Method
@@ -30,7 +31,7 @@ from ..models.outputs import predicted_labels
 from ..options import current_names, flag
 from ..plugins import METHODS, Plugins
 from ..reporting import SILENT, Reporter
-from ..runs import SPLIT, Record, Run, hash_weights, new_folder, write_bytes, write_record
+from ..runs import SPLIT, Record, Run, hash_weights, write_record
 from .checks import check_unlearn, named_labels, per_photo
 from .command_options import UnlearnOptions
 from .distributed import make_accelerator, on_main

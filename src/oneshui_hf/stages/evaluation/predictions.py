@@ -19,11 +19,12 @@ from accelerate import Accelerator
 from ...data.face_set import FaceSet
 from ...data.schema import Task
 from ...errors import OneshuiError
+from ...files import write_bytes
 from ...metrics.comparison import Predictions
 from ...models.load import load_model
 from ...models.outputs import find_head, losses, predict, predict_with_features
 from ...reporting import SILENT, Reporter
-from ...runs import PREDICTIONS, PREPROCESSOR, SPLIT, Run, dump_json, hash_file, write_bytes
+from ...runs import PREDICTIONS, PREPROCESSOR, SPLIT, Run, dump_json, hash_file
 from ...sets import ATTACKED, PREDICTED
 from ..distributed import on_main
 

@@ -28,9 +28,9 @@ from ...data.load import load_faces
 from ...data.memmap_cache import WORKERS
 from ...data.schema import Faces, dataset_features
 from ...errors import OneshuiError
+from ...files import write_bytes
 from ...hub import Repository, hub_errors, logged_in_client
 from ...reporting import SILENT, Reporter
-from ...runs import write_bytes
 from ..command_options import DataPushOptions
 
 CARD, SHARDS = "README.md", "data/train-*.parquet"

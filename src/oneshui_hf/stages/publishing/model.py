@@ -17,26 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import OneshuiError
+from ...files import new_folder, write_bytes
 from ...hub import Repository, hub_errors, logged_in_client
 from ...methods.identity_store import BLOB, BLOBS, read_index
 from ...methods.identity_store import INDEX as IDENTITY_INDEX
 from ...public_names import METHOD_NAME
 from ...reporting import SILENT, Reporter
 from ...runs import METHODS as METHODS_FOLDER
-from ...runs import (
-    METRICS,
-    PREPROCESSOR,
-    RECORD,
-    SPLIT,
-    Record,
-    Run,
-    hash_weights,
-    new_folder,
-    read_json,
-    write_bytes,
-    write_json,
-    write_record,
-)
+from ...runs import METRICS, PREPROCESSOR, RECORD, SPLIT, Record, Run, hash_weights, read_json, write_json, write_record
 from ..checks import check_people_flags, check_pull
 from ..command_options import PullOptions, PushOptions
 from .redaction import (

@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ...errors import OneshuiError
+from ...files import new_folder
 from ...methods.weight_space import Weights
-from ...runs import new_folder, read_json, write_json
+from ...runs import read_json, write_json
 
 
 def save(run: Path, epoch: int, model: Weights, best: Weights | None, optimizer: dict[str, Any], progress: dict[str, Any]) -> None:

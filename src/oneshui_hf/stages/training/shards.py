@@ -17,12 +17,13 @@ from transformers import PreTrainedModel
 from ...data.face_set import FaceSet
 from ...data.schema import Task
 from ...errors import OneshuiError, UsageError
+from ...files import new_folder
 from ...metrics.functional import is_scorable, score
 from ...models.load import load_model
 from ...models.outputs import predict
 from ...models.sharded import ShardedClassifier, ShardWeights, combine_shards, shard_of, shard_weights, wrap_backbone
 from ...reporting import Reporter
-from ...runs import Run, new_folder, read_json, write_json
+from ...runs import Run, read_json, write_json
 from ...seeding import derive
 from ..command_options import TrainOptions
 from ..distributed import on_main
