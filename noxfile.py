@@ -1,4 +1,4 @@
-"""The commands of every machine: `nox -s tests`, `slow`, `lint`, `demo`, `benchmark`, `bench`; and `lock`, which renews what CI installs.
+"""The commands of every machine: `nox -s tests`, `slow`, `lint`, `demo`, `benchmark`, `bench`, `drill`; `lock` renews what CI installs.
 
 Each session builds the wheel and installs that, as users do; on the platform of CI with exactly the packages of the lock, elsewhere with
 what pip finds within the ranges of pyproject.toml. Set ONESHUI_TEST_ASSETS to a folder of real faces and weights for the tests
@@ -125,3 +125,10 @@ def bench(session: nox.Session) -> None:
     session.run("python", "tests/benchmarks/bench_evaluate.py")
     session.run("python", "tests/benchmarks/bench_forget_keys.py")
     session.run("python", "tests/benchmarks/bench_meta_gradient.py", *session.posargs)
+
+
+@nox.session
+def drill(session: nox.Session) -> None:
+    """Kills, full disks, two commands at once, crafted runs and malformed commands; `-- --only kills --case train:17` repeats one case."""
+    install(session)
+    session.run("python", "-m", "drill", *session.posargs, env={"PYTHONPATH": "tests"})

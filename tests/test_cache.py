@@ -107,6 +107,16 @@ def test_entries_are_sorted_by_last_use(tmp_path: Path) -> None:
     assert not any(entry.locked for entry in cache.entries())
 
 
+def test_a_cache_is_private(tmp_path: Path) -> None:
+    former = os.umask(0o002)
+    try:
+        folder = make(Cache(tmp_path / "new" / "cache"))
+    finally:
+        os.umask(former)
+    assert folder.parent.stat().st_mode & 0o777 == 0o700
+    assert Path(f"{folder}.json").stat().st_mode & 0o777 == 0o600  # it contains paths
+
+
 @pytest.mark.parametrize("description_text", ["", "[]", '{"about": 3}', None])
 def test_an_entry_with_a_damaged_description_is_still_listed(tmp_path: Path, description_text: str | None) -> None:
     cache = Cache(tmp_path)

@@ -227,8 +227,18 @@ def test_a_process_may_enter_its_own_lock_again(tmp_path: Path) -> None:
             assert clear_leftovers(tmp_path / "a") == 0
             assert scratch.is_dir()
         write_bytes(tmp_path / "a/b/c", b"x")
-        assert (tmp_path / "a/.b.lock").exists()
+        assert (tmp_path / "a/.b.oneshui-lock").exists()
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
+
+
+def test_a_folder_has_one_lock_whatever_it_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "one/two").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("one")
+    monkeypatch.chdir(tmp_path / "one")
+    for path in (Path(), Path("two/.."), Path("../one"), tmp_path / "link/.." / "one", tmp_path / "one"):
+        with lock_output(path):
+            assert sorted(place.name for place in tmp_path.iterdir()) == [".one.oneshui-lock", "link", "one"]
+    assert [place.name for place in (tmp_path / "one").iterdir()] == ["two"]
 
 
 def test_folders_made_for_a_lock_do_not_stay(tmp_path: Path) -> None:
@@ -237,7 +247,7 @@ def test_folders_made_for_a_lock_do_not_stay(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", [".one.backup", ".one.12345678", "one.12345678.partial", ".gitignore"])
+@pytest.mark.parametrize("name", [".one.backup", ".one.12345678", "one.12345678.partial", ".gitignore", ".one.lock", ".one.two.lock"])
 def test_other_files_are_never_cleared(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("mine")
     assert clear_leftovers(tmp_path) == 0

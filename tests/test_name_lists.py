@@ -36,7 +36,7 @@ def test_names_with_commas_are_found(words: list[str], known: tuple[str, ...], n
     assert match_names(words, known) == tuple(names)
 
 
-NAME = st.text(st.characters(blacklist_categories=("Cs", "Cc")), min_size=1).map(str.strip).filter(bool)
+NAME = st.text(st.characters(blacklist_categories=("Cs", "Cc")) | st.just("\n"), min_size=1).map(str.strip).filter(bool)
 
 
 @given(st.lists(NAME, min_size=2, unique=True))

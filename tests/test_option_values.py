@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,8 @@ def error(name: str, given: Any) -> str:
         ("people", "Jane", ("Jane",)),
         ("people", 12, ("12",)),
         ("people", np.int64(12), ("12",)),
+        ("people", np.array("Jane"), ("Jane",)),
+        ("file", np.array("a.png"), "a.png"),
         ("people", None, ()),
         ("people", ["a, b", 7], ("a, b", "7")),
         ("people", np.array(["a", "b"]), ("a", "b")),
@@ -101,7 +104,7 @@ def test_finite_number_is_required(given: Any) -> None:
     assert error("share", given).startswith("--share of x ")
 
 
-@pytest.mark.parametrize("given", [True, 1.5, float("nan"), b"x", object(), "", "a\0b", {"a": 1}])
+@pytest.mark.parametrize("given", [True, 1.5, float("nan"), b"x", object(), "", "a\0b", {"a": 1}, io.StringIO("a\n"), memoryview(b"a")])
 @pytest.mark.parametrize("name", ["text", "maybe", "file", "people", "images", "columns"])
 def test_text_is_required(name: str, given: Any) -> None:
     assert error(name, given).startswith(f"--{name} of x ")
@@ -131,3 +134,17 @@ def test_tilde_is_the_home_folder_in_paths_alone(given: Any, monkeypatch: pytest
     assert value("images", [given, "b"]) == ("/home/me/x", "b")
     assert value("text", given) == "~/x"
     assert expand_home("~") == "/home/me"
+
+
+@pytest.mark.parametrize("given", ["\udcff", "a/\udce9.jpg"])
+@pytest.mark.parametrize("name", ["text", "file", "images"])
+def test_bytes_that_are_not_utf_8_are_refused(name: str, given: str) -> None:
+    assert "bytes that are not UTF-8" in error(name, given)
+
+
+@pytest.mark.parametrize("below", ["", "/x", "/x/y"])
+def test_a_link_that_leads_to_itself_is_refused(tmp_path: Path, below: str) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert "a link that leads to itself" in error("file", f"{tmp_path}/loop{below}")
+    (tmp_path / "dangling").symlink_to(tmp_path / "missing")
+    assert value("file", f"{tmp_path}/dangling{below}") == f"{tmp_path}/dangling{below}"

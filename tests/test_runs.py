@@ -105,7 +105,9 @@ def test_a_missing_permission_is_reported_before_anything_is_computed(tmp_path: 
 def test_a_record_survives_writing_and_reading(tmp_path: Path) -> None:
     path = a_run(tmp_path / "run", parent={"run": "x", "weights": "y"}, weights="abc", report={"a": [1]})
     run = Run.open(path)
-    assert run.record == Record("original", 3, {"lr": 1e-4}, {"name": "made"}, "complete", {"run": "x", "weights": "y"}, "abc", {"a": [1]})
+    assert run.record == Record(
+        "original", 3, {"lr": 1e-4}, {"name": "made"}, "complete", {"run": "x", "weights": "y"}, "abc", report={"a": [1]}
+    )
     assert {"torch", "transformers", "oneshui-hf"} <= set(run.record.versions)
     assert run.artefact("m") == path / "methods/m"
 
@@ -129,7 +131,7 @@ def test_a_missing_run_is_a_usage_error(tmp_path: Path) -> None:
         ("{", "is not JSON"),
         ("{}", "has format None, this version reads 1"),
         ('{"format": 2}', "has format 2, this version reads 1: upgrade oneshui-hf"),
-        ('{"format": 1, "kind": "original"}', "is not a complete record"),
+        ('{"format": 1, "kind": "original"}', "is not complete: it has no field 'seed'"),
         ("[]", r"oneshui\.json"),
         ("null", r"oneshui\.json"),
     ],

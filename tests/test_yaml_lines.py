@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from oneshui_hf.errors import UsageError
-from oneshui_hf.yaml_lines import LocatedList, LocatedMapping, Written, YamlFile, is_null, parse_mapping
+from oneshui_hf.yaml_lines import MAX_FILE_BYTES, LocatedList, LocatedMapping, Written, YamlFile, is_null, parse_mapping, read_yaml_text
 
 FILE = YamlFile("f.yaml", "a configuration", "'option: value' lines")
 
@@ -102,6 +106,89 @@ def test_what_is_no_mapping_is_refused_in_one_sentence(text: str, message: str) 
         parse(text)
     assert str(raised.value).startswith(message)
     assert "\n" not in str(raised.value)
+
+
+SIZE = MAX_FILE_BYTES - 20
+LARGE = {
+    "aliases": "".join(f"k{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9) if n else 'x'}]\n" for n in range(12)),
+    "merges": "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 10)),
+    "a chain of merges": "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: *a{n - 1}, k{n}: 1}}\n" for n in range(1, 2000)),
+    "a mapping that merges itself": "&a {<<: *a}",
+    "anchors": "".join(f"a{n}: &x{n} 1\n" for n in range(6000)),
+    "keys": "".join(f"k{n}: 1\n" for n in range(9000)),
+    "values": "a: [" + "x," * (SIZE // 2) + "]",
+    "mappings": "a: [" + "{}," * (SIZE // 3) + "]",
+    "brackets": "a: " + "[" * SIZE,
+    "braces": "a: " + "{a: " * (SIZE // 4),
+    "indented keys": "".join(" " * n + "a:\n" for n in range(400)),
+    "dashes": "a:\n " + "- " * (SIZE // 2),
+    "questions": "? " * (SIZE // 2),
+    "documents": "a: 1\n---\n" * (SIZE // 9),
+    "colons": ":" * SIZE,
+    "a comment": "#" * SIZE,
+    "an anchor": "a: *" + "x" * SIZE,
+    "a tag": "a: !<" + "x" * SIZE,
+    "a quoted text without an end": "a: '" + "x" * SIZE,
+    "blank lines in a text": "a: 'x" + "\n" * SIZE,
+    "a key without a value": "x" * SIZE + ": 1",
+    "a repeated long key": f"{'k' * 900}: 1\n" * 3,
+    "a version": "%YAML 1." + "9" * SIZE + "\n--- {a: 1}",
+    "a character that does not exist": 'a: "\\UFFFFFFFF"',
+    "half characters": 'a: "' + "\\ud83d" * (SIZE // 6) + '"',
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_large_and_nested_texts_are_refused_in_a_moment(name: str) -> None:
+    started = time.process_time()
+    with pytest.raises(UsageError) as raised:
+        parse(LARGE[name])
+    assert time.process_time() - started < 2
+    assert len(str(raised.value)) < 400
+
+
+@pytest.mark.parametrize("text", ["a: " + "9" * SIZE, "a: " + "x" * SIZE, "a: >\n" + "  x\n" * (SIZE // 4), "a: [" + "1," * 9000 + "]"])
+def test_long_texts_and_lists_are_read_in_a_moment(text: str) -> None:
+    started = time.process_time()
+    assert list(parse(text)) == ["a"]
+    assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_damaged_files_end_with_one_sentence(seed: int) -> None:
+    rng = random.Random(seed)
+    text = "name: g\nbase: &b {lr: 1e-3, 'x y': \"\\u00e9\"}\ndatasets:\n  - {<<: *b, dataset: synthetic}\n  - !!str a\nlong: >\n  x\n  y\n"
+    for _ in range(150):
+        characters = list(text)
+        for _ in range(rng.randint(1, 6)):
+            characters[rng.randrange(len(characters))] = rng.choice("[]{}:,&*!|>'\"%@`#?-\n\t \x00\x85\ufeff\\Ux0<=~")
+        try:
+            assert isinstance(parse("".join(characters)), LocatedMapping)
+        except UsageError as error:
+            assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "link to itself", "large", "utf-16", "latin-1"])
+def test_what_is_no_text_file_is_refused(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "f.yaml"
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "device":
+        file.symlink_to("/dev/zero")
+    elif kind == "folder":
+        file.mkdir()
+    elif kind == "link to itself":
+        file.symlink_to(file)
+    else:
+        file.write_bytes({"large": b"#" * (MAX_FILE_BYTES + 1), "utf-16": "a: 1".encode("utf-16"), "latin-1": b"a: \xe9"}[kind])
+    with pytest.raises(UsageError) as raised:
+        read_yaml_text(file, FILE)
+    assert "f.yaml" in str(raised.value)
+
+
+def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
+    (tmp_path / "f.yaml").write_text("a: 1\n", encoding="utf-8-sig")
+    assert parse(read_yaml_text(tmp_path / "f.yaml", FILE)) == {"a": "1"}
 
 
 def test_written_text_is_text() -> None:

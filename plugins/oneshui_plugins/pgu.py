@@ -125,13 +125,18 @@ class PGU(Method[PGUOptions]):
 
         Raises:
             UsageError: The core spaces leave no direction for a step.
+            OneshuiError: The artefact is damaged.
         """
         from .common.input_covariance import Covariance
 
-        train = {name: Covariance(matrix.to(context.device), artefact.values["rows"][name]) for name, matrix in artefact.tensors.items()}
+        support = self.input_covariances(model, len(request), lambda rows: request.pixels[rows], options.chunk, context)
+        artefact.require_tensors({name: covariance.matrix.shape for name, covariance in support.items()})
+        counts = artefact.values.get("rows")
+        if not isinstance(counts, dict) or not all(isinstance(counts.get(name), int) and counts[name] > 0 for name in support):
+            raise OneshuiError("The artefact is damaged (a number of rows is missing); prepare again.")
+        train = {name: Covariance(matrix.to(context.device), counts[name]) for name, matrix in artefact.tensors.items()}
         matrices = {name: covariance.matrix for name, covariance in train.items()}
         if options.subtract_support:
-            support = self.input_covariances(model, len(request), lambda rows: request.pixels[rows], options.chunk, context)
             matrices = {name: covariance.minus(support[name]) for name, covariance in train.items()}
         bases = {name: self.core_space(matrix, options.gamma) for name, matrix in matrices.items()}
 

@@ -7,6 +7,7 @@ options in the docstrings are generated from the options dataclasses. Progress i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from . import runs
 from .api_options import AnyRun, read_options, run_path, split_options, with_options
 from .api_run import Run
+from .option_values import expand_home
 from .options import fields
 from .reporting import SILENT, Reporter, default_reporter
 from .runs import RUNS, Kind, newest_run
@@ -41,6 +43,7 @@ from .stages.command_options import (
     TuneOptions,
     UnlearnOptions,
 )
+from .stages.recovery import clear_killed_work
 
 if TYPE_CHECKING:
     import datasets
@@ -111,7 +114,7 @@ def unlearn(run: AnyRun = None, images: Paths = (), *, reporter: Reporter | None
     own, methods = split_options(UnlearnOptions, options)
     given = {} if isinstance(images, tuple) and not images else {"images": images}  # the option may be given as `image`
     resolved = read_options(UnlearnOptions, given | own, "unlearn")
-    original = open_run(run, ("original",), reporter, "unlearn")
+    original = open_run(run, ("original",), reporter, "unlearn", resolved.output_dir)
     checks.check_unlearn(original, resolved, methods)
     from .stages.unlearn import unlearn as stage
 
@@ -319,13 +322,17 @@ def demo(*, reporter: Reporter | None = None, **options: Any) -> dict[str, Any]:
     return stage(resolved, reporter or default_reporter())
 
 
-def open_run(run: AnyRun, kinds: tuple[Kind, ...], reporter: Reporter, where: str) -> runs.Run:
-    """Open a run. Without a name open the newest run of these kinds and print a note."""
+def open_run(run: AnyRun, kinds: tuple[Kind, ...], reporter: Reporter, where: str, output: str | None = None) -> runs.Run:
+    """Open a run, after clearing what killed commands left at it and at the output. Without a name open the newest run and print a note."""
+    path = run.path if isinstance(run, runs.Run) else run_path(run, where)
+    named = [Path(expand_home(os.fspath(place))) for place in (path, output) if place]
+    clear_killed_work(*named, reporter=reporter)
     if isinstance(run, runs.Run):
         return run
-    if (path := run_path(run, where)) is not None:
+    if path is not None:
         return runs.Run.open(path)
     found = newest_run(RUNS, kinds)
+    clear_killed_work(found.path, reporter=reporter)
     reporter.note(f"Using the newest run, {found.path}.")
     return found
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from . import runs
 from .errors import OneshuiError
+from .metrics.schema import read_metrics
 from .options import resolve
 from .reporting import default_reporter
-from .runs import METRICS, read_object
+from .runs import METRICS
 from .sets import EVALUATED
 from .stages.command_options import PredictOptions, ReportOptions
 from .stages.show import kept_epoch, prepared_methods
@@ -47,7 +48,7 @@ class Run(runs.Run):
     @property
     def metrics(self) -> dict[str, Any] | None:
         """What `evaluate` measured; None if the run is not evaluated."""
-        return read_object(self.path / METRICS) if (self.path / METRICS).exists() else None
+        return read_metrics(self.path) if (self.path / METRICS).exists() else None
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -77,12 +78,14 @@ class Run(runs.Run):
         """
         from transformers import pipeline
 
+        from .models.load import load_model
         from .models.pipeline import PhotoPipeline
-        from .models.register import register
+        from .models.processors import load_processor
 
-        register()
-        settings = {"top_k": len(self.record.dataset["labels"]), "pipeline_class": PhotoPipeline, **settings}
-        return pipeline("image-classification", model=str(self._require_weights()), **settings)
+        folder = self._require_weights()
+        loaded = {"model": load_model(folder)[0], "image_processor": load_processor(str(folder))}
+        settings = {"top_k": len(self.labels), "pipeline_class": PhotoPipeline, **loaded, **settings}
+        return pipeline("image-classification", **settings)
 
     def predict(self, images: str | Path | Sequence[str | Path], *, top_k: int = 5) -> list[dict[str, Any]]:
         """Predict the labels of image files; see `oneshui_hf.predict`."""
@@ -134,6 +137,6 @@ class Run(runs.Run):
         metrics = self.metrics or {}
         score = metrics.get("score")
         for name in EVALUATED:
-            if isinstance(found := metrics.get(name), dict) and score in found:
+            if (found := metrics.get(name)) and found.get(score) is not None:
                 rows.append((f"{score} on {name}", f"{found[score]:.1f}"))
         return rows

@@ -6,7 +6,7 @@ ROOT/
   KIND-<hash>.vault/    the secrets of the entry's per-identity data, deleted together with the entry
   KIND-<hash>.json      the entry's inputs and description; rewritten on every use, so its date is the last use
   .locks/               one file per entry, locked while a process uses the entry; the lock ends with the process, even if it is killed
-  .KIND-<hash>.*        temporary files of running or killed processes
+  .KIND-<hash>.*        locks, and temporary files of running or killed processes; see `files`
 
 Local, never published: the inputs of an entry may contain paths.
 """
@@ -18,19 +18,20 @@ import hashlib
 import math
 import os
 import re
-import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import OneshuiError, UsageError, did_you_mean
+from .files import Discard, remove
 from .option_values import expand_home
+from .processes import on_main
 from .reporting import SILENT, Reporter
-from .runs import dump_json, read_object, write_json
+from .runs import dump_json, read_object, restore_replaced, write_json
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -93,10 +94,15 @@ def cache_root(given: str | None = None) -> Path:
 
 
 class Cache:
-    """A cache folder. It is created with its first entry."""
+    """A cache folder. It is created with its first entry.
 
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+    Args:
+        root: The folder.
+        discard: Removes what killed processes left.
+    """
+
+    def __init__(self, root: str | Path, discard: Discard = remove) -> None:
+        self.root, self._discard = Path(root), discard
 
     def key(self, kind: str, made_from: Mapping[str, Any]) -> str:
         """Return the key of an entry: its kind and 80 bits of the SHA-256 of its inputs.
@@ -116,10 +122,7 @@ class Cache:
         accelerator: Accelerator | None = None,
         reporter: Reporter = SILENT,
     ) -> Iterator[Path]:
-        """Lock an entry and yield its folder; no other process can use the entry until the block ends.
-
-        The folder may be missing, incomplete or complete; the caller checks that. Waits while another process uses the entry. A block
-        must not enter the same entry again: it would wait for itself.
+        """Lock an entry and yield its folder; see `hold`. The folder may be missing, incomplete or complete; the caller checks that.
 
         Args:
             kind: One of `KINDS`.
@@ -133,20 +136,38 @@ class Cache:
         """
         key = self.key(kind, made_from)
         description = {"key": key, "kind": kind, "made_from": dict(made_from), "about": dict(about or {})}
+        with self.hold(key, accelerator, reporter) as folder:
+            on_main(accelerator, lambda: write_json(self._description_file(key), description, private=True))
+            yield folder
+
+    @contextlib.contextmanager
+    def hold(self, key: str, accelerator: Accelerator | None = None, reporter: Reporter = SILENT) -> Iterator[Path]:
+        """Lock an entry and yield its folder; no other process can use the entry until the block ends.
+
+        Waits while another process uses the entry. A block must not hold the same entry again: it would wait for itself.
+
+        Args:
+            key: Its key.
+            accelerator: As in `entry`.
+            reporter: As in `entry`.
+
+        Raises:
+            UsageError: The root is a file or a folder that contains other files.
+        """
         lock = self._lock(key)  # acquired by the main process only
 
         def enter() -> bool:
             self._create()
             if not _try_acquire(lock):
                 return False
-            write_json(self._description_file(key), description)
+            restore_replaced(self.root)
             return True
 
         waiting = False
         try:
-            while not _on_main_for_all(enter, accelerator):
+            while not on_main(accelerator, enter):
                 if not waiting:
-                    reporter.note(f"Another process is using the same {kind} ({key}); waiting for it.")
+                    reporter.note(f"Another process is using the same {_kind(key)} ({key}); waiting for it.")
                     waiting = True
                 time.sleep(POLL)  # between collective operations, not inside one: a wait may exceed their time limit
             yield self.root / key
@@ -229,7 +250,8 @@ class Cache:
 
     def _create(self) -> None:
         if not self._exists():
-            self.root.mkdir(parents=True, exist_ok=True)
+            self.root.parent.mkdir(parents=True, exist_ok=True)
+            self.root.mkdir(mode=0o700, exist_ok=True)  # the inputs of entries contain paths, and runs name people
             write_json(self.root / MARKER, {"what": WHAT, "format": FORMAT})
         (self.root / LOCKS).mkdir(exist_ok=True)
 
@@ -283,10 +305,7 @@ class Cache:
             for path in self._paths(key):
                 path.rename(hidden / path.name)
         for path in self._temporary(key):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            self._discard(path)
 
 
 def _require_kind(kind: str) -> None:
@@ -319,21 +338,3 @@ def _size(paths: Iterable[Path]) -> int:
                 found = file.lstat()
                 size += found.st_size if stat.S_ISREG(found.st_mode) else 0
     return size
-
-
-def _on_main_for_all(work: Callable[[], bool], accelerator: Accelerator | None) -> bool:
-    """Run `work` on the main process; return its result, or raise its exception, on all processes."""
-    if accelerator is None or accelerator.num_processes == 1:
-        return work()
-    from accelerate.utils import broadcast_object_list
-
-    outcome: list[Any] = [None, None]
-    if accelerator.is_main_process:
-        try:
-            outcome[0] = work()
-        except Exception as error:  # any exception: otherwise the other processes would wait forever
-            outcome[1] = error
-    broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        raise outcome[1]
-    return bool(outcome[0])

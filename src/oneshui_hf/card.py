@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from .printable import escape_markdown
 from .runs import Record
 from .sets import EVALUATED
 
@@ -119,7 +120,7 @@ def data_card(faces: Faces, repo_id: str, *, names_kept: bool, left_out: int) ->
         images=len(faces),
         people=len(faces.people),
         spread={key: f"{value:g}" for key, value in image_count_statistics(faces).items()},
-        labels=class_balance(faces),
+        labels=[(escape_markdown(label), share) for label, share in class_balance(faces).items()],
         names_kept=names_kept,
         left_out=left_out,
     )

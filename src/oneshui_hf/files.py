@@ -2,7 +2,7 @@
 
 A file or folder NAME is written next to its place and renamed. While a process writes it, these are in the same folder:
 
-  .NAME.lock               locked by the writer; the lock ends with its process, even if it is killed
+  .NAME.oneshui-lock       locked by the writer; the lock ends with its process, even if it is killed
   .NAME.<hex>.partial      the new file or folder, not complete yet
   .NAME.<hex>.replaced     the old folder, from just before the rename until it is deleted
 
@@ -12,11 +12,14 @@ So what is left of a NAME whose lock is free belongs to a killed process.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,8 +28,10 @@ from .errors import OneshuiError
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?:lock|[0-9a-f]{8}\.(?:partial|replaced))", re.DOTALL)
-PARTIAL, REPLACED = "partial", "replaced"
+PARTIAL, REPLACED, LOCK = "partial", "replaced", "oneshui-lock"
+LEFTOVER = re.compile(rf"\.(?P<name>.+)\.(?:{LOCK}|[0-9a-f]{{8}}\.(?:{PARTIAL}|{REPLACED}))", re.DOTALL)
+FOREVER = -1
+PROBE = 0.5  # seconds to wait for a lock: `is_locked` and `clear_leftovers` of another process hold it for a moment
 
 _written_here: set[Path] = set()  # partial and replaced files and folders of this process, which are in use
 
@@ -41,6 +46,27 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def open_regular(file: Path) -> BufferedReader:
+    """Open a file to read its bytes. It must be a regular one: a pipe would wait for a writer, and a device may have no end.
+
+    Raises:
+        FileNotFoundError: It is missing.
+        OneshuiError: It is something else than a regular file, or a link that leads to itself.
+    """
+    try:
+        handle = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except NotADirectoryError:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file)) from None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OneshuiError(f"{file} is a link that leads to itself.") from None
+        raise
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OneshuiError(f"{file} is not a regular file.")
+    return os.fdopen(handle, "rb")
+
+
 def write_bytes(file: Path, data: bytes, *, private: bool = False) -> None:
     """Write a file atomically and durably: readers see the old file or the complete new one, also after a power cut.
 
@@ -49,7 +75,7 @@ def write_bytes(file: Path, data: bytes, *, private: bool = False) -> None:
         data: Its new content.
         private: Whether only the owner may read it; otherwise the user's umask decides.
     """
-    with _locked(file, blocking=True), _partial(file) as partial:
+    with _locked(file, wait=FOREVER), _partial(file) as partial:
         handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666)
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)
@@ -75,6 +101,7 @@ def new_folder(path: Path, *, replace: bool = False, private: bool = False, disc
         OneshuiError: Another process writes this folder, or has created it meanwhile.
     """
     with lock_output(path, discard), _partial(path, discard) as partial:
+        path = _place(path)
         partial.mkdir(mode=0o700 if private else 0o777)
         yield partial
         _sync_contents(partial)
@@ -105,13 +132,13 @@ def scratch_folder(folder: Path, purpose: str) -> Iterator[Path]:
     It is named so that `clear_leftovers` removes it if the process is killed.
     """
     path = folder / f"{purpose}-{secrets.token_hex(4)}"
-    with _locked(path, blocking=False), _partial(path) as partial:
+    with _locked(path, wait=PROBE), _partial(path) as partial:
         partial.mkdir(mode=0o700)
         yield partial
 
 
 @contextlib.contextmanager
-def lock_output(path: Path, discard: Discard = remove) -> Iterator[None]:
+def lock_output(path: Path, discard: Discard = remove, flag: str | None = None) -> Iterator[None]:
     """Let no other process write a file or folder until the block ends; then clear what killed writers of it left.
 
     A process may enter it several times. Missing parent folders are created, and removed again if they are still empty at the end.
@@ -119,19 +146,20 @@ def lock_output(path: Path, discard: Discard = remove) -> Iterator[None]:
     Args:
         path: The file or folder.
         discard: Removes a folder that a killed process left.
+        flag: The option that names the path, for the message.
 
     Raises:
         OneshuiError: Another process is writing it.
     """
-    with _new_parents(path.parent), _locked(path, blocking=False):
-        _clear(path, discard)
+    with _new_parents(path.parent), _locked(path, wait=PROBE, flag=flag):
+        _clear(_place(path), discard)
         yield
 
 
 def is_locked(path: Path) -> bool:
     """Whether another process is writing a file or folder."""
     try:
-        with _locked(path, blocking=False):
+        with _locked(path, wait=0):
             return False
     except OneshuiError:
         return True
@@ -153,7 +181,7 @@ def clear_leftovers(folder: Path, discard: Discard = remove) -> int:
     except (FileNotFoundError, NotADirectoryError):
         return 0
     for name in sorted(found):
-        with contextlib.suppress(OneshuiError), _locked(folder / name, blocking=False):  # its writer lives
+        with contextlib.suppress(OneshuiError), _locked(folder / name, wait=0):  # its writer lives
             cleared += _clear(folder / name, discard)
     return cleared
 
@@ -206,25 +234,37 @@ def _partial(path: Path, discard: Discard = remove) -> Iterator[Path]:
         _written_here.discard(partial)
 
 
+def _place(path: Path) -> Path:
+    """Return a path with its last name, which "." and ".." lack; a link itself, not what it leads to."""
+    return path.parent.resolve() / path.name if path.name not in ("", "..") else path.resolve()
+
+
 def _next_to(path: Path, kind: str) -> Path:
-    return path.parent.resolve() / f".{path.name}.{secrets.token_hex(4)}.{kind}"
+    place = _place(path)
+    return place.with_name(f".{place.name}.{secrets.token_hex(4)}.{kind}")
 
 
 @contextlib.contextmanager
-def _locked(path: Path, *, blocking: bool) -> Iterator[None]:
+def _locked(path: Path, *, wait: float, flag: str | None = None) -> Iterator[None]:
     """Hold the lock of a file or folder.
 
+    Args:
+        path: The file or folder.
+        wait: For how many seconds to wait for another process that holds it.
+        flag: As in `lock_output`.
+
     Raises:
-        OneshuiError: Another process holds it, and `blocking` is false.
+        OneshuiError: Another process still holds it.
     """
     from filelock import Timeout
 
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = _lock(path)
     try:
-        lock.acquire(timeout=-1 if blocking else 0)
+        lock.acquire(timeout=wait)
     except Timeout:
-        raise OneshuiError(f"Another process is writing {path}; wait until it has ended.") from None
+        alternative = f", or name another {flag}" if flag else ""
+        raise OneshuiError(f"Another process is writing {path}; wait until it has ended{alternative}.") from None
     try:
         yield
     finally:
@@ -237,8 +277,9 @@ def _locked(path: Path, *, blocking: bool) -> Iterator[None]:
 def _lock(path: Path) -> BaseFileLock:
     from filelock import FileLock
 
+    place = _place(path)
     # One object for each file, so that a process that holds a lock may enter it again.
-    return FileLock(path.parent.resolve() / f".{path.name}.lock", is_singleton=True, thread_local=False)
+    return FileLock(place.with_name(f".{place.name}.{LOCK}"), is_singleton=True, thread_local=False)
 
 
 @contextlib.contextmanager

@@ -9,18 +9,19 @@ from collections.abc import Collection, Iterable, Sequence
 
 
 def join_names(names: Iterable[str]) -> str:
-    """Return names as one text, which `split_names` splits again. Names with a comma or a quotation mark are quoted."""
+    """Return names as one text, which `split_names` splits again. Names with a comma, a quotation mark or a line break are quoted."""
     line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(names)
-    return line.getvalue()
+    csv.writer(line, lineterminator="\n").writerow(names)  # quotes a name with a line break
+    return line.getvalue().removesuffix("\n")
 
 
 def split_names(text: str) -> tuple[str, ...]:
     """Return the names in 'a, b'. A name in quotation marks may contain a comma. Empty names are left out."""
     try:
-        names = next(csv.reader([text], skipinitialspace=True), [])
-    except csv.Error:  # a line break
-        names = text.split(",")
+        rows = list(csv.reader(io.StringIO(text, newline=""), skipinitialspace=True))
+    except csv.Error:
+        rows = []
+    names = rows[0] if len(rows) == 1 else text.split(",")  # otherwise it has a line break outside of quotation marks
     return tuple(name.strip() for name in names if name.strip())
 
 

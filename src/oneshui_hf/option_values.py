@@ -6,6 +6,8 @@ The same text means the same on the command line, in a YAML or preset file, and 
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import typing
 from collections.abc import Iterable, Mapping, Set
@@ -79,8 +81,8 @@ def shown(value: Any) -> str:
 
 
 def _is_single(value: Any) -> bool:
-    """Whether a value is one value, not several: text, a number, or anything else that cannot be iterated over."""
-    if isinstance(value, str | bytes | bytearray | os.PathLike) or not isinstance(value, Iterable):
+    """Whether a value is one value, not several: text, a number, or anything else that is not a collection."""
+    if isinstance(value, str | bytes | bytearray | memoryview | os.PathLike | io.IOBase) or not isinstance(value, Iterable):
         return True
     return getattr(value, "shape", None) == ()  # an array without axes
 
@@ -114,6 +116,8 @@ def _text(value: Any, path: bool, label: str) -> str:
     noun = "a path" if path else "text"
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
+    elif getattr(value, "shape", None) == () and hasattr(value, "item"):  # an array without axes
+        value = value.item()
     if value is None:
         raise UsageError(f"{label} takes {noun}, not None.")
     if not isinstance(value, str):
@@ -127,15 +131,21 @@ def _text(value: Any, path: bool, label: str) -> str:
         raise _empty(label)
     if "\0" in value:
         raise UsageError(f"{label} contains a character that no {noun.removeprefix('a ')} has, NUL: {shown(value)!r}.")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # records are UTF-8
+        raise UsageError(f"{label} contains bytes that are not UTF-8: {shown(value)}; rename it.") from None
     if not path:
         return str(value)
-    if len(_encoded(value)) > MAX_PATH_BYTES or any(len(_encoded(part)) > MAX_NAME_BYTES for part in value.split("/")):
+    if len(value.encode()) > MAX_PATH_BYTES or any(len(part.encode()) > MAX_NAME_BYTES for part in value.split("/")):
         raise UsageError(f"{label} is longer than a path can be: {shown(value)}")
-    return expand_home(str(value))
-
-
-def _encoded(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
+    place = expand_home(str(value))
+    try:
+        os.stat(place)  # noqa: PTH116  `Path.resolve` fails for such a link, in each version of Python with another error
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UsageError(f"{label} is, or is below, a link that leads to itself: {shown(value)}.") from None
+    return place
 
 
 def _empty(label: str) -> UsageError:

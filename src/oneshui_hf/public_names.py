@@ -10,7 +10,7 @@ from .runs import Record
 
 TINY = "tiny"  # the model without a checkpoint
 LOCAL_DATASET, LOCAL_MODEL = "a private data set", "a local checkpoint"
-METHOD_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+METHOD_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
 
 
 def dataset_name(record: Record) -> str:

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
+from .printable import printable
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -110,7 +112,7 @@ class ConsoleReporter(Reporter):
         if bar:
             bar.stop()
         try:
-            return typer.confirm(question, err=True)
+            return typer.confirm(printable(question), err=True)
         except typer.Abort:  # Ctrl-C, or the end of the input
             raise KeyboardInterrupt from None
         finally:
@@ -124,7 +126,8 @@ class ConsoleReporter(Reporter):
         bar = ConsoleReporter._bar
         in_notebook = bar is not None and bar.console.is_jupyter  # there, a bar is a widget, and lines are text
         console = bar.console if bar and not in_notebook else Console(stderr=True, force_jupyter=False)
-        console.print(Text(message, style=style), soft_wrap=True)  # neither brackets nor colons are markup; the bar keeps its style
+        text = Text(printable(message), style=style)  # neither brackets nor colons are markup
+        console.print(text, soft_wrap=True)  # the bar keeps its style
 
     def track(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
         """Yield the items under a progress bar. A bar inside another bar is not shown."""
@@ -140,7 +143,7 @@ class ConsoleReporter(Reporter):
         stderr = sys.stderr
         try:
             with bar, _redirected_logs(stderr):
-                yield from bar.track(items, total=total, description=label)
+                yield from bar.track(items, total=total, description=printable(label))
         finally:
             ConsoleReporter._bar = None
 
@@ -173,7 +176,7 @@ def default_reporter() -> Reporter:
 
 def is_main_process() -> bool:
     """Whether this process may print. It reads the launcher's variables, since torch may not be loaded yet."""
-    return int(os.environ.get("RANK", "0") or 0) == 0
+    return os.environ.get("RANK", "0").strip() in ("", "0")
 
 
 def is_interactive() -> bool:

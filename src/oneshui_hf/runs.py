@@ -8,6 +8,8 @@ RUN/
   curves.json        the data of figures, per identity and without names. Personal: never published
   predictions/       logits, labels and identity index of each set. Personal: never published
   methods/<name>/    a method's artefact
+  destruction.json   while a request destroys prepared data: what it destroys, without names. Never published
+  methods/.request-<hex>.json   where the run is that such a request writes, if it is not next to this one. Never published
   methods/.<name>.unfinished/   the resume state of a running or interrupted preparation. Personal, not encrypted: never published
   tuned/<name>.json  a preset that `oneshui tune` wrote
   checkpoint-<n>/    training state after n epochs, deleted when training ends
@@ -25,14 +27,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from .errors import OneshuiError, UsageError
-from .files import write_bytes
+from .errors import OneshuiError, UsageError, first_line
+from .files import clear_leftovers, open_regular, write_bytes
+from .json_text import MAX_BYTES, parse_json
 from .option_values import expand_home
+from .printable import escape_json, printable
+from .record_schema import RecordFields
+from .validation import check_fields
 
 RECORD = "oneshui.json"
 SPLIT = "split.json"
 METRICS = "metrics.json"
 CURVES = "curves.json"
+DESTRUCTION = "destruction.json"
 PREDICTIONS = "predictions"
 METHODS = "methods"
 TUNED = "tuned"
@@ -57,6 +64,7 @@ class Record:
     state: Literal["training", "complete"] = "complete"
     parent: dict[str, Any] | None = None
     weights: str | None = None
+    split: str | None = None  # the SHA-256 of split.json; None in published runs and in those of earlier versions
     report: dict[str, Any] = dataclasses.field(default_factory=dict)
     versions: dict[str, str] = dataclasses.field(default_factory=lambda: versions())
     format: int = FORMAT
@@ -82,6 +90,8 @@ class Run:
         """
         path = Path(expand_home(os.fspath(path)))
         if not path.is_dir():
+            restore_replaced(path.parent)
+        if not path.is_dir():
             raise UsageError(f"There is no run at {path}; create one with `oneshui train`.")
         file = path / RECORD
         if not file.is_file():
@@ -89,15 +99,9 @@ class Run:
         record = read_object(file)
         if record.get("format") != FORMAT:
             raise OneshuiError(f"{file} has format {record.get('format')}, this version reads {FORMAT}: upgrade oneshui-hf.")
+        check_fields(RecordFields, record, file)
         known = {f.name for f in dataclasses.fields(Record)}
-        try:
-            found = Record(**{k: v for k, v in record.items() if k in known})
-        except TypeError as error:
-            raise OneshuiError(f"{file} is not a complete record: {error}.") from None
-        objects = all(isinstance(part, dict) for part in (found.options, found.dataset, found.report, found.parent or {}))
-        if not objects or found.kind not in KINDS:
-            raise OneshuiError(f"{file} is damaged: a field of the record has a wrong type, or its kind is unknown.")
-        return cls(path, found)
+        return cls(path, Record(**{k: v for k, v in record.items() if k in known}))
 
     @functools.cached_property
     def weights(self) -> str:
@@ -111,11 +115,34 @@ class Run:
         Raises:
             OneshuiError: The record does not contain it.
         """
-        split = self.record.report.get("split")
-        size = split.get("forget_identities") if isinstance(split, dict) else None
-        if not isinstance(size, int):
+        size = (self.record.report.get("split") or {}).get("forget_identities")
+        if size is None:
             raise OneshuiError(f"{self.path / RECORD} is damaged: it does not contain the number of forget identities.")
         return size
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the labels.
+
+        Raises:
+            OneshuiError: The record does not contain them.
+        """
+        return tuple(self._described("labels"))
+
+    @property
+    def task(self) -> Literal["multi_label", "single_label"]:
+        """What is predicted: "multi_label" or "single_label".
+
+        Raises:
+            OneshuiError: The record does not contain it.
+        """
+        return self._described("task")
+
+    def _described(self, name: str) -> Any:
+        value = self.record.dataset.get(name)
+        if not value:
+            raise OneshuiError(f"{self.path / RECORD} is damaged: its description of the data has no '{name}'.")
+        return value
 
     def artefact(self, method: str) -> Path:
         """Return the folder of a method's artefact, which may not exist."""
@@ -136,6 +163,16 @@ class Run:
             raise UsageError(f"{self.path} has not finished training; run the same command with --resume.")
         return self
 
+    def require_unchanged(self) -> Run:
+        """Return self. Call it after reading several files of the run: then all of them are of the same run.
+
+        Raises:
+            OneshuiError: Another process has replaced the run since it was opened, or its split is another one.
+        """
+        if Run.open(self.path).record != self.record:
+            raise OneshuiError(f"Another process has replaced {self.path} meanwhile; run the same command again.")
+        return self.require_split()
+
     def require_complete(self) -> Run:
         """Return self.
 
@@ -154,11 +191,18 @@ class Run:
         """Return self.
 
         Raises:
-            OneshuiError: The run has no split, as it came from the Hub.
+            OneshuiError: The run has no split, as it came from the Hub, or another one than its record states.
         """
         if not (self.path / SPLIT).exists():
             raise OneshuiError(f"{self.path} has no {SPLIT} (published runs have none), so its sets are not known.")
+        if self.record.split is not None and hash_file(self.path / SPLIT) != self.record.split:
+            raise OneshuiError(f"{self.path / SPLIT} is not the split of its run: it was damaged or changed by hand. Restore it.")
         return self
+
+
+def restore_replaced(folder: Path) -> None:
+    """Restore the runs in a folder that a killed process was replacing. What else it left is kept, since it may name secrets."""
+    clear_leftovers(folder, discard=lambda leftover: None)
 
 
 def newest_run(root: Path, kinds: tuple[Kind, ...] = ("original",)) -> Run:
@@ -167,6 +211,7 @@ def newest_run(root: Path, kinds: tuple[Kind, ...] = ("original",)) -> Run:
     Raises:
         UsageError: There is none.
     """
+    restore_replaced(root)
     runs, unreadable = [], []
     for file in sorted(root.glob(f"*/{RECORD}")):
         if file.parent.name.startswith("."):  # a temporary folder of a killed process
@@ -189,17 +234,18 @@ def versions() -> dict[str, str]:
 
 
 def read_json(file: Path) -> Any:
-    """Read a JSON file.
+    """Read a JSON file; see `parse_json` for what it may contain.
 
     Raises:
-        OneshuiError: It is missing or not JSON.
+        OneshuiError: It is missing, is not such a file, or is no regular file.
     """
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        with open_regular(file) as stream:
+            return parse_json(stream.read(MAX_BYTES + 1))
     except FileNotFoundError:
         raise OneshuiError(f"{file} is missing.") from None
     except (ValueError, RecursionError) as error:
-        raise OneshuiError(f"{file} is not JSON ({error}).") from None
+        raise OneshuiError(f"{file} is not JSON ({first_line(error)}).") from None
 
 
 def read_object(file: Path) -> dict[str, Any]:
@@ -215,8 +261,18 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def dump_json(value: Any) -> bytes:
-    """Return a value as JSON in the format of all JSON files of this package: UTF-8, sorted keys, two spaces."""
-    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    """Return a value as JSON in the format of all JSON files of this package: UTF-8, sorted keys, two spaces, safe on a terminal.
+
+    Raises:
+        OneshuiError: It contains text that is not UTF-8, such as the name of a file with other bytes.
+    """
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        part = text[max(0, error.start - 40) : error.end + 40]
+        raise OneshuiError(f"A name has bytes that are not UTF-8, so it cannot be written; rename it: {printable(part)}") from None
+    return f"{escape_json(text)}\n".encode()
 
 
 def write_json(file: Path, value: Any, *, private: bool = False) -> None:
@@ -232,6 +288,18 @@ def with_checksum(value: dict[str, Any]) -> dict[str, Any]:
 def has_valid_checksum(value: dict[str, Any]) -> bool:
     """Whether an object is unchanged since `with_checksum` returned it: not truncated and not edited by hand."""
     return value == with_checksum({key: item for key, item in value.items() if key != "content"})
+
+
+def read_checked(file: Path) -> dict[str, Any]:
+    """Read an object that was written with a checksum.
+
+    Raises:
+        OneshuiError: It is missing, is no JSON object, or has changed since it was written.
+    """
+    value = read_object(file)
+    if not has_valid_checksum(value):
+        raise OneshuiError(f"{file} has changed since it was written, or is of an earlier version.")
+    return value
 
 
 def write_record(path: Path, record: Record) -> None:
@@ -302,7 +370,7 @@ def require_writable_place(folder: Path, noun: str, flag: str) -> None:
 
 def hash_file(file: Path) -> str:
     """Return a file's SHA-256."""
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

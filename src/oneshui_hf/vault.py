@@ -17,15 +17,16 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import OneshuiError
-from .files import new_folder
+from .files import new_folder, sync_folder
 from .option_values import expand_home
 
 SECRET_BYTES, NONCE_BYTES = 32, 12  # a key of AES-256 and of HMAC-SHA256; the nonce of GCM
+SEAL = b"\xff"  # before a sealed message: no text in UTF-8 contains this byte, so a seal is never the fingerprint of an identity
 ARTEFACT_SECRET, SUFFIX = "artefact", ".key"
 ID = re.compile(r"[0-9a-f]{32}")
 
@@ -49,6 +50,24 @@ def is_id(value: object) -> bool:
     return isinstance(value, str) and ID.fullmatch(value) is not None
 
 
+def draw_secrets(entries: Iterable[str]) -> dict[str, bytes]:
+    """Draw an artefact's own secret and one per entry, by name.
+
+    The random source is the operating system: secrets drawn from a seed could be drawn again by anyone.
+    """
+    return {name: secrets.token_bytes(SECRET_BYTES) for name in (ARTEFACT_SECRET, *entries)}
+
+
+def fingerprint(secret: bytes, identity: str) -> str:
+    """Return the HMAC-SHA256 of an identity under an artefact's own secret; without the secret it cannot be traced to a name."""
+    return hmac.digest(secret, identity.encode(errors="surrogatepass"), "sha256").hex()  # file names need not be text
+
+
+def seal(secret: bytes, message: bytes) -> str:
+    """Return the HMAC-SHA256 of a message under an artefact's own secret: only who has the secret can change the message."""
+    return hmac.digest(secret, SEAL + message, "sha256").hex()
+
+
 @dataclass(frozen=True)
 class Secrets:
     """The secrets of one artefact.
@@ -66,17 +85,19 @@ class Secrets:
         """The folder of the secrets."""
         return self.root / self.artefact
 
-    def create(self, entries: Iterable[str]) -> None:
-        """Draw the artefact's own secret and one per entry. All files are written or none.
-
-        The random source is the operating system: secrets drawn from a seed could be drawn again by anyone.
-        """
+    def create(self, drawn: Mapping[str, bytes]) -> None:
+        """Write secrets that `draw_secrets` returned. All files are written or none."""
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         with new_folder(self.folder, private=True) as scratch:
-            for name in (ARTEFACT_SECRET, *entries):
+            for name, secret in drawn.items():
                 handle = os.open(scratch / f"{name}{SUFFIX}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
                 with os.fdopen(handle, "wb") as stream:
-                    stream.write(secrets.token_bytes(SECRET_BYTES))
+                    stream.write(secret)
+
+    @property
+    def exist(self) -> bool:
+        """Whether this vault contains the artefact's secrets; those of some entries may have been destroyed."""
+        return self._file(ARTEFACT_SECRET).exists()
 
     def require(self) -> None:
         """Check that this vault contains the artefact's secrets; some entries may have been destroyed.
@@ -84,7 +105,7 @@ class Secrets:
         Raises:
             OneshuiError: It does not.
         """
-        if not self._file(ARTEFACT_SECRET).exists():
+        if not self.exist:
             raise OneshuiError(f"The secrets of this artefact are not on this machine ({self.root}); set ONESHUI_VAULT or prepare again.")
 
     def has_secret(self, entry: str) -> bool:
@@ -96,22 +117,40 @@ class Secrets:
         return sum(1 for file in self.folder.glob(f"*{SUFFIX}") if file != self._file(ARTEFACT_SECRET))
 
     def fingerprint(self, identity: str) -> str:
-        """Return the HMAC-SHA256 of an identity under the artefact's own secret; without the secret it cannot be traced to a name.
+        """Return the fingerprint of an identity under the artefact's own secret.
 
         Raises:
             OneshuiError: The artefact's secrets are missing.
         """
-        return hmac.digest(self._secret(ARTEFACT_SECRET), identity.encode(), "sha256").hex()
+        return fingerprint(self._secret(ARTEFACT_SECRET), identity)
 
-    def encrypt(self, entry: str, tensor: str, plaintext: bytes) -> bytes:
+    def seal(self, message: bytes) -> str:
+        """Return the seal of a message under the artefact's own secret.
+
+        Raises:
+            OneshuiError: The artefact's secrets are missing.
+        """
+        return seal(self._secret(ARTEFACT_SECRET), message)
+
+    def has_sealed(self, message: bytes, value: object) -> bool:
+        """Whether a value is the seal of a message.
+
+        Raises:
+            OneshuiError: The artefact's secrets are missing.
+        """
+        return isinstance(value, str) and hmac.compare_digest(self.seal(message).encode(), value.encode(errors="replace"))
+
+    def encrypt(self, entry: str, tensor: str, plaintext: bytes, weights: str) -> bytes:
         """Encrypt with AES-256-GCM and return nonce, ciphertext and tag as one blob.
 
         The nonce is random, so the same plaintext gives different bytes each time.
 
         Args:
             entry: The entry whose secret is the key.
-            tensor: Name of the tensor. Artefact, entry and tensor are authenticated as associated data, so blobs cannot be swapped.
+            tensor: Name of the tensor.
             plaintext: The bytes to encrypt.
+            weights: Hash of the model's weights. It is authenticated as associated data together with artefact, entry and tensor, so blobs
+                cannot be swapped or used with another model.
 
         Raises:
             OneshuiError: The secret is missing or destroyed.
@@ -119,41 +158,49 @@ class Secrets:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
         nonce = secrets.token_bytes(NONCE_BYTES)
-        return nonce + AESGCM(self._secret(entry)).encrypt(nonce, plaintext, self._associated_data(entry, tensor))
+        return nonce + AESGCM(self._secret(entry)).encrypt(nonce, plaintext, self._associated_data(entry, tensor, weights))
 
-    def decrypt(self, entry: str, tensor: str, blob: bytes) -> bytes:
+    def decrypt(self, entry: str, tensor: str, blob: bytes, weights: str | None) -> bytes:
         """Decrypt a blob that `encrypt` returned.
 
+        Args:
+            entry: As in `encrypt`.
+            tensor: As in `encrypt`.
+            blob: The blob.
+            weights: As in `encrypt`; None for a blob of an earlier version, which was not bound to them.
+
         Raises:
-            OneshuiError: The secret is missing or destroyed, or the blob is damaged or belongs to another entry or tensor.
+            OneshuiError: The secret is missing or destroyed, or the blob is damaged or belongs to another entry, tensor or model.
         """
         from cryptography.exceptions import InvalidTag
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
         secret = self._secret(entry)
         try:
-            return AESGCM(secret).decrypt(blob[:NONCE_BYTES], blob[NONCE_BYTES:], self._associated_data(entry, tensor))
+            return AESGCM(secret).decrypt(blob[:NONCE_BYTES], blob[NONCE_BYTES:], self._associated_data(entry, tensor, weights))
         except (InvalidTag, ValueError):  # ValueError: too short to contain a nonce
             raise OneshuiError("The data prepared for this identity is damaged: it cannot be decrypted; prepare again.") from None
 
     def destroy(self, entry: str) -> bool:
         """Overwrite the secret of an entry and delete its file; return whether it existed.
 
-        The data encrypted with it is kept and can no longer be decrypted. The overwrite reaches the disk before the file is deleted. It
-        cannot guarantee that no copy remains: flash memory writes to other cells than it read from, journaling and copy-on-write file
-        systems and their snapshots may keep the old block, and backups keep their copy. If that matters, keep the vault on an encrypted
-        disk and out of backups.
+        The data encrypted with it is kept and can no longer be decrypted. The overwrite is on the disk before the file is deleted, and the
+        deletion before this returns. It cannot guarantee that no copy remains: flash memory writes to other cells than it read from,
+        journaling and copy-on-write file systems and their snapshots may keep the old block, and backups keep their copy. If that matters,
+        keep the vault on an encrypted disk and out of backups.
 
         Raises:
             OneshuiError: It could not be destroyed; the message names the remaining file.
         """
         file = self._file(entry)
         try:
+            file.chmod(0o600)  # a file that cannot be opened for writing cannot be overwritten
             with file.open("r+b") as stream:
-                stream.write(secrets.token_bytes(SECRET_BYTES))
+                stream.write(secrets.token_bytes(max(SECRET_BYTES, file.stat().st_size)))
                 stream.flush()
                 os.fsync(stream.fileno())
             file.unlink()
+            sync_folder(self.folder)
         except FileNotFoundError:
             return False
         except OSError as error:
@@ -176,8 +223,8 @@ class Secrets:
     def _file(self, entry: str) -> Path:
         return self.folder / f"{entry}{SUFFIX}"
 
-    def _associated_data(self, entry: str, tensor: str) -> bytes:
-        return f"{self.artefact}/{entry}/{tensor}".encode()
+    def _associated_data(self, entry: str, tensor: str, weights: str | None) -> bytes:
+        return "/".join((self.artefact, entry, tensor, *(() if weights is None else (weights,)))).encode()
 
     def _secret(self, entry: str) -> bytes:
         file = self._file(entry)

@@ -14,11 +14,12 @@ from typing import Any
 
 import yaml
 
-from .errors import OneshuiError, UsageError, did_you_mean
+from .errors import OneshuiError, UsageError, did_you_mean, first_line
+from .files import open_regular
 
-MAX_FILE_BYTES = 1_000_000
+MAX_FILE_BYTES = 100_000
 MAX_SHOWN_CHARACTERS = 40  # of an invalid value in a message
-MAX_VALUES, MAX_DEPTH = 20_000, 12  # of a file, with its aliases expanded
+MAX_VALUES, MAX_DEPTH = 10_000, 12  # of a file, with its aliases expanded
 TAG = "tag:yaml.org,2002:"
 SCALAR_TAGS = {"str", "int", "float", "bool", "null", "timestamp", "merge", "value"}  # "value" is the tag of "="
 
@@ -89,13 +90,15 @@ def read_yaml_text(path: Path, file: YamlFile) -> str:
         UsageError: It is too large, cannot be read, or is not UTF-8 text.
     """
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             data = stream.read(MAX_FILE_BYTES + 1)
         if len(data) > MAX_FILE_BYTES:
-            raise UsageError(f"{file.name} is larger than 1 MB, so it is not {file.noun}.")
+            raise UsageError(f"{file.name} is larger than {MAX_FILE_BYTES // 1000} kB, so it is not {file.noun}.")
         return data.decode("utf-8-sig")
     except OSError as error:
         raise UsageError(f"{file.name} cannot be read: {error.strerror}.") from None
+    except OneshuiError as error:  # a pipe, a device
+        raise UsageError(str(error)) from None
     except UnicodeDecodeError:
         raise UsageError(f"{file.name} is not readable YAML: it is not UTF-8 text.") from None
 
@@ -106,48 +109,68 @@ def parse_mapping(text: str, file: YamlFile) -> LocatedMapping:
     Raises:
         UsageError: The text is not YAML, not a mapping, or larger than any such file.
     """
-    loader = None
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _BoundedLoader(text)
         node = loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):
             raise UsageError(f"{file.name} must consist of {file.content}.")
-        values, depth = _count_values(node, {})
-        if values > MAX_VALUES or depth > MAX_DEPTH:
-            raise RecursionError
+        if _count_values(node, {}) > MAX_VALUES:
+            raise _TooLargeError
         return _Reader(loader, file.name).mapping(node)
-    except RecursionError:
+    except _TooLargeError:
         raise UsageError(f"{file.name} is nested too deeply or repeats itself too often to be {file.noun}.") from None
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UsageError(f"{file.name}{line}, is not readable YAML: {' '.join(str(error.problem).split())}.") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise UsageError(f"{file.name} is not readable YAML: {' '.join(str(error).split())}.") from None
-    finally:
-        if loader is not None:
-            loader.dispose()
+        raise UsageError(f"{file.name}{line}, is not readable YAML: {_reason(error.context, error.problem)}.") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the last for an escape of a character that does not exist
+        raise UsageError(f"{file.name} is not readable YAML: {_reason(error)}.") from None
 
 
-def _count_values(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
-    """Return the number of values in a node and their depth, with aliases expanded.
+def _reason(*parts: object) -> str:
+    """Return what is wrong with a YAML text, in one line of limited length."""
+    return first_line(ValueError(", ".join(" ".join(str(part).split()) for part in parts if part)))
+
+
+class _TooLargeError(Exception):
+    """A text has more values or levels than any such file."""
+
+
+class _BoundedLoader(yaml.SafeLoader):
+    """A loader that ends at the limits while it parses, not afterwards."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._values = self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Count a value, then compose it."""
+        self._values, self._depth = self._values + 1, self._depth + 1
+        if self._values > MAX_VALUES or self._depth > MAX_DEPTH:
+            raise _TooLargeError
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+
+def _count_values(node: yaml.Node, known: dict[int, int]) -> int:
+    """Return the number of values in a node with aliases expanded.
 
     Raises:
         yaml.MarkedYAMLError: A key is not a word, or is given twice; YAML would silently use the last value.
     """
     if id(node) not in known:
-        known[id(node)] = (MAX_VALUES + 1, 0)  # seen again before its count is known, the node contains itself
+        known[id(node)] = MAX_VALUES + 1  # seen again before its count is known, the node contains itself
         if isinstance(node, yaml.MappingNode):
             seen: set[str] = set()
             for key, _ in node.value:
                 if not isinstance(key, yaml.ScalarNode) or key.value in seen:
-                    wrong = f"'{key.value}' is given twice" if isinstance(key, yaml.ScalarNode) else "a key is not a word"
+                    wrong = f"{describe_value(key.value)} is given twice" if isinstance(key, yaml.ScalarNode) else "a key is not a word"
                     raise yaml.MarkedYAMLError(problem=wrong, problem_mark=key.start_mark)
                 seen.add(key.value)
             children = [value for _, value in node.value]
         else:
             children = node.value if isinstance(node, yaml.SequenceNode) else []
-        inner = [_count_values(child, known) for child in children]
-        known[id(node)] = (1 + sum(count for count, _ in inner), 1 + max((depth for _, depth in inner), default=0))
+        known[id(node)] = 1 + sum(_count_values(child, known) for child in children)
     return known[id(node)]
 
 

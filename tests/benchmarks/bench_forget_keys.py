@@ -18,7 +18,7 @@ from oneshui_hf.data.face_set import FaceSet
 from oneshui_hf.data.load import load_faces
 from oneshui_hf.data.pixels import load_pixels
 from oneshui_hf.methods import Artefact, Context, DataAccess, Request
-from oneshui_hf.models.load import new_model
+from oneshui_hf.models.new import new_model
 from oneshui_hf.stages.distributed import make_accelerator
 from oneshui_plugins.forget_keys.method import ForgetKeys
 from oneshui_plugins.forget_keys.options import ForgetKeysOptions

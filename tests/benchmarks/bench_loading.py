@@ -63,7 +63,7 @@ def bench(folder: Path) -> None:
     from oneshui_hf.data.memmap_cache import WORKERS
     from oneshui_hf.data.pixels import load_pixels
     from oneshui_hf.data.preprocess import Preprocess
-    from oneshui_hf.models.load import TINY, new_model
+    from oneshui_hf.models.new import TINY, new_model
     from oneshui_hf.models.outputs import losses
     from oneshui_hf.seeding import generator
 

@@ -20,6 +20,7 @@ COUNTS = [
     "faceCount",
     "nfaces",
     "nb_photos",
+    *("no_of_faces", "how many faces", "#faces", "faces#", "photo_no", "total_faces", "total", "id", "Unnamed: 0", "index"),
 ]
 SPLITS = [
     *("partition", "split", "fold", "set", "Split", "is_train", "isTrain", "is_training", "train", "test", "val", "valid", "is_valid"),
@@ -38,6 +39,7 @@ SPLITS = [
         "holdout",
     ),
     *("train_val", "use_for_training", "dev", "is_eval", "IS_TEST"),
+    *("is_gallery", "query", "probe_set", "Usage", "has_val"),
 ]
 LABELS = [
     "No_Beard",
@@ -52,6 +54,7 @@ LABELS = [
     "set_of_glasses",
     "\u00e9t\u00e9",
     "0",
+    *("no_hat", "has_hat", "many_people", "idle"),
 ]
 
 

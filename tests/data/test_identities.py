@@ -102,9 +102,32 @@ def test_missing_identities_are_counted_by_the_check_and_missing_in_the_split(ma
 
 
 def test_placeholders_are_people_with_a_note(make_table: MakeTable) -> None:
-    faces = load_faces(str(make_table(["-1", "unknown", "3", "3"])))
-    assert faces.people == ["-1", "3", "unknown"]
-    assert any(note.startswith("'-1' is read as a person; leave the cells of column 'identity' empty") for note in faces.exclusions.notes)
+    faces = load_faces(str(make_table(["-1", "unknown", "3", "NaT", "n.a.", "3"])))
+    assert faces.people == ["-1", "3", "NaT", "n.a.", "unknown"]
+    for name in ("-1", "unknown", "NaT", "n.a."):
+        expected = f"'{name}' is read as a person; leave the cells of column 'identity' empty if it means that the identity is unknown."
+        assert faces.exclusions.notes.count(expected) == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "pair"),
+    [
+        (["Ann", "ann", "Bo"], "'Ann' and 'ann'"),
+        (["Ann Lee", "Bo", "Ann  Lee"], "'Ann Lee' and 'Ann  Lee'"),
+        (["Ann", "\u200bAnn", "Bo"], "'Ann' and '\u200bAnn'"),
+        (["7", "007", "8"], "'7' and '007'"),
+    ],
+)
+def test_names_that_differ_in_what_people_overlook_are_noted(make_table: MakeTable, names: list[str], pair: str) -> None:
+    faces = load_faces(str(make_table(names)))
+    assert faces.people == sorted(names)
+    note = f"{pair} differ only in upper and lower case, spaces or leading zeros and are read as different people; "
+    assert [one for one in faces.exclusions.notes if "differ only" in one] == [f"{note}if they are one person, write the name in one way."]
+
+
+def test_names_that_differ_are_not_noted(make_table: MakeTable) -> None:
+    faces = load_faces(str(make_table(["a", "b", "7", "70", "0", "a7"])))
+    assert not any("differ only" in note for note in faces.exclusions.notes)
 
 
 def test_table_without_any_identity_raises(make_table: MakeTable) -> None:
@@ -135,6 +158,7 @@ def test_names_that_look_like_numbers_are_kept(make_table: MakeTable, names: lis
         (["anna", "1.0", "1"], "has the identity '1', and .* has '1.0'; write a person's name in one way"),
         (["Zo\u00eb", "Zoe\u0308"], "which differ only in their Unicode form"),
         (["1.2e+17", "3"], "has the identity '1.2e\\+17', a number that was rounded"),
+        (["9007199254740992.0", "9007199254740993"], "a number that was rounded"),
         (["123456789012345678.0", "3"], "a number that was rounded when it was stored as floating point"),
         (["1e+999999999", "3"], "a number that was rounded"),
     ],
@@ -155,8 +179,9 @@ def test_error_names_the_lines(tmp_path: Path) -> None:
     ("kind", "values", "people"),
     [
         (pa.float64(), [1.0, 2.0, float("nan"), None, 1.0], {0: "1", 1: "2", 4: "1"}),
-        (pa.float32(), [1.0, 2.0**24, None], {0: "1", 1: "16777216"}),
-        (pa.float64(), [2.0**53, 3.0], {0: "9007199254740992", 1: "3"}),
+        (pa.float16(), [1.0, 2.0**11 - 1, None], {0: "1", 1: "2047"}),
+        (pa.float32(), [1.0, 2.0**24 - 1, None], {0: "1", 1: "16777215"}),
+        (pa.float64(), [2.0**53 - 1, 3.0], {0: "9007199254740991", 1: "3"}),
         (pa.decimal128(10, 2), [Decimal(12), None, Decimal("7.00")], {0: "12", 2: "7"}),
         (pa.int64(), [12, None, 2**60, 2**60 + 1], {0: "12", 2: str(2**60), 3: str(2**60 + 1)}),
     ],
@@ -171,8 +196,11 @@ def test_categories_of_pandas_may_be_missing(tmp_path: Path) -> None:
     assert people_of_rows(load_faces(str(tmp_path / "t.parquet"))) == {0: "a", 3: "b"}
 
 
-@pytest.mark.parametrize(("kind", "largest"), [(pa.float64(), 2.0**53 + 2), (pa.float32(), 2.0**24 + 2), (pa.float64(), float("inf"))])
-def test_floating_point_numbers_that_are_rounded_raise(tmp_path: Path, kind: pa.DataType, largest: float) -> None:
+@pytest.mark.parametrize(
+    ("kind", "largest"), [(pa.float64(), 2.0**53), (pa.float32(), 2.0**24), (pa.float16(), 2.0**11), (pa.float64(), float("inf"))]
+)
+def test_floating_point_numbers_that_may_be_rounded_raise(tmp_path: Path, kind: pa.DataType, largest: float) -> None:
+    """2**53 is also what 2**53 + 1 becomes."""
     file = write_parquet(tmp_path / "t.parquet", [largest, 3.0], kind)
     with pytest.raises(OneshuiError, match="stores identities as floating point .* cannot be distinguished; store it as text"):
         load_faces(str(file))
@@ -209,7 +237,7 @@ def test_parts_in_csv_keep_their_zeros(tmp_path: Path) -> None:
 
 def test_json_column_that_mixes_text_and_numbers_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(
-        OneshuiError, match="Column 'identity' of .* mixes text and numbers, or holds lists; write each identity as one text"
+        OneshuiError, match="Column 'identity' of .* does not hold one text or number per row; write each identity as one text"
     ):
         load_faces(str(write_json(tmp_path / "t.jsonl", [11, "011"])))
 

@@ -290,3 +290,17 @@ def _raiser(error: Exception) -> Callable[..., Any]:
         raise error
 
     return fail
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".png", "a/" * 3000 + "b.png"])
+def test_name_that_no_file_can_have_is_one_short_sentence(tmp_path: Path, name: str) -> None:
+    for source in (tmp_path / name, str(tmp_path / name)):
+        with pytest.raises(ImageError, match="cannot be read: File name too long") as caught:
+            decode(source)
+        assert len(str(caught.value)) < 300
+
+
+def test_link_to_itself_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "a.png").symlink_to("a.png")
+    with pytest.raises(ImageError, match="a.png cannot be read: Too many levels of symbolic links"):
+        decode(tmp_path / "a.png")

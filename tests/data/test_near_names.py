@@ -12,6 +12,7 @@ import pytest
 
 from oneshui_hf.data.load import load_faces
 from oneshui_hf.data.near_names import NearNames
+from oneshui_hf.data.pixels import load_pixels
 from oneshui_hf.errors import OneshuiError
 from support.faces import portrait
 
@@ -25,6 +26,8 @@ MakeFolder = Callable[..., Path]
         ("images/0.PNG", "images/0.png"),
         ("IMAGES/0.png", "images/0.png"),
         (" images/0.png ", "images/0.png"),
+        ("images%2F0.png", "images/0.png"),
+        ("images/my%20photo.png", "images/my photo.png"),
         ("0.png", "images/0.png"),
         ("C:\\faces\\images\\0.png", "images/0.png"),
         ("images/0.jpg", "images/0.png"),
@@ -34,7 +37,7 @@ MakeFolder = Callable[..., Path]
     ],
 )
 def test_near_name_is_found(name: str, found: str | None) -> None:
-    assert NearNames(["images/0.png", "images/1.png", "more/1.png", "images/Zo\u00eb.png"]).find(name) == found
+    assert NearNames(["images/0.png", "images/1.png", "more/1.png", "images/Zo\u00eb.png", "images/my photo.png"]).find(name) == found
 
 
 def change_names(folder: Path, change: Callable[[str], str]) -> None:
@@ -123,3 +126,16 @@ def test_relative_path_outside_the_folder_and_address_raise(write_table: Callabl
     file = write_table(["p00/0.png", name])
     with pytest.raises(OneshuiError, match=words):
         load_faces(str(file))
+
+
+def test_absolute_path_of_another_machine_names_the_photo_inside(write_table: Callable[..., Path]) -> None:
+    file = write_table(["p00/0.png", "/home/ann/faces/p01/1.png"])
+    (file.parent / "p00/1.png").unlink()
+    expected = r"names the photo /home/ann/faces/p01/1\.png, which is outside of its folder; 'p01/1\.png' is inside"
+    with pytest.raises(OneshuiError, match=expected):
+        load_faces(str(file))
+
+
+def test_name_that_no_file_can_have_is_an_unreadable_photo(write_table: Callable[..., Path]) -> None:
+    faces, _ = load_pixels(load_faces(str(write_table(["p00/0.png", "x" * 300 + ".png", "p01/1.png"]))), 16)
+    assert faces.keys == ["0.png", "1.png"]

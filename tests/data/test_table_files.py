@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data.test_identities import write_json, write_parquet
+from data.test_identities import write_csv, write_json, write_parquet
 from oneshui_hf.data.load import load_faces
 from oneshui_hf.errors import OneshuiError
 from support.faces import portrait
@@ -33,7 +33,9 @@ def test_folder_with_an_unusual_name_is_read(tmp_path: Path, name: str) -> None:
 
 def test_folder_with_two_colons_is_one_sentence(tmp_path: Path) -> None:
     file = write_parquet(tmp_path / "a::b" / "t.parquet", ["a", "b"])
-    for place in (file, file.parent):
+    table = write_csv(tmp_path / "c::d" / "faces.csv", ["a", "b"])
+    other = write_csv(tmp_path / "e::f" / "metadata.csv", ["a", "b"])
+    for place in (file, file.parent, table, other.parent):
         with pytest.raises(OneshuiError, match="`datasets` reads :: in a path as an address; rename the folder"):
             load_faces(str(place))
 
@@ -96,3 +98,23 @@ def test_folder_that_is_a_run_itself_is_read(tmp_path: Path) -> None:
     write_parquet(tmp_path / "t" / "faces [1].parquet", ["a", "b", "a"])
     (tmp_path / "t" / "oneshui.json").write_text("{}")
     assert load_faces(str(tmp_path / "t" / "faces [1].parquet")).people == ["a", "b"]
+
+
+def test_json_files_beside_a_parquet_table_are_no_tables(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "t" / "faces.parquet", ["a", "b", "a"])
+    before = load_faces(str(tmp_path / "t"))
+    for name in ("split", "preset", "grid"):
+        (tmp_path / "t" / f"{name}.json").write_text('{"a": 1}')
+    after = load_faces(str(tmp_path / "t"))
+    assert (after.people, after.cache) == (["a", "b"], before.cache)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_table_in_two_parts_has_one_cache(tmp_path: Path, suffix: str) -> None:
+    for number, part in enumerate(("train", "test")):
+        file = tmp_path / f"{part}.{suffix}"
+        if suffix == "parquet":
+            write_parquet(file, ["a", "b", "a"], first=3 * number)
+        else:
+            (write_csv if suffix == "csv" else write_json)(file, ["a", "b", "a"])
+    assert len({load_faces(str(tmp_path)).cache for _ in range(3)}) == 1

@@ -19,6 +19,7 @@ from oneshui_hf.errors import OneshuiError, UsageError
 from oneshui_hf.methods.artefact import Artefact
 from oneshui_hf.methods.identity_store import IdentityStore
 from oneshui_hf.vault import Secrets, vault_root
+from support.changed_artefacts import rewrite_as_format_1
 from support.tensors import equal
 
 WEIGHTS = "a" * 64
@@ -171,7 +172,7 @@ def test_truncated_file_is_refused(folder: Path) -> None:
     make_artefact().save(folder, "m", WEIGHTS, replace=False)
     file = folder / "artefact.safetensors"
     file.write_bytes(file.read_bytes()[:-4])
-    with pytest.raises(OneshuiError, match=r"methods/m is damaged \(.*\); prepare again"):
+    with pytest.raises(OneshuiError, match=r"methods/m has changed since it was prepared \(artefact.safetensors does not match"):
         Artefact.load(folder, "m", WEIGHTS)
 
 
@@ -228,9 +229,9 @@ def test_access_to_a_tensor_decrypts_only_that_tensor(folder: Path, monkeypatch:
     loaded, decrypted = save_and_load(folder), []
     decrypt = Secrets.decrypt
 
-    def spy(self: Secrets, entry: str, name: str, blob: bytes) -> bytes:
+    def spy(self: Secrets, entry: str, name: str, blob: bytes, weights: str | None) -> bytes:
         decrypted.append((entry, name))
-        return decrypt(self, entry, name, blob)
+        return decrypt(self, entry, name, blob, weights)
 
     monkeypatch.setattr(Secrets, "decrypt", spy)
     assert ADA in loaded.people
@@ -253,9 +254,9 @@ def test_plain_bytes_are_reproducible_and_written_bytes_are_not(tmp_path: Path, 
     plain_bytes: list[list[bytes]] = []
     encrypt = Secrets.encrypt
 
-    def spy(self: Secrets, entry: str, name: str, plain: bytes) -> bytes:
+    def spy(self: Secrets, entry: str, name: str, plain: bytes, weights: str) -> bytes:
         plain_bytes[-1].append(plain)
-        return encrypt(self, entry, name, plain)
+        return encrypt(self, entry, name, plain, weights)
 
     monkeypatch.setattr(Secrets, "encrypt", spy)
     for name in "ab":
@@ -322,8 +323,11 @@ def test_artefact_without_its_vault_is_usable_except_for_per_identity_data(
     assert list(Artefact.load(folder, "m", WEIGHTS, vault=vault).people) == [ZOE, ADA, BOB]
 
 
-def test_swapped_blobs_cannot_be_decrypted(folder: Path) -> None:
+@pytest.mark.parametrize("form", [1, 2])
+def test_swapped_blobs_cannot_be_decrypted(folder: Path, vault: Path, form: int) -> None:
     save_and_load(folder)
+    if form == 1:
+        rewrite_as_format_1(folder, vault)
     blobs = load_file(folder / "people.safetensors")
     index = json.loads((folder / "people.json").read_text())
     entries = list(index["index"].values())
@@ -343,7 +347,7 @@ def test_swapped_blobs_cannot_be_decrypted(folder: Path) -> None:
     # An index that points to another identity is detected.
     rotated = dict(zip(index["index"], [*entries[1:], entries[0]], strict=True))
     (folder / "people.json").write_text(json.dumps(index | {"index": rotated}))
-    with pytest.raises(OneshuiError, match=r"people.json points to another identity"):
+    with pytest.raises(OneshuiError, match=r"people.json points to another identity" if form == 1 else "its seal does not match"):
         Artefact.load(folder, "m", WEIGHTS).people[ADA]
     # A missing blob is detected.
     (folder / "people.json").write_text(json.dumps(index))
@@ -354,7 +358,7 @@ def test_swapped_blobs_cannot_be_decrypted(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"artefact": "../../../somewhere"}, {"index": {"0" * 64: "../x"}}, {"index": {"Ada": "0" * 32}}, {"index": []}, {"format": 2}],
+    [{"artefact": "../../../somewhere"}, {"index": {"0" * 64: "../x"}}, {"index": {"Ada": "0" * 32}}, {"index": []}, {"format": 3}],
 )
 def test_invalid_index_is_refused_and_its_paths_are_not_followed(folder: Path, vault: Path, change: dict[str, Any]) -> None:
     save_and_load(folder)

@@ -179,6 +179,33 @@ def test_main_process_saves_and_all_processes_load(tmp_path: Path) -> None:
     assert not (tmp_path / "state").exists()
 
 
+def test_state_is_private_and_a_changed_one_is_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    state, file = ResumeState(tmp_path / "state", {"seed": 1}), tmp_path / "state" / module.FILE
+    former = os.umask(0o002)
+    try:
+        state.save({"a": torch.arange(2.0), "b": torch.ones(1).half()}, {"history": [1.0, float("nan")]})
+    finally:
+        os.umask(former)
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert file.parent.stat().st_mode & 0o777 == 0o700
+    loaded = state.load()
+    assert loaded is not None
+    tensors = load_file(file)
+    values = tensors["values"].numpy().tobytes()
+    for change in (
+        {"tensor/a": -tensors["tensor/a"]},
+        {"tensor/c": torch.zeros(1)},
+        {"values": torch.frombuffer(bytearray(values.replace(b"1.0", b"2.0")), dtype=torch.uint8)},
+        {"values": torch.frombuffer(bytearray(b"[" * 100_000), dtype=torch.uint8)},
+        {"values": torch.zeros(3)},
+    ):
+        save_file(tensors | change, file)
+        with pytest.raises(OneshuiError, match=r"state is damaged \([^\n]*\); start again with --overwrite\.$"):
+            state.load()
+
+
 def test_model_cache_resumes_a_preparation_and_clears_leftover_states(
     run: Run, tmp_path: Path, uninterrupted: dict[str, torch.Tensor]
 ) -> None:

@@ -18,7 +18,7 @@ from oneshui_hf.errors import OneshuiError, UsageError
 from oneshui_hf.methods import Context, DataAccess, StepOptions, choose_length, losses, norm, parameters, unit
 from oneshui_hf.methods.simulation import SimulatedRequest, sample, simulate
 from oneshui_hf.methods.step_length import SHORTEST
-from oneshui_hf.models.load import new_model
+from oneshui_hf.models.new import new_model
 from oneshui_hf.reporting import Reporter
 from oneshui_hf.seeding import generator
 

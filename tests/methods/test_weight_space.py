@@ -30,3 +30,9 @@ def test_unit_step_has_length_one_and_the_same_direction() -> None:
 def test_step_without_direction_is_refused(value: float) -> None:
     with pytest.raises(OneshuiError, match="the step has no direction; try another photo"):
         unit({"a": torch.full((2,), value)})
+
+
+@pytest.mark.parametrize("length", [1e300, -1e39, float("inf"), float("nan")])
+def test_length_beyond_single_precision_is_refused(length: float) -> None:
+    with pytest.raises(OneshuiError, match=r"^The step is too long: .* is not a number of single precision; use a smaller step\.$"):
+        displaced(torch.nn.Linear(2, 1), {"weight": torch.ones(1, 2)}, length)

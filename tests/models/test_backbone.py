@@ -13,7 +13,8 @@ from oneshui_hf.data.preprocess import Preprocess
 from oneshui_hf.data.schema import Task
 from oneshui_hf.errors import OneshuiError, UsageError
 from oneshui_hf.models.backbone import BackboneClassifier
-from oneshui_hf.models.load import load_model, new_model, save_model
+from oneshui_hf.models.load import load_model, save_model
+from oneshui_hf.models.new import new_model
 from oneshui_hf.models.outputs import feature_dim, find_head, logits_and_features
 from oneshui_hf.models.sharded import wrap_backbone
 from oneshui_hf.runs import Record, Run, read_json

@@ -18,8 +18,19 @@ from oneshui_hf.data.images import decode, to_pixels
 from oneshui_hf.data.preprocess import Preprocess
 from oneshui_hf.data.schema import Task
 from oneshui_hf.errors import OneshuiError, UsageError
-from oneshui_hf.models.load import adapt_to_image_size, load_model, new_model, save_model
-from oneshui_hf.models.outputs import feature_dim, find_head, logits_and_features, losses, predict, predicted_labels, probabilities, targets
+from oneshui_hf.models.load import load_model, save_model
+from oneshui_hf.models.new import adapt_to_image_size, new_model
+from oneshui_hf.models.outputs import (
+    feature_dim,
+    find_head,
+    logits_and_features,
+    losses,
+    predict,
+    predict_with_features,
+    predicted_labels,
+    probabilities,
+    targets,
+)
 from oneshui_hf.seeding import seeded
 
 TASK = Task("multi_label", ("Glasses", "Hat", "Smiling"))
@@ -241,6 +252,17 @@ def test_predictions_do_not_depend_on_the_batches(count: int) -> None:
         torch.testing.assert_close(logits, whole, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_predictions_that_are_not_finite_raise(value: float) -> None:
+    model = classifier("vit")
+    model.classifier.bias.data[1] = value
+    store, labels = np.zeros((2, 3, 16, 16), dtype=np.uint8), torch.zeros(2, 3)
+    faces = FaceSet(store, np.arange(2), labels, torch.zeros(2, dtype=torch.int64), Preprocess(16), ("p",))
+    for function in (predict, predict_with_features):
+        with pytest.raises(OneshuiError, match="predictions are NaN or infinite, so nothing can be computed"):
+            function(model, faces, Accelerator(cpu=True))
+
+
 @pytest.mark.parametrize("name", ["beit", "dinov3"])
 def test_model_that_caches_tables_can_be_trained_after_predictions(name: str) -> None:
     from support.architectures import SIDE
@@ -311,6 +333,62 @@ def test_damaged_weights_raise_one_sentence(checkpoints: Callable[[str], Path], 
     weights.write_bytes(weights.read_bytes()[:-50])
     with pytest.raises(OneshuiError, match=r"^The weights of .* are damaged \([^\n]*\); download or train them again\.$"):
         load_model(tmp_path)
+
+
+def changed_checkpoint(source: Path, folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Path:
+    from safetensors.torch import load_file, save_file
+
+    for file in source.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    tensors = {name: tensor.clone() for name, tensor in load_file(source / "model.safetensors").items()}
+    (folder / "model.safetensors").unlink()
+    save_file(change(tensors), folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def test_checkpoint_without_its_weights_is_refused(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = changed_checkpoint(checkpoints("vit"), tmp_path, lambda tensors: {f"other.{name}": value for name, value in tensors.items()})
+    with pytest.raises(OneshuiError, match=r"does not contain the weights that its config\.json describes \(38 tensors: vit\."):
+        new_model(str(folder), TASK, None, 0)
+
+
+def test_checkpoint_with_a_tensor_of_another_shape_is_refused(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = changed_checkpoint(checkpoints("vit"), tmp_path, lambda tensors: tensors | {"vit.layernorm.weight": torch.ones(3)})
+    with pytest.raises(OneshuiError, match=r"does not contain the weights .* \(1 tensor: vit\.layernorm\.weight\)"):
+        new_model(str(folder), TASK, None, 0)
+
+
+def test_checkpoint_with_a_value_that_is_not_finite_is_refused(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
+    change = {"vit.layernorm.weight": torch.full((16,), float("nan"))}
+    folder = changed_checkpoint(checkpoints("vit"), tmp_path, lambda tensors: tensors | change)
+    with pytest.raises(OneshuiError, match=r"are NaN or infinite in 1 tensor: vit\.layernorm\.weight"):
+        new_model(str(folder), TASK, None, 0)
+
+
+def test_few_missing_tensors_are_noted(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
+    def change(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: value for name, value in tensors.items() if not name.startswith("vit.layernorm.")}
+
+    folder = changed_checkpoint(checkpoints("vit"), tmp_path, change)
+    _, preprocess = new_model(str(folder), TASK, None, 0)
+    assert f"{folder} lacks 2 tensors: vit.layernorm.bias, vit.layernorm.weight; they start from initial values." in preprocess.notes
+    assert new_model(str(checkpoints("vit")), TASK, None, 0)[1].notes == ()
+
+
+@pytest.mark.parametrize(
+    "change", [{"num_attention_heads": 0}, {"num_hidden_layers": 10**6}, {"hidden_size": "x"}, {"patch_size": [0, 0]}], ids=str
+)
+def test_checkpoint_of_a_crafted_config_raises_one_sentence(
+    checkpoints: Callable[[str], Path], tmp_path: Path, change: dict[str, Any]
+) -> None:
+    import json
+
+    folder = changed_checkpoint(checkpoints("vit"), tmp_path, dict)
+    (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | change))
+    with pytest.raises(OneshuiError) as raised:
+        new_model(str(folder), TASK, None, 0)
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 600
 
 
 @pytest.mark.parametrize("name", ["nobody/no-such-model", "no such name!", "a/b/c"])

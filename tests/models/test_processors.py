@@ -15,7 +15,8 @@ from PIL import Image
 from oneshui_hf.data.images import to_pixels
 from oneshui_hf.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from oneshui_hf.data.schema import Task
-from oneshui_hf.models.load import load_model, new_model, save_model
+from oneshui_hf.models.load import load_model, save_model
+from oneshui_hf.models.new import new_model
 from oneshui_hf.models.processors import Processing, load_processor, read_processing
 from oneshui_hf.seeding import seeded
 

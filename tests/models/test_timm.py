@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from oneshui_hf.data.schema import Task
 from oneshui_hf.errors import OneshuiError
-from oneshui_hf.models.load import load_model, new_model, save_model
+from oneshui_hf.models.load import load_model, save_model
+from oneshui_hf.models.new import new_model
 from oneshui_hf.models.outputs import find_head
 from oneshui_hf.runs import Record, Run, read_json
 from oneshui_hf.seeding import seeded

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,19 @@ def test_pickled_weights_raise(save: Save) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(OneshuiError, match="pickle"):
         load_encoder(str(folder))
+
+
+@pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json"])
+def test_code_of_the_model_is_refused_and_never_run(save: Save, file: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("builtins.input", lambda *question: pytest.fail("a question was asked"))
+    folder = save()
+    content = json.loads((folder / file).read_text())
+    names = {"AutoConfig": "code.Config", "AutoModel": "code.Model", "AutoImageProcessor": "code.Processor"}
+    (folder / file).write_text(json.dumps(content | {"auto_map": names}))
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(OneshuiError, match=rf"brings its own Python code \(auto_map in {file}\), which is not run"):
+        load_encoder(str(folder))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_incomplete_weights_raise(save: Save) -> None:

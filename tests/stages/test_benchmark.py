@@ -346,7 +346,7 @@ def test_output_folder_may_only_contain_this_benchmark(tmp_path: Path) -> None:
     assert benchmark_module.resolve_output_dir(options, grid) == output
     output.mkdir()
     assert benchmark_module.resolve_output_dir(options, grid) == output
-    (output / ".benchmark.json.x7f3").write_text("{")  # left by a killed process
+    (output / ".benchmark.json.0123abcd.partial").write_text("{")  # left by a killed process
     assert benchmark_module.resolve_output_dir(options, grid) == output
     (output / "thesis.txt").write_text("years of work")
     with pytest.raises(UsageError, match="contains other files than a benchmark"):

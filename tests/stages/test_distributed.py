@@ -113,7 +113,8 @@ def load_initial_weights(run: Path) -> dict[str, torch.Tensor]:
     import tempfile
 
     from oneshui_hf.data.schema import Task
-    from oneshui_hf.models.load import new_model, save_model
+    from oneshui_hf.models.load import save_model
+    from oneshui_hf.models.new import new_model
 
     record = Run.open(run).record
     model, preprocess = new_model("tiny", Task("multi_label", tuple(record.dataset["labels"])), 32, record.seed)

@@ -23,11 +23,11 @@ from oneshui_hf.data.augment import SHIFT_DIVISOR, VIEWS, apply_view
 from oneshui_hf.errors import OneshuiError, UsageError
 from oneshui_hf.methods import Artefact, Context, DataAccess, Method, Needs, option
 from oneshui_hf.options import fields
+from oneshui_hf.reporting import Reporter
 from oneshui_hf.runs import Run, read_json
 from oneshui_hf.sets import PREDICTED
 from oneshui_hf.stages.command_options import EvaluateOptions
 from oneshui_hf.stages.evaluation import predictions as predictions_module
-from oneshui_hf.stages.evaluation.predictions import predictions_key
 from support.commands import Oneshui, sentence
 from support.faces import portrait
 
@@ -135,7 +135,7 @@ def test_stored_predictions_are_the_outputs_of_the_model(original: Run) -> None:
             assert torch.allclose(load_file(folder / f"{name}-view1.safetensors")["logits"], mirrored, atol=1e-5)
     for file in folder.glob("*"):
         with safe_open(file, "pt") as stored_file:
-            assert stored_file.metadata() == {"made_from": predictions_key(original, 64)}
+            assert stored_file.metadata().keys() == {"seal"}
 
 
 def test_predictions_that_are_damaged_or_of_another_model_are_made_again(measured: Run, tmp_path: Path) -> None:
@@ -156,6 +156,91 @@ def test_predictions_that_are_damaged_or_of_another_model_are_made_again(measure
     delete_metrics(measured)
     oneshui_hf.evaluate(measured, **QUICK)
     assert evaluation_files(measured) == whole
+
+
+class Notes(Reporter):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def flip_signs(file: Path, name: str = "logits") -> None:
+    """Change the sign of the numbers of a tensor file; its other contents and its metadata stay."""
+    with safe_open(file, "pt") as stored:
+        metadata = stored.metadata()
+    tensors = load_file(file)
+    save_file(tensors | {name: -tensors[name]}, file, metadata=metadata)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"), [("forget", "logits"), ("test", "labels"), ("forget", "features"), ("val", "identities"), ("test-view1", "logits")]
+)
+def test_changed_predictions_are_made_again_with_a_note(measured: Run, name: str, tensor: str) -> None:
+    whole = evaluation_files(measured)
+    flip_signs(measured.path / "predictions" / f"{name}.safetensors", tensor)
+    delete_metrics(measured)
+    notes = Notes()
+    oneshui_hf.evaluate(measured, **QUICK, reporter=notes)
+    assert evaluation_files(measured) == whole
+    (note,) = (note for note in notes.notes if "predictions" in note)
+    assert name.partition("-")[0] in note
+
+
+def test_predictions_of_another_set_are_made_again(measured: Run) -> None:
+    whole, folder = evaluation_files(measured), measured.path / "predictions"
+    (folder / "val.safetensors").write_bytes(whole["retain.safetensors"])
+    (folder / ".val.safetensors.0123abcd.partial").write_bytes(b"left by a killed process")
+    (folder / "forget-view1.safetensors").write_bytes(whole["test-view1.safetensors"])
+    delete_metrics(measured)
+    oneshui_hf.evaluate(measured, **QUICK)
+    assert evaluation_files(measured) == whole
+
+
+def test_changed_predictions_are_refused_where_the_weights_are_gone(oneshui: Oneshui, measured: Run) -> None:
+    (measured.path / "model.safetensors").unlink()
+    delete_metrics(measured)
+    flip_signs(measured.path / "predictions" / "forget.safetensors")
+    before = {file: file.read_bytes() for file in measured.path.rglob("*") if file.is_file()}
+    code, _, err = oneshui("evaluate", "--run", measured.path)
+    assert (code, "lacks valid predictions of forget and the weights" in sentence(err)) == (1, True)
+    assert {file: file.read_bytes() for file in measured.path.rglob("*") if file.is_file()} == before
+
+
+def test_changed_predictions_of_a_compared_model_are_made_again(measured: Run) -> None:
+    whole = evaluation_files(measured)
+    for file in (Path(f"{measured.path}-oracle") / "predictions").glob("*"):
+        flip_signs(file)
+    delete_metrics(measured)
+    oneshui_hf.evaluate(measured, **QUICK)
+    assert evaluation_files(measured) == whole
+
+
+def test_predictions_that_are_not_finite_are_refused(original: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    predict = predictions_module.predict
+    monkeypatch.setattr(predictions_module, "predict", lambda *arguments: predict(*arguments) * float("inf"))
+    with pytest.raises(OneshuiError, match="NaN or infinite"):
+        oneshui_hf.evaluate(original, **QUICK)
+    assert not (original.path / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(("name", "field"), [("metrics.json", "tow"), ("curves.json", "people")])
+def test_metrics_that_were_changed_by_hand_are_made_again(measured: Run, oneshui: Oneshui, name: str, field: str) -> None:
+    whole = evaluation_files(measured)
+    value = read_json(measured.path / name)
+    (measured.path / name).write_text(json.dumps(value | {field: 99.9}))
+    code, _, err = oneshui("report", measured.path)
+    assert (code, f"{name} has changed since it was written" in sentence(err)) == (1, True)
+    oneshui_hf.evaluate(measured, **QUICK)
+    assert evaluation_files(measured) == whole
+
+
+def test_a_split_that_is_not_that_of_the_run_is_refused(measured: Run) -> None:
+    file = measured.path / "split.json"
+    file.write_bytes(file.read_bytes().replace(b'"seed": 0', b'"seed": 1'))
+    with pytest.raises(OneshuiError, match="is not the split of its run"):
+        oneshui_hf.evaluate(measured, **QUICK)
 
 
 @pytest.mark.parametrize(("name", "text"), [("metrics.json", b"{"), ("metrics.json", b"{}"), ("curves.json", b"[]"), ("curves.json", None)])
@@ -206,7 +291,7 @@ def test_new_metrics_do_not_need_the_model(measured: Run, model_calls: list[tupl
     assert evaluation_files(measured) == whole
     assert oneshui_hf.evaluate(Run.open(measured.path), resamples=150)["intervals"]["resamples"] == 150
     assert not model_calls
-    with pytest.raises(OneshuiError, match="lacks predictions of forget, test"):
+    with pytest.raises(OneshuiError, match="lacks valid predictions of forget, test"):
         oneshui_hf.evaluate(Run.open(measured.path), queries=3, **QUICK)
 
 

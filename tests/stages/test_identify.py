@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +20,12 @@ from PIL import Image
 import oneshui_hf
 from oneshui_hf.errors import OneshuiError, UsageError
 from oneshui_hf.methods import Artefact
+from oneshui_hf.methods.artefact import write_header
 from oneshui_hf.models.load import load_model
 from oneshui_hf.reporting import Reporter
-from oneshui_hf.runs import Run, read_json, write_json
+from oneshui_hf.runs import Run, read_json
 from oneshui_hf.stages import identify as stage
+from support.changed_artefacts import change_header, rewrite_as_format_1
 from support.commands import Oneshui, sentence
 from support.faces import LABELS, bits, portrait
 
@@ -192,9 +197,7 @@ def test_photos_are_sampled_evenly_across_identities(trained: Run) -> None:
 def test_a_published_artefact_contains_no_identity_and_no_path_of_the_encoder(prepared: Run, tmp_path: Path) -> None:
     from oneshui_hf.stages.publishing.model import collect_public_files
 
-    header = prepared.artefact(METHOD) / "artefact.json"
-    content = read_json(header)
-    write_json(header, content | {"report": content["report"] | {"face_encoder": str(tmp_path / "my-encoder")}})
+    change_header(prepared.artefact(METHOD), lambda header: header["report"].update(face_encoder=str(tmp_path / "my-encoder")))
     collect_public_files(prepared, tmp_path / "public")
     public = (tmp_path / "public" / "methods" / METHOD / "artefact.json").read_text()
     assert Colours.name in public
@@ -333,10 +336,7 @@ def test_an_unseen_identity_is_refused_and_nothing_is_written(prepared: Run, pho
 
 def test_an_uncertain_match_needs_a_confirmation(prepared: Run, photo: Any) -> None:
     number, before = training_identity(prepared), identities_with_key(prepared)
-    header = prepared.artefact(METHOD) / "artefact.json"
-    content = read_json(header)
-    content["values"]["recognition"]["calibration"]["threshold"] = 1.01
-    write_json(header, content)
+    change_header(prepared.artefact(METHOD), lambda header: header["values"]["recognition"]["calibration"].update(threshold=1.01))
     denies, confirms = RecordingReporter(), RecordingReporter(answer=True)
     with pytest.raises(OneshuiError, match=r"1\.010 needed.*Nothing was changed; .*--identity"):
         oneshui_hf.unlearn(prepared, [photo(number)], method=METHOD, reporter=denies)
@@ -359,7 +359,7 @@ def test_a_different_or_missing_encoder_is_reported(prepared: Run, photo: Any, m
 
     request: dict[str, Any] = {"run": prepared, "images": [photo(training_identity(prepared))], "method": METHOD}
     monkeypatch.setattr(stage, "load_encoder", lambda name, device: Other())
-    with pytest.raises(OneshuiError, match=f"enrolled with the face encoder {Colours.name}, and this one is {Other.name}; .*--identity"):
+    with pytest.raises(OneshuiError, match=f"encoder {Colours.name}, and this one is {Other.name}; name that one with --face-encoder, .*"):
         oneshui_hf.unlearn(**request)
     monkeypatch.setattr(stage, "load_encoder", lambda name, device: None)
     with pytest.raises(UsageError, match="is not installed; run .*faces.*--identity"):
@@ -372,9 +372,100 @@ def test_a_different_or_missing_encoder_is_reported(prepared: Run, photo: Any, m
         oneshui_hf.unlearn(**request)
 
 
-def test_face_encoder_is_refused_for_methods_without_identities(trained: Run, oneshui: Oneshui) -> None:
-    code, _, err = oneshui("prepare", "--run", trained.path, "--method", "lfssd", "--face-encoder", "dlib")
-    assert (code, "--face-encoder is for methods that act on each identity separately" in sentence(err)) == (2, True)
+def test_face_encoder_is_refused_for_methods_without_identities(trained: Run, oneshui: Oneshui, photo: Any) -> None:
+    for words in (("prepare", "--method", "lfssd"), ("unlearn", "--method", "gradient-ascent", "--image", photo(1))):
+        code, _, err = oneshui(*words, "--run", trained.path, "--face-encoder", "dlib")
+        assert (code, "--face-encoder is for methods that act on each identity separately" in sentence(err)) == (2, True)
+
+
+def name_foreign_encoder(run: Run) -> None:
+    """Make an artefact name a model on the Hub, as one of another machine can: with valid hashes."""
+    folder = run.artefact(METHOD)
+    header = read_json(folder / "artefact.json")
+    header["report"]["face_encoder"] = "someone/encoder"
+    write_header(folder, {name: value for name, value in header.items() if name not in ("content", "tensors")})
+
+
+@pytest.mark.parametrize("secrets", ["none", "format 1"])
+def test_only_an_encoder_that_this_machine_chose_is_loaded(
+    prepared: Run, photo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secrets: str
+) -> None:
+    loaded: list[str | None] = []
+    monkeypatch.setattr(stage, "load_encoder", lambda name, device: loaded.append(name) or Colours())
+    request: dict[str, Any] = {"run": prepared, "images": [photo(training_identity(prepared))], "method": METHOD}
+    if secrets == "format 1":  # which has no seal, so another machine may have changed its header
+        rewrite_as_format_1(prepared.artefact(METHOD), tmp_path / "vault")
+    name_foreign_encoder(prepared)
+    if secrets == "none":
+        monkeypatch.setenv("ONESHUI_VAULT", str(tmp_path / "empty"))
+    with pytest.raises(
+        UsageError, match=r"^The identities were enrolled with a face encoder that was not chosen on this machine; .*--face-e"
+    ):
+        oneshui_hf.unlearn(**request)
+    assert loaded == []
+    if secrets == "none":
+        with pytest.raises(OneshuiError, match="not on this machine"):
+            oneshui_hf.unlearn(**request, face_encoder="mine")
+    else:
+        assert oneshui_hf.unlearn(**request, face_encoder="mine").record.report["found_by"] == "photo"
+    assert loaded == ["mine"]
+
+
+def test_a_changed_encoder_of_an_own_preparation_is_refused(prepared: Run, photo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "load_encoder", lambda name, device: pytest.fail("an encoder was loaded"))
+    number = training_identity(prepared)
+    name_foreign_encoder(prepared)
+    with pytest.raises(OneshuiError, match="has changed since it was prepared"):
+        oneshui_hf.unlearn(prepared, [photo(number)], method=METHOD)
+
+
+def test_no_encoder_means_that_the_person_must_be_named(prepared: Run, photo: Any) -> None:
+    with pytest.raises(UsageError, match=r"^Without a face encoder the photo cannot be identified; name the person with --identity\.$"):
+        oneshui_hf.unlearn(prepared, [photo(training_identity(prepared))], method=METHOD, face_encoder="none")
+
+
+def test_a_request_for_a_run_of_another_machine_causes_no_request_to_the_hub(prepared: Run, photo: Any, tmp_path: Path) -> None:
+    from support.hub_server import Hub
+
+    image = photo(training_identity(prepared))
+    name_foreign_encoder(prepared)
+    with Hub() as hub:
+        hub.add(
+            "someone/encoder",
+            {"config.json": b'{"auto_map": {"AutoModel": "code.Model"}}', "code.py": b"raise SystemExit(7)"},
+            private=False,
+        )
+        away = {
+            "HF_ENDPOINT": hub.url,
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HOME": str(tmp_path / "home"),
+            "ONESHUI_VAULT": str(tmp_path / "none"),
+        }
+        words = ["unlearn", "--run", prepared.path, "--method", METHOD, "--image", image]
+        done = subprocess.run(
+            [sys.executable, "-m", "oneshui_hf", *map(str, words)], env=os.environ | away, input="y\n", capture_output=True, text=True
+        )
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "--face-encoder" in done.stderr.splitlines()[-1]
+        assert hub.requests == []
+
+
+def test_a_damaged_secret_does_not_affect_the_identification_of_others(prepared: Run, photo: Any, tmp_path: Path) -> None:
+    number, reporter = training_identity(prepared), RecordingReporter()
+    own = set(artefact(prepared).people)
+    keys = [file for file in (tmp_path / "vault").rglob("*.key") if file.name != "artefact.key"]
+    for file, content in zip(keys, (b"", b"short"), strict=False):
+        file.write_bytes(content)
+    left = set(artefact(prepared).people)
+    assert len(own - left) == 2
+    if f"p{number:02d}" not in left:
+        number = int(min(left)[1:])
+    run = oneshui_hf.unlearn(prepared, [photo(number)], method=METHOD, reporter=reporter)
+    assert run.record.report["found_by"] == "photo"
+    assert set(artefact(prepared).people) == left - {f"p{number:02d}"}
+    assert reporter.warnings == [
+        "2 of the prepared identities cannot be found by a photo: their secret or data is damaged or cannot be read."
+    ]
 
 
 # Models that never saw the forget identities.

@@ -8,6 +8,8 @@ import io
 import json
 import os
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,11 @@ from scipy import stats
 pytest.importorskip("matplotlib")
 
 from oneshui_hf import api
+from oneshui_hf.errors import UsageError
 from oneshui_hf.results.aggregate import summarise
 from oneshui_hf.results.table_columns import MARK
 from oneshui_hf.results.tables import markdown
-from oneshui_hf.runs import Record, write_json, write_record
+from oneshui_hf.runs import Record, with_checksum, write_json, write_record
 from support.commands import Oneshui, sentence
 from support.report_rows import SENTENCE, curves, failed, metrics, row
 
@@ -79,7 +82,7 @@ class Page(HTMLParser):
 
 def make_benchmark(folder: Path, rows: list[dict[str, Any]]) -> Path:
     for number, entry in enumerate(rows):
-        write_json(folder / "rows" / f"{number:03d}.json", entry)
+        write_json(folder / "rows" / f"{number:03d}.json", with_checksum(entry))
     return folder
 
 
@@ -91,8 +94,8 @@ def make_run(folder: Path, strength: float = 0.8, **more: Any) -> Path:
         parent={"run": PATH, "weights": "a" * 64},
     )  # fmt: skip
     write_record(folder, dataclasses.replace(record, **more))
-    write_json(folder / "metrics.json", metrics(3, strength))
-    write_json(folder / "curves.json", curves(3, strength))
+    write_json(folder / "metrics.json", with_checksum(metrics(3, strength)))
+    write_json(folder / "curves.json", with_checksum(curves(3, strength)))
     return folder
 
 
@@ -324,8 +327,8 @@ def test_report_of_a_minimal_evaluation(tmp_path: Path) -> None:
     drawn["people"] = [{"original": None, "model": 0.4, "oracle": None}]
     drawn["losses"]["before"] = None
     drawn["roc"] = {"loss": drawn["roc"]["loss"]}
-    write_json(folder / "metrics.json", measured)
-    write_json(folder / "curves.json", drawn)
+    write_json(folder / "metrics.json", with_checksum(measured))
+    write_json(folder / "curves.json", with_checksum(drawn))
     api.report(folder)
     page = Page((folder / "report.html").read_text())
     assert page.row("metaunlearn")[4:] == ["-", f"{measured['attacks']['loss']['auc']:.3f} loss"]  # gap closure is unknown
@@ -334,7 +337,7 @@ def test_report_of_a_minimal_evaluation(tmp_path: Path) -> None:
 
 
 def test_names_are_escaped(tmp_path: Path) -> None:
-    label = "<script>alert('x')</script> & \u0000\"more\""
+    label = "<script>alert('x')</script> & \u0001\"more\""
     rows = [row("original", 0), row("x", 0.5, method=label), row("y", 0.6, method=r"C:\photos\Jane")]
     for entry in rows:
         entry |= {"dataset": "<b>data</b>"}
@@ -389,10 +392,21 @@ WRONG = {
     "not evaluated": (lambda p: (make_run(p / "r") / "metrics.json").unlink() or p / "r", "run `oneshui evaluate --run"),
     "no curves": (lambda p: (make_run(p / "r") / "curves.json").unlink() or p / "r", "run `oneshui evaluate --run"),
     "curves of another evaluation": (
-        lambda p: write_json(make_run(p / "r") / "curves.json", {"key": "x"}) or p / "r",
+        lambda p: write_json(make_run(p / "r") / "curves.json", with_checksum({"key": "x"})) or p / "r",
         "different evaluations",
     ),
-    "metrics of an older version": (lambda p: write_json(make_run(p / "r") / "metrics.json", {"tow": 1}) or p / "r", "older version"),
+    "metrics of an older version": (
+        lambda p: write_json(make_run(p / "r") / "metrics.json", with_checksum({"tow": 1})) or p / "r",
+        "older version",
+    ),
+    "metrics without a checksum": (
+        lambda p: write_json(make_run(p / "r") / "metrics.json", {"tow": 1}) or p / "r",
+        "has changed since it was written, or is of an earlier version: run `oneshui evaluate",
+    ),
+    "a row without a checksum": (
+        lambda p: write_json(make_benchmark(p, ROWS[:2]) / "rows/001.json", row("ssd", 0.5)) or p,
+        "001.json has changed since it was written",
+    ),
     "metrics that are no JSON": (lambda p: overwrite(make_run(p / "r") / "metrics.json", "{") or p / "r", "is not JSON"),
 }
 
@@ -412,7 +426,7 @@ BROKEN: list[tuple[str, Any]] = [
     ("row", "person"), ("state", None), ("forget", "4"), ("seed", 0.5), ("dataset", None), ("method", 3), ("reads", 5), ("cost", [1]),
     ("metrics", None), ("metrics.score", "f1"), ("metrics.tow", "96"), ("metrics.retain", None), ("metrics.forget.images", None),
     ("metrics.intervals.tow", [1]), ("metrics.attacks.strongest", "another"), ("metrics.cannot_tell", [1]), ("metrics.tow", True),
-    ("metrics.noise_floor", [1]), ("metrics.relearning", {}), ("metrics.tow", 10**400),
+    ("metrics.noise_floor", [1]), ("metrics.relearning", {}), ("metrics.tow", 1e31),
     ("curves", [1]), ("curves.people", [3]), ("curves.losses.edges", [0, 1]), ("curves.losses.after.test", [None] * 24),
     ("curves.losses.after.test", [-1] * 24), ("curves.roc.loss.tpr", [0, 1]), ("curves.roc.loss.smallest_fpr", 0),
     ("curves.roc.loss.fpr", ["0"]),
@@ -429,10 +443,10 @@ def test_damaged_row_is_an_error_that_names_the_file(oneshui: Oneshui, tmp_path:
         part = part[parent]
     part[last] = value
     make_benchmark(tmp_path, [row("original", 0)])
-    (tmp_path / "rows" / "001.json").write_text(json.dumps(entry))
+    write_json(tmp_path / "rows" / "001.json", with_checksum(entry))
     before = sorted(tmp_path.rglob("*"))
     code, _, err = oneshui("report", tmp_path)
-    if value == 10**400:  # not finite: treated as unknown
+    if value == 1e31:  # too large: treated as unknown
         assert code == 0
         return
     assert code == 1
@@ -484,6 +498,40 @@ def test_failed_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert sorted(tmp_path.rglob("*")) == before
 
 
+HOLD = """
+import sys
+from pathlib import Path
+from oneshui_hf.files import lock_output
+with lock_output(Path(sys.argv[1])):
+    print("ready", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.usefixtures("one_figure")
+def test_a_second_report_into_the_same_file_ends_with_one_sentence(oneshui: Oneshui, tmp_path: Path) -> None:
+    source = make_run(tmp_path / "run")
+    words = [sys.executable, "-c", HOLD, str(source / "report.html")]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout
+        assert other.stdout.readline() == "ready\n"
+        code, _, err = oneshui("report", source)
+        assert (code, "Another process is writing" in sentence(err)) == (1, True)
+        assert not list(source.glob("report*"))
+        other.communicate("\n")
+    assert oneshui("report", source)[0] == 0
+    assert not [path.name for path in source.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.usefixtures("one_figure")
+def test_a_report_that_another_process_wrote_meanwhile_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = make_run(tmp_path / "run")
+    monkeypatch.setattr("oneshui_hf.results.figures.require_matplotlib", lambda: (source / "report.html").write_text("theirs"))
+    with pytest.raises(UsageError, match="exists"):
+        api.report(source)
+    assert (source / "report.html").read_text() == "theirs"
+
+
 @pytest.mark.usefixtures("one_figure")
 def test_command_prints_the_paths(oneshui: Oneshui, tmp_path: Path) -> None:
     source = make_run(tmp_path / "run")
@@ -507,8 +555,8 @@ def test_photos_are_only_shown_on_request_and_with_a_warning(tmp_path: Path, one
     from oneshui_hf.stages.run_data import open_data
 
     run = api.train(dataset="synthetic", forget=2, epochs=1, output_dir=str(tmp_path / "run"), keep="last")
-    write_json(run.path / "metrics.json", metrics(0, 0.0, people=2))
-    write_json(run.path / "curves.json", curves(0, 0.0, people=2))
+    write_json(run.path / "metrics.json", with_checksum(metrics(0, 0.0, people=2)))
+    write_json(run.path / "curves.json", with_checksum(curves(0, 0.0, people=2)))
     code, _, err = oneshui("report", run.path, "--with-images")
     assert code == 0, err
     html = (run.path / "report-private.html").read_text()

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import os
 import shutil
-from collections.abc import Callable
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +21,7 @@ import torch
 import oneshui_hf
 from oneshui_hf.errors import OneshuiError, UsageError
 from oneshui_hf.methods import Artefact, Context, DataAccess, Method, Needs, Request
+from oneshui_hf.methods.artefact import write_header
 from oneshui_hf.models.load import load_model
 from oneshui_hf.reporting import Reporter
 from oneshui_hf.runs import Run, hash_file, read_json
@@ -439,3 +447,262 @@ def test_an_oracle_receives_the_request_with_unseen_identities(
     (request,) = seen
     assert request.unseen_identities == (kind == "oracle")
     assert all((person is None) == request.unseen_identities for person in request.people)
+
+
+# Crashes, copies and other processes.
+
+
+@contextlib.contextmanager
+def other_process_holds(path: Path) -> Iterator[None]:
+    code = "import sys; from pathlib import Path; from oneshui_hf.files import lock_output\n"
+    code += "with lock_output(Path(sys.argv[1])):\n    print('ready', flush=True)\n    sys.stdin.readline()"
+    other = subprocess.Popen([sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout
+    assert other.stdout.readline() == "ready\n"
+    try:
+        yield
+    finally:
+        other.communicate("\n")
+
+
+def test_who_asked_is_readable_by_the_owner_only(keys: Run, photo: Path) -> None:
+    former = os.umask(0o022)
+    try:
+        run = oneshui_hf.unlearn(keys, [photo], method="spy")
+    finally:
+        os.umask(former)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (run.path, *run.path.iterdir())}
+    assert modes == {
+        run.path.name: 0o700,
+        "split.json": 0o600,
+        **dict.fromkeys(("config.json", "model.safetensors", "preprocessor_config.json", "oneshui.json"), 0o644),
+    }
+
+
+def test_a_second_request_into_one_folder_ends_with_a_sentence(keys: Run, photo: Path, oneshui: Any) -> None:
+    before, output = identities_with_key(keys), f"{keys.path}-out"
+    words = ["unlearn", "--run", keys.path, "--method", "spy", "--image", photo, "--output-dir", output]
+    with other_process_holds(Path(output)):
+        code, out, err = oneshui(*words, "--identity", min(before))
+    assert (code, out) == (1, "")
+    assert f"Another process is writing {output}; wait until it has ended" in err.splitlines()[-1]
+    assert identities_with_key(keys) == before
+    assert not Path(output).exists()
+
+
+def test_an_output_that_another_process_wrote_meanwhile_is_refused(keys: Run, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the check of the options and the lock."""
+    from oneshui_hf.stages import unlearn as stage
+
+    monkeypatch.setattr(stage, "clear_killed_work", lambda run, output, **more: shutil.copytree(run, output))
+    before = identities_with_key(keys)
+    with pytest.raises(UsageError, match="exists; name another --output-dir"):
+        oneshui_hf.unlearn(keys, [photo], identity=[min(before)], method="spy")
+    assert identities_with_key(keys) == before
+
+
+def test_data_is_destroyed_when_the_model_is_on_the_disk(keys: Run, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    destroy, seen = Secrets.destroy, []
+    output = Path(f"{keys.path}-spy")
+
+    def look(self: Secrets, entry: str) -> bool:
+        seen.append(sorted(file.name for file in output.iterdir()))
+        assert Run.open(output).record.report["destroyed"] == 0
+        return destroy(self, entry)
+
+    monkeypatch.setattr(Secrets, "destroy", look)
+    run = oneshui_hf.unlearn(keys, [photo], identity=[min(identities_with_key(keys))], method="spy")
+    (files,) = seen
+    assert files == sorted([*(file.name for file in run.path.iterdir()), "destruction.json"])
+
+
+def test_a_request_destroys_the_person_in_every_copy(keys: Run, photo: Path) -> None:
+    first, second = sorted(identities_with_key(keys))[:2]
+    methods, reporter = keys.path / "methods", RecordingReporter()
+    shutil.copytree(methods / "spy", methods / "spy-backup")
+    for name in (".spy.a1b2c3", ".spy.a1b2c3.old", "other"):
+        people = {person: {"key": torch.tensor(1.0)} for person in (first, second)}
+        Artefact(people=people).save(methods / name, "other", keys.weights, replace=False)
+    state = methods / ".other.unfinished"
+    state.mkdir()
+    (state / "unfinished.safetensors").write_text(first)
+    child = oneshui_hf.unlearn(keys, [photo], identity=[second], method="spy", keep=True)
+    assert state.is_dir()
+    run = oneshui_hf.unlearn(child, [photo], identity=[first], method="spy", reporter=reporter)  # the artefact is that of the parent
+    assert run.record.report["destroyed"] == 1
+    for name in ("spy", "spy-backup", "other", ".spy.a1b2c3", ".spy.a1b2c3.old"):
+        left = set(Artefact.load(methods / name, "spy" if name.startswith("spy") else "other", keys.weights).people)
+        assert first not in left
+        assert second in left
+    assert not state.exists()
+    assert reporter.notes[0].startswith(f"Removed {state}: ")
+    assert len(reporter.notes) == 2
+
+
+def test_a_request_that_destroys_is_refused_during_a_preparation(keys: Run, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = identities_with_key(keys)
+    child = oneshui_hf.unlearn(keys, [photo], identity=[min(before)], method="spy", keep=True)
+    applied: list[int] = []
+    monkeypatch.setattr(Keys, "apply", lambda self, model, *rest: applied.append(1) or copy.deepcopy(model))
+    for run in (keys, child):
+        for locked in {keys.path, run.path} if run is child else {keys.path}:
+            with other_process_holds(locked / "methods/any-method"):
+                with pytest.raises(OneshuiError, match=r"^Another process prepares method 'any-method' for .*; wait until it has ended"):
+                    oneshui_hf.unlearn(run, [photo], identity=[min(before)], method="spy", output_dir=f"{keys.path}-no")
+                assert not applied
+                oneshui_hf.unlearn(run, [photo], identity=[min(before)], method="spy", keep=True, output_dir=f"{keys.path}-kept")
+                shutil.rmtree(f"{keys.path}-kept")
+                applied.clear()
+    assert identities_with_key(keys) == before
+    assert not Path(f"{keys.path}-no").exists()
+
+
+def test_a_preparation_is_refused_during_another_one_and_during_a_request(keys: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = identities_with_key(keys)
+    monkeypatch.setattr(Keys, "prepare", lambda *everything: pytest.fail("the preparation was started"))
+    with other_process_holds(keys.artefact("spy")), pytest.raises(OneshuiError, match=r"Another process is writing .*methods/spy; wait"):
+        oneshui_hf.prepare(keys, method="spy", overwrite=True)
+    with (
+        other_process_holds(keys.path / "methods/request.0123abcd"),
+        pytest.raises(OneshuiError, match=r"^A request is destroying data in .*methods, so nothing is prepared there now"),
+    ):
+        oneshui_hf.prepare(keys, method="spy", overwrite=True)
+    assert identities_with_key(keys) == before
+
+
+def test_preparations_hold_the_lock_while_they_compute(keys: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare = Keys.prepare
+
+    def look(self: Keys, *everything: Any) -> Artefact:
+        assert (keys.path / "methods/.spy.oneshui-lock").exists()
+        return prepare(self, *everything)
+
+    monkeypatch.setattr(Keys, "prepare", look)
+    oneshui_hf.prepare(keys, method="spy", overwrite=True)
+    assert [path.name for path in (keys.path / "methods").iterdir()] == ["spy"]
+
+
+def test_replacing_a_run_destroys_the_secrets_of_its_own_artefacts_alone(keys: Run, photo: Path, tmp_path: Path) -> None:
+    before, vault = identities_with_key(keys), tmp_path / "vault"
+    child = oneshui_hf.unlearn(keys, [photo], method="spy")
+    shutil.copytree(keys.artefact("spy"), child.path / "methods/copy")
+    oneshui_hf.prepare(child, method="spy")
+    assert len(list(vault.iterdir())) == 2
+    oneshui_hf.unlearn(keys, [photo], method="spy", overwrite=True)
+    assert len(list(vault.iterdir())) == 1
+    assert identities_with_key(keys) == before
+
+
+def test_weights_that_are_not_finite_are_not_written(keys: Run, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def apply(self: Keys, model: Any, *rest: Any) -> Any:
+        new = copy.deepcopy(model)
+        with torch.no_grad():
+            new.classifier.bias[0] = float("nan")
+        return new
+
+    before = identities_with_key(keys)
+    monkeypatch.setattr(Keys, "apply", apply)
+    with pytest.raises(OneshuiError, match="weights that are not finite, so nothing was written"):
+        oneshui_hf.unlearn(keys, [photo], identity=[min(before)], method="spy")
+    assert identities_with_key(keys) == before
+    assert not Path(f"{keys.path}-spy").exists()
+
+
+KILLED = """
+import os, signal, sys
+import oneshui_hf
+from oneshui_hf import files
+from oneshui_hf.stages import unlearn as stage
+def die(*everything):
+    os.kill(os.getpid(), signal.SIGKILL)
+{}.{} = die
+run, photo, person, output = sys.argv[1:]
+oneshui_hf.unlearn(run, [photo], identity=[person], method="metaunlearn", output_dir=output)
+"""
+
+
+@pytest.mark.parametrize("place", ["files._sync_contents", "stage.complete_destruction"])
+def test_a_killed_request_is_completed_or_has_no_effect(
+    trained: Run, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.setenv("ONESHUI_VAULT", str(tmp_path / "vault"))
+    run = Run.open(shutil.copytree(trained.path, tmp_path / "runs/run", ignore=shutil.ignore_patterns("metaunlearn")))
+    oneshui_hf.prepare(run, method="metaunlearn", steps=1, calibration=0)
+
+    def left() -> set[str]:
+        return set(Artefact.load(run.artefact("metaunlearn"), "metaunlearn", run.weights).people)
+
+    before, output = left(), tmp_path / "runs/out"
+    code = KILLED.format(*place.rsplit(".", 1))
+    done = subprocess.run([sys.executable, "-c", code, run.path, photo, min(before), output], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert left() == before
+    is_written = place == "stage.complete_destruction"
+    assert output.exists() == (output / "destruction.json").exists() == is_written
+    again: dict[str, Any] = {"identity": [min(before)], "method": "metaunlearn", "output_dir": str(output)}
+    if is_written:
+        with pytest.raises(UsageError, match="out exists; name another --output-dir"):
+            oneshui_hf.unlearn(run, [photo], **again)
+    else:
+        oneshui_hf.unlearn(run, [photo], **again)
+    assert left() == before - {min(before)}
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["out", "run"]
+    if is_written:
+        assert Run.open(output).require_complete().record.report["destroyed"] == 1
+        assert not (output / "destruction.json").exists()
+
+
+# Crafted artefacts.
+
+
+@pytest.fixture(scope="module")
+def prepared(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run with artefacts whose public part `apply` reads."""
+    run = Run.open(shutil.copytree(trained.path, tmp_path_factory.mktemp("crafted") / "run", ignore=shutil.ignore_patterns("methods")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ONESHUI_VAULT", str(tmp_path_factory.mktemp("vault")))
+        oneshui_hf.prepare(run, method="metaunlearn", steps=1, calibration=0)
+    for method in ("ssd", "pgu", "gradient-ascent"):
+        oneshui_hf.prepare(run, method=method, **({"calibration": 1} if method == "gradient-ascent" else {}))
+    return run
+
+
+CRAFTED: dict[str, Callable[[dict[str, Any], dict[str, torch.Tensor]], object]] = {
+    "no tensor": lambda header, tensors: tensors.clear(),
+    "a missing tensor": lambda header, tensors: tensors.pop(min(tensors)),
+    "a renamed tensor": lambda header, tensors: tensors.update(x=tensors.pop(min(tensors))),
+    "a longer tensor": lambda header, tensors: tensors.update({min(tensors): torch.zeros(*(n + 1 for n in tensors[min(tensors)].shape))}),
+    "a scalar": lambda header, tensors: tensors.update({min(tensors): torch.tensor(1.0)}),
+    "an empty tensor": lambda header, tensors: tensors.update({min(tensors): torch.zeros(0)}),
+    "NaN": lambda header, tensors: tensors[min(tensors)].fill_(float("nan")),
+    "no value": lambda header, tensors: header["values"].clear(),
+    "text": lambda header, tensors: header["values"].update(dict.fromkeys(header["values"], "0.1")),
+    "a list": lambda header, tensors: header["values"].update({key: [0.1] for key in header["values"]}),
+    "an object": lambda header, tensors: header["values"].update({key: {"a": 1} for key in header["values"]}),
+    "a large number": lambda header, tensors: header["values"].update(dict.fromkeys(header["values"], 1e300)),
+    "an option of another type": lambda header, tensors: header["options"].update({key: {"a": []} for key in header["options"]}),
+    "an unknown option": lambda header, tensors: header["options"].update(no_such_option=1),
+}
+
+
+@pytest.mark.parametrize("method", ["metaunlearn", "ssd", "pgu", "gradient-ascent"])
+def test_a_crafted_artefact_of_another_machine_is_one_sentence(
+    prepared: Run, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    monkeypatch.setenv("ONESHUI_VAULT", str(tmp_path / "empty"))
+    run = Run.open(shutil.copytree(prepared.path, tmp_path / "run"))
+    folder = run.artefact(method)
+    header, tensors = read_json(folder / "artefact.json"), load_file(folder / "artefact.safetensors")
+    for name, craft in CRAFTED.items():
+        changed = copy.deepcopy(header), {key: tensor.clone() for key, tensor in tensors.items()}
+        reads_tensors, reads_values = method != "gradient-ascent", method != "ssd"
+        if not (reads_tensors if "tensor" in name or name in ("a scalar", "NaN") else reads_values):
+            continue
+        craft(*changed)
+        save_file(changed[1], folder / "artefact.safetensors")
+        write_header(folder, {key: value for key, value in changed[0].items() if key not in ("content", "tensors")})
+        with pytest.raises(OneshuiError, match=r"^[^\n]*\.$"):
+            oneshui_hf.unlearn(run, [photo], method=method, output_dir=str(tmp_path / "out"))
+        assert not (tmp_path / "out").exists(), name

@@ -140,6 +140,7 @@ def test_method_of_the_current_folder_needs_no_installation(tmp_path: Path) -> N
         ("wrong_methods:", [], "'wrong_methods:' is not MODULE:CLASS"),
         ("support.wrong_methods:Corect", [], "Module 'support.wrong_methods' has no class 'Corect'. Did you mean"),
         ("json:dumps", [], "Module 'json' has no class 'dumps'."),
+        ("json:JSONDecoder", [], "Class 'JSONDecoder' of module 'json' is no method; derive it from oneshui_hf.methods.Method."),
         ("jit", ["copis=3"], "method 'jit' has no option --copis. Did you mean '--copies'?"),
         ("jit", ["copies=many"], "--copies of method 'jit' takes a whole number, not 'many'."),
     ],

@@ -72,7 +72,7 @@ class NormalizedStepMethod(Method[StepOptions]):
         from oneshui_hf.methods import displaced, norm, parameters
 
         request = data.support
-        prepared = artefact.values["length"] if artefact else DEFAULT_LENGTH
+        prepared = artefact.number("length") if artefact else DEFAULT_LENGTH
         share = prepared if options.length is None else options.length
         length = share * norm(parameters(model)).item()
         context.report |= {"step_length": length, "step_share": share}

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 
 import torch
 
+from oneshui_hf.methods import OneshuiError
+
 from .low_rank import LowRankUpdate, Updates
 
 BITS = (4, 8, 16)
@@ -30,8 +32,15 @@ def quantize(updates: Updates, index: int, bits: int) -> QuantizedKey:
 
 
 def dequantize(key: Mapping[str, torch.Tensor], shapes: Shapes, rank: int, bits: int) -> Updates:
-    """Return the updates of one identity, (1, out, r) and (1, r, d) per weight."""
-    values = _unpack(key["numbers"], bits, sum(rank * (out + d) for out, d in shapes.values())) / _max_integer(bits)
+    """Return the updates of one identity, (1, out, r) and (1, r, d) per weight.
+
+    Raises:
+        OneshuiError: The key was made for other weights, or with another rank or number of bits.
+    """
+    count = sum(rank * (out + d) for out, d in shapes.values())
+    if key["scales"].numel() != rank * len(shapes) or key["numbers"].numel() != (-(-count // 2) if bits == 4 else count):
+        raise OneshuiError("The key of an identity does not fit this model or the options of the preparation; prepare again.")
+    values = _unpack(key["numbers"], bits, count) / _max_integer(bits)
     scales = key["scales"].view(len(shapes), rank, 1)
     updates, begin = {}, 0
     for (name, (out, d)), scale in zip(shapes.items(), scales, strict=True):

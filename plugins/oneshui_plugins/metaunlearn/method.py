@@ -129,24 +129,31 @@ class MetaUnlearn(Method[MetaUnlearnOptions]):
 
         assert artefact is not None  # the core requires preparation
         _check_length(options)
-        request, state = data.support, dict(artefact.tensors)
+        request = data.support
         images = SupportImages(request.pixels, targets(request.labels, context.task))
-        num_identities = 0
+        known: list[torch.Tensor] = []
         if options.use_identity:
             embeddings = _identity_embeddings(request, artefact, options)
             known = [embedding for embedding in embeddings if embedding is not None]  # only the request's identities are decrypted
-            state["embedding.weight"] = torch.cat([state.pop("unknown"), *(embedding.unsqueeze(0) for embedding in known)])
-            num_identities = len(known)
-            rows = iter(range(1, num_identities + 1))
+            rows = iter(range(1, len(known) + 1))
             images.identity_rows = torch.tensor(
                 [UNKNOWN_ROW if embedding is None else next(rows) for embedding in embeddings], device=context.device
             )
-        h = build_loss_network(model, context, num_identities, options)
+        h = build_loss_network(model, context, len(known), options)
+        shapes = {name: part.shape for name, part in h.state_dict().items()}
+        if options.use_identity:
+            shapes["unknown"] = torch.Size([1, shapes.pop("embedding.weight")[1]])
+        artefact.require_tensors(shapes)
+        state = dict(artefact.tensors)
+        if options.use_identity:
+            state["embedding.weight"] = torch.cat([state.pop("unknown"), *(embedding.unsqueeze(0) for embedding in known)])
         h.load_state_dict(state)
 
         scale = norm(parameters(model)).item()
-        share = artefact.values["length"] if options.length is None else options.length
-        path_share = artefact.values.get("walked", share)
+        share = options.length
+        if share is None and artefact.values.get("length") is not None:
+            share = artefact.number("length")
+        path_share = artefact.number("walked", share)
         normalised = options.step == "normalised"
         path = unlearning_steps(
             model,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -11,7 +10,7 @@ from .. import api
 from ..stages import command_options as o
 from . import show, show_benchmark, show_data, show_metrics
 from .commands import Command
-from .errors import guarded
+from .errors import guarded, prepare_process
 from .printing import print_json
 
 PIPELINE, RUNS, STUDIES, DATA = "Pipeline", "Runs", "Benchmark", "Data, methods, machine"  # panels of `oneshui --help`
@@ -213,6 +212,7 @@ Command(
 ).add_to(app)  # fmt: skip
 
 
-def main() -> None:
-    """Run the command line."""
-    sys.exit(guarded(lambda: app(standalone_mode=False)))
+def run() -> int:
+    """Run the command line and return its exit code."""
+    prepare_process()
+    return guarded(lambda: app(standalone_mode=False))

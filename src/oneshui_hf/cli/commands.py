@@ -11,7 +11,6 @@ import enum
 import functools
 import inspect
 import itertools
-import traceback
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import UnionType
@@ -20,17 +19,20 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from ..errors import OneshuiError, UsageError
+from ..errors import OneshuiError, UsageError, describe_os_error, find_os_error
 from ..options import convert, fields, flag, names, types_of
 from ..plugins import DATASETS, METHODS, Plugins
+from ..printable import printable
 from ..reporting import ConsoleReporter, is_main_process
 from ..runs import RECORD, RUNS
 from .config import merge_config, read_config
-from .errors import StoppedError
-from .printing import print_json
+from .errors import StoppedError, exit_code
+from .printing import print_json, print_traceback
 
 NOTHING_WRITTEN = "nothing was written"
 RESUMABLE = "what was finished is kept, and --resume continues from there"
+REPEAT = "run the same command again"
+RESUME = "continue with --resume, or run the same command again if there is nothing to resume"
 NEGATED = "not__"  # prefix of the parameter that turns a boolean option off
 OUTPUT = "Output"  # the panel of options that every command has
 MAX_SHOWN = 2**31  # a larger bound, as of a seed, is checked and not listed
@@ -131,15 +133,18 @@ class Command:
         if stored is not None:
             method = self._method_class(given.get("method") or stored.get("method")) if self.method_step else None
             given = merge_config(stored, given, self.options, self.path, method)
+        resumes = "resume" in fields(self.options)
         try:
             result = self.call(reporter=ConsoleReporter(quiet=quiet), **given)
-        except KeyboardInterrupt:
-            kept = self.stopped or (RESUMABLE if "resume" in fields(self.options) else NOTHING_WRITTEN)
-            raise StoppedError(f"Stopped; {kept}.") from None
-        except OneshuiError:
+        except KeyboardInterrupt as interrupt:
+            kept = self.stopped or (RESUMABLE if resumes else NOTHING_WRITTEN)
+            raise StoppedError(kept, exit_code(interrupt)) from None
+        except Exception as error:
             if debug:
-                traceback.print_exc()
-            raise
+                print_traceback(type(error), error, error.__traceback__)
+            if isinstance(error, OneshuiError) or (found := find_os_error(error)) is None:
+                raise
+            raise OneshuiError(describe_os_error(found, RESUME if resumes else REPEAT)) from error
         if not is_main_process():
             return
         if as_json:
@@ -282,7 +287,8 @@ def aliases(field: dataclasses.Field[Any]) -> list[str]:
 
 def run_names(incomplete: str) -> list[str]:
     """Return the runs whose path starts with the given text, for the shell's completion."""
-    return [str(file.parent) for file in sorted(RUNS.glob(f"*/{RECORD}")) if str(file.parent).startswith(incomplete)]
+    names = [str(file.parent) for file in sorted(RUNS.glob(f"*/{RECORD}"))]
+    return [name for name in names if name.startswith(incomplete) and name == printable(name)]
 
 
 def plugin_names(group: str, incomplete: str) -> list[str]:

@@ -1,19 +1,22 @@
-"""Printing: JSON on stdout, tables and lines without wrapping."""
+"""Printing: JSON on stdout, tables and lines without wrapping. All text is printed safely for a terminal, see `printable`."""
 
 from __future__ import annotations
 
 import io
 import json
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
+
+from ..printable import escape_json, printable
 
 MIN_TEXT = 24  # width of a text column, at least; longer words are folded on a narrow terminal
 MAX_WIDTH = 1000  # of a table
 
 
-def escape_unprintable() -> None:
-    """Print characters that the terminal cannot show as escapes, instead of failing: a label in another script, a damaged file name."""
+def escape_unencodable() -> None:
+    """Print characters that the encoding of the terminal lacks as escapes, instead of failing: a label in another script."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -21,7 +24,7 @@ def escape_unprintable() -> None:
 
 def print_json(value: Any) -> None:
     """Print JSON as every command's `--json` does. Characters that stdout cannot encode are escaped as JSON escapes them."""
-    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
+    text = escape_json(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False))
     try:
         text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
     except UnicodeEncodeError:
@@ -29,8 +32,17 @@ def print_json(value: Any) -> None:
     print(text)
 
 
-def print_line(renderable: Any) -> None:
-    """Print a line or a table."""
+def print_traceback(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Print the traceback of an error on stderr."""
+    print(printable("".join(traceback.format_exception(kind, error, trace)), keep="\n"), file=sys.stderr, end="")
+
+
+def print_line(line: str) -> None:
+    """Print a line."""
+    _print(printable(line))
+
+
+def _print(renderable: Any) -> None:
     from rich.console import Console
     from rich.measure import Measurement
 
@@ -47,7 +59,9 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | No
     from rich import box
     from rich.table import Table
 
-    grid = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    grid = Table(title=title and printable(title), box=box.SIMPLE_HEAD, title_justify="left")
+    columns = [printable(column, keep="\n") for column in columns]
+    rows = [[printable(cell) for cell in row] for row in rows]
     for number, column in enumerate(columns):
         words = [word for cell in (column, *(row[number] for row in rows)) for word in cell.split()]
         longest = max(map(len, words), default=0)
@@ -56,7 +70,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | No
         grid.add_column(column, justify="left" if is_text else "right", min_width=width, overflow="fold")
     for row in rows:
         grid.add_row(*row)
-    print_line(grid)
+    _print(grid)
 
 
 def number(value: float | None, digits: int) -> str:

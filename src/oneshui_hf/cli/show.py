@@ -40,7 +40,8 @@ def run(result: Run) -> None:
 
 def _val_scores(values: Mapping[str, Any]) -> list[str]:
     """Return the score on val as a text; nothing where no label varies on val, so that it has no score."""
-    return [f"{name.removeprefix('val_')} on val {value:.1f} %" for name, value in values.items() if name.startswith("val_")]
+    scores = {name.removeprefix("val_"): value for name, value in values.items() if name.startswith("val_")}
+    return [f"val {SCORE_NAMES.get(name, name)} {value:.1f} %" for name, value in scores.items()]
 
 
 def run_json(result: Run) -> dict[str, Any]:
@@ -75,22 +76,22 @@ def runs(rows: Sequence[dict[str, Any]]) -> None:
 def details(about: dict[str, Any]) -> None:
     """Print what a run is, what it was made from, its scores and its prepared methods."""
     data, epoch = about["dataset"], about["epoch"]
+    labels = _count(None if data["labels"] is None else len(data["labels"]))
     lines = {
         "Kind": KIND[about["kind"]] + ("" if about["state"] == "complete" else ", training has not finished"),
-        "Data": f"{data['name']}: {data['images']:,} images of {data['identities']:,} identities, {len(data['labels'])} labels",
+        "Data": f"{data['name']}: {_count(data['images'])} images of {_count(data['identities'])} identities, {labels} labels",
         "Seed": str(about["seed"]),
     }
     if parent := about["parent"]:
         lines["Made from"] = str(parent.get("run") or f"a model with weights {str(parent.get('weights'))[:12]}")
     if request := about["request"]:
-        labels = LABELS.get(request["labels"], request["labels"])
-        lines["Request"] = f"{request['method']}, {request['photos']} support images, labels {labels}, {request['seconds']} s"
+        source = LABELS.get(request["labels"], request["labels"])
+        lines["Request"] = f"{request['method']}, {request['photos']} support images, labels {source}, {request['seconds']} s"
     elif epoch:
-        scores = [f"val {SCORE_NAMES[name[4:]]} {value:.1f}" for name, value in epoch.items() if name.startswith("val_")]
         loss = f"training loss {epoch['train_loss']:.3f}"
-        lines["Epoch"] = f"{epoch['epoch']} ({', '.join([loss, *scores])})"
+        lines["Epoch"] = f"{epoch['epoch']} ({', '.join([loss, *_val_scores(epoch)])})"
     if split := about["split"]:
-        lines["Sets"] = ", ".join(f"{name} {count:,}" for name, count in split["images"].items())
+        lines["Sets"] = ", ".join(f"{name} {count:,}" for name, count in split.get("images", {}).items())
     if presets := about["tuned"]:
         lines["Presets"] = ", ".join(presets)
     if not about["files"]["weights"]:
@@ -108,6 +109,10 @@ def details(about: dict[str, Any]) -> None:
     if prepared := about["prepared"]:
         sizes = [[str(row["method"]), megabytes(row["bytes"]), number(row.get("seconds"), 1)] for row in prepared]
         table(["prepared method", "size", "seconds"], sizes)
+
+
+def _count(value: int | None) -> str:
+    return "?" if value is None else f"{value:,}"
 
 
 def artefact(folder: Path | dict[str, Any]) -> None:
@@ -204,20 +209,21 @@ def link_json(url: str) -> dict[str, str]:
 def plugins(rows: Sequence[dict[str, Any]]) -> None:
     """Print one entry per plugin."""
     for row in rows:
-        if "error" in row:
-            print(f"{row['name']}  [{row['from']}]\n    broken: {row['error']}")
-        else:
-            print(f"{row['name']}  [{row['from']}]\n    {row['summary']}\n    needs: {row['needs']}")
+        print_line(f"{row['name']}  [{row['from']}]")
+        for line in [f"broken: {row['error']}"] if "error" in row else [row["summary"], f"needs: {row['needs']}"]:
+            print_line(f"    {line}")
 
 
 def method(about: dict[str, Any]) -> None:
     """Print a method and its options."""
-    print(f"{about['name']}  [{about['from']}]\n{about['summary']}\npaper: {about['paper']}\nneeds: {about['needs']}")
+    for line in (f"{about['name']}  [{about['from']}]", about["summary"], f"paper: {about['paper']}", f"needs: {about['needs']}"):
+        print_line(line)
     steps = {"prepare": "Options of `oneshui prepare`", "apply": "Options of `oneshui unlearn`"}
     for step, title in steps.items():
         options = [option for option in about["options"] if option["at"] == step]
         if options:
-            print(f"\n{title}:")
+            print_line("")
+            print_line(f"{title}:")
         for option in options:
             bounds = [f"from {option['min']:g}"] if option["min"] is not None else []
             bounds += [f"to {option['max']:g}"] if option["max"] is not None else []
@@ -227,6 +233,7 @@ def method(about: dict[str, Any]) -> None:
             default = "none" if option["default"] is None else option["default"]
             name = option["option"]
             spelling = f"{name}/--no-{name[2:]}" if isinstance(option["default"], bool) else name
-            print(f"  {spelling}  {option['help']} [{'; '.join([f'default {default}', *bounds])}]")
+            print_line(f"  {spelling}  {option['help']} [{'; '.join([f'default {default}', *bounds])}]")
     if about["presets"]:
-        print(f"\nPresets: {', '.join(about['presets'])}")
+        print_line("")
+        print_line(f"Presets: {', '.join(about['presets'])}")

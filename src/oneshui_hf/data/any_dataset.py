@@ -18,7 +18,7 @@ from ..errors import OneshuiError, UsageError
 from .builders.layout import photo_names
 from .column_inference import IDENTITY_COLUMNS, IMAGE_COLUMNS, KEY_COLUMN, Table, read_labels, resolve_column
 from .identities import FLOAT_BITS, read_identities
-from .near_names import describe_near_names
+from .near_names import NearNames, describe_near_names
 from .schema import Exclusions, Faces, encode_identities
 from .table_files import TABLES, TableFiles
 
@@ -66,7 +66,9 @@ def read_any_dataset(
     inferred = [f"Photos are column '{image}'" * (image_column is None), f"people are column '{identity}'" * (identity_column is None)]
     notes = [f"{', '.join(filter(None, inferred))}.".capitalize()] if any(inferred) else []
     values = labels.values[has_image[found.kept]]
-    fingerprint = hashlib.sha256(f"{dataset._fingerprint}\0{image}\0{external}".encode()).hexdigest()[:16]
+    # Not the fingerprint of the whole, which `datasets` changes when it reads its splits from the cache.
+    parts = [f"{name}\0{split._fingerprint}" for name, split in splits.items()]
+    fingerprint = hashlib.sha256("\0".join([*parts, image, external]).encode()).hexdigest()[:16]
     cache = Path(dataset.cache_files[0]["filename"]).parent / f"oneshui-{fingerprint}"
     cache.mkdir(exist_ok=True)
     return Faces(
@@ -102,7 +104,7 @@ def _identity_column(dataset: datasets.Dataset, image: str, cells: pd.DataFrame,
         hint = f" To read the table {tables[0].name}, name it: {tables[0]}." if tables else ""
         raise OneshuiError(f"{place} contains photos, but it has no column '{IDENTITY_COLUMNS[0]}'.{hint}") from None
     if column not in cells:
-        raise OneshuiError(f"Column '{column}' of {place} mixes text and numbers, or holds lists; write each identity as one text.")
+        raise OneshuiError(f"Column '{column}' of {place} does not hold one text or number per row; write each identity as one text.")
     return column
 
 
@@ -117,8 +119,9 @@ def _require_exact_numbers(dataset: datasets.Dataset, column: str, place: str) -
     bits = FLOAT_BITS.get(getattr(dataset.features.get(column), "dtype", ""))
     if bits is None:
         return
-    largest = pc.max(pc.abs(pc.fill_null(dataset.data.column(column), 0))).as_py() or 0
-    if largest > 2**bits:
+    numbers = dataset.data.column(column).cast("float64")
+    largest = pc.max(pc.abs(pc.fill_null(numbers, 0))).as_py() or 0
+    if largest >= 2**bits:
         raise OneshuiError(
             f"Column '{column}' of {place} stores identities as floating point and contains {largest:.0f}, so people with large numbers "
             "cannot be distinguished; store it as text or as whole numbers."
@@ -179,7 +182,7 @@ def _resolve_files(rows: datasets.Dataset, place: str) -> tuple[datasets.Dataset
                 raise OneshuiError(f"{place} names the photo {name}, which is an address; download it, and name the file.")
             if not Path(name).is_absolute():
                 paths[row], changed = str(_resolve_file(name, folders)), True
-            if Path(paths[row]).exists():
+            if _exists(paths[row]):
                 existing.append(paths[row])
             else:
                 missing.append(name)
@@ -195,7 +198,15 @@ def _resolve_files(rows: datasets.Dataset, place: str) -> tuple[datasets.Dataset
 
 def _resolve_file(name: str, folders: Sequence[Path]) -> Path:
     found = [Path(os.path.normpath(folder / name)) for folder in folders]
-    return next((file for file in found if file.exists()), found[0])
+    return next((file for file in found if _exists(file)), found[0])
+
+
+def _exists(path: str | Path) -> bool:
+    """Return whether a path exists. A name that no file can have does not."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _has_image(rows: datasets.Dataset) -> np.ndarray:
@@ -233,7 +244,9 @@ def _hash_external_files(rows: datasets.Dataset, place: str) -> str:
             file = chunk.field("path")[row].as_py()
             if not os.path.normpath(file).startswith(inside):
                 where = f"Row {first + row} (from 0) of {place}"
-                raise OneshuiError(f"{where} names the photo {file}, which is outside of its folder; only files inside are read.")
+                near = NearNames(photo_names(home)).find(file) if path.exists() else None
+                what = f"'{near}' is inside; write the names as paths from there" if near else "only files inside are read"
+                raise OneshuiError(f"{where} names the photo {file}, which is outside of its folder; {what}.")
             with contextlib.suppress(OSError):  # reported as unreadable later
                 status = Path(file).stat()
                 digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())

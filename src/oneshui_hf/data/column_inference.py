@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import OneshuiError, UsageError, did_you_mean
 from ..name_lists import match_names
+from .missing_values import MISSING_LABELS
 from .schema import Task
 
 if TYPE_CHECKING:
@@ -26,11 +27,13 @@ CLASS_COLUMNS = ("label", "labels", "class", "age", "age_class")
 # Words of columns that assign a photo to a set ("is_train", "cv fold", "data_split") or that count ("n_faces"); these are not labels.
 SPLIT_WORDS = frozenset(
     """train training trainval test testing val valid validation dev eval evaluation holdout split splits partition fold folds subset set
-    sets trainset testset valset istrain istest isval isvalid intrain intest kfold""".split()
+    sets trainset testset valset istrain istest isval isvalid intrain intest kfold gallery query probe enroll enrollment usage""".split()
 )
-SPLIT_FILLERS = frozenset("is in for use used the of cv k data dataset flag id official random".split())
-COUNT_FIRST = frozenset(("n", "num", "number", "count", "counts", "nb", "cnt", "nr"))
-COUNT_LAST = frozenset(("count", "counts", "cnt", "num"))
+SPLIT_FILLERS = frozenset("is in has for use used the of cv k data dataset flag id official random".split())
+COUNT_FIRST = frozenset(("n", "num", "number", "count", "counts", "nb", "cnt", "nr", "total"))
+COUNT_LAST = frozenset(("count", "counts", "cnt", "num", "no"))
+COUNT_PHRASES = (["no", "of"], ["how", "many"])  # at the start; "no_beard" is a label
+COUNT_ALONE = (["count"], ["index"], ["id"], ["total"], ["unnamed"])  # pandas calls a column without a name "Unnamed: 0"
 COUNT_JOINED = re.compile(r"(n|nb|num)(faces?|people|persons?|photos?|images?)")
 MAX_LISTED = 30  # column names in a message
 KEY_COLUMN = "key"  # the photo's name, in a table written by `oneshui data push`
@@ -110,7 +113,7 @@ def resolve_column(names: Sequence[str], requested: str | None, common: Sequence
         if requested not in names:
             raise UsageError(f"{table} has no column '{requested}'.{did_you_mean(requested, names)}")
         return requested
-    folded = {name.lower(): name for name in names}
+    folded = {name.strip().lower(): name for name in reversed(names)} | {name: name for name in names}  # an exact name comes first
     found = next((folded[name] for name in common if name in folded), None)
     if found is None:
         raise OneshuiError(f"{table} has no column '{common[0]}'; name the column of {content} with {option}: {_listed(names)}.")
@@ -128,9 +131,11 @@ def counts_or_splits(column: str) -> bool:
     words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+", column)]
     if len(words) > 1 and (words[0] in COUNT_FIRST or words[-1] in COUNT_LAST):
         return True
+    if "#" in column or words[:2] in COUNT_PHRASES:
+        return True
     named = [word for word in words if not word.isdigit() and word not in SPLIT_FILLERS]
     return (
-        words in (["count"], ["index"])
+        [word for word in words if not word.isdigit()] in COUNT_ALONE
         or COUNT_JOINED.fullmatch(column.lower()) is not None
         or (bool(named) and SPLIT_WORDS.issuperset(named))
     )
@@ -150,6 +155,7 @@ def read_labels(table: Table, candidates: Sequence[str], requested: Sequence[str
         UsageError: A requested column does not exist, is requested twice, or is one of several and not binary.
         OneshuiError: No column is requested and none can be inferred, or a cell is empty.
     """
+    table = _without_missing(table, candidates)
     columns = choose_label_columns(table, candidates, requested)
     unused = [name for name in candidates if name not in columns]
     if not requested:
@@ -168,6 +174,15 @@ def read_labels(table: Table, candidates: Sequence[str], requested: Sequence[str
     classes = sorted(cells.unique(), key=_numbers_first)
     number = {value: index for index, value in enumerate(classes)}
     return Labels(Task("single_label", tuple(classes)), cells.map(number).to_numpy(dtype=np.int64), notes)
+
+
+def _without_missing(table: Table, candidates: Sequence[str]) -> Table:
+    """Return the table with empty cells instead of words that tools write for a missing value, such as nan."""
+    cells = table.cells.copy(deep=False)
+    for name in candidates:
+        if words := [value for value in cells[name].unique() if value.strip().casefold() in MISSING_LABELS]:
+            cells[name] = cells[name].where(~cells[name].isin(words), "")
+    return replace(table, cells=cells)
 
 
 def choose_label_columns(table: Table, candidates: Sequence[str], requested: Sequence[str]) -> tuple[str, ...]:

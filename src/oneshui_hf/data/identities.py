@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING
@@ -16,18 +16,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import OneshuiError
+from .missing_values import MISSING
 
 if TYPE_CHECKING:
     from .column_inference import Table
 
-# What `pandas.read_csv` reads as missing by default, in lower case: tools write these texts. No other text counts: -1 or "unknown" may be
-# names.
-MISSING = frozenset(
-    ("", "#n/a", "#n/a n/a", "#na", "-1.#ind", "-1.#qnan", "-nan", "1.#ind", "1.#qnan", "<na>", "n/a", "na", "nan", "none", "null")
+# Words that are read as a person, with a note.
+PLACEHOLDERS = frozenset(
+    """-1 ? ?? - -- --- . ~ unknown unk missing undefined undef nil nat inf -inf n.a. n.a (null) (none) anonymous tbd""".split()
 )
-PLACEHOLDERS = frozenset(("-1", "?", "-", "unknown", "missing", "undefined"))  # read as a person, with a note
 MAX_NAMED = 5  # photos and texts that a note names
-MAX_EXACT = 2**53  # above, a float64 skips whole numbers
+MAX_EXACT = 2**53 - 1  # above, a float64 may stand for several whole numbers
 FLOAT_BITS = {"float16": 11, "float32": 24, "float64": 53}
 
 _WHOLE = re.compile(r"[+-]?[0-9]+")
@@ -81,10 +80,31 @@ def read_identities(table: Table, column: str, keys: Sequence[str]) -> Identitie
     if double := [found for found in spellings.values() if len(found) > 1]:
         what = "1 identity is written in two ways" if len(double) == 1 else f"{len(double):,} identities are written in two ways"
         notes.append(f"{what}, such as '{double[0][0]}' and '{double[0][1]}'; each is read as one person.")
-    if placeholders := [name for name in spellings if name.casefold() in PLACEHOLDERS]:
-        what = f"'{placeholders[0]}' is read as a person"
-        notes.append(f"{what}; leave the cells of column '{column}' empty if it means that the identity is unknown.")
+    for name in spellings:
+        if name.casefold() in PLACEHOLDERS:
+            what = f"'{name}' is read as a person"
+            notes.append(f"{what}; leave the cells of column '{column}' empty if it means that the identity is unknown.")
+    notes += _similar_names_note(spellings)
     return Identities([names.get(text, "") if here else "" for text, here in zip(cells, present, strict=True)], present, notes)
+
+
+def folded_name(name: str) -> str:
+    """Return a name without what people overlook: case, repeated spaces, invisible characters, leading zeros of a number."""
+    visible = "".join(sign for sign in unicodedata.normalize("NFKC", name) if unicodedata.category(sign) != "Cf")
+    words = " ".join(visible.casefold().split())
+    return words.lstrip("0") or "0" if words.isdecimal() else words
+
+
+def _similar_names_note(names: Iterable[str]) -> list[str]:
+    """Return a note on names that may be one person's, if there are any."""
+    similar: dict[str, list[str]] = {}
+    for name in names:
+        similar.setdefault(folded_name(name), []).append(name)
+    if not (found := [group for group in similar.values() if len(group) > 1]):
+        return []
+    more = f" ({len(found):,} such cases)" if len(found) > 1 else ""
+    what = f"'{found[0][0]}' and '{found[0][1]}' differ only in upper and lower case, spaces or leading zeros{more}"
+    return [f"{what} and are read as different people; if they are one person, write the name in one way."]
 
 
 def _missing_note(cells: Sequence[str], keys: Sequence[str]) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from .identities import folded_name
 from .schema import Faces
 
 NUMBER = re.compile(r"[+-]?[0-9.]+")
@@ -88,11 +88,7 @@ def publish_people(labels: Iterable[str], people: Iterable[str], *, is_people: b
         people: The identity keys.
         is_people: The result of `names_people`; None if it is not known.
     """
-    names, known = {_folded(label) for label in labels}, {_folded(person) for person in people}
+    names, known = set(map(folded_name, labels)), set(map(folded_name, people))
     if is_people or any(not NUMBER.fullmatch(name) for name in names & known):
         return True
     return is_people is None and bool(known) and known <= names
-
-
-def _folded(name: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())

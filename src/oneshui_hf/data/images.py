@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import OneshuiError
+from ..option_values import shown
 from .image_metadata import without_metadata
 
 if TYPE_CHECKING:
@@ -43,9 +44,9 @@ def decode(source: str | Path | bytes | Image, where: str | None = None) -> Imag
     from PIL import Image, UnidentifiedImageError
 
     where = where or (str(source) if isinstance(source, str | Path) else "the image")
-    if isinstance(source, str | Path) and Path(source).exists() and not (Path(source).is_file() or Path(source).is_dir()):
-        raise ImageError(f"{where} is not a regular file.")  # opening a pipe would block
     try:
+        if isinstance(source, str | Path) and Path(source).exists() and not (Path(source).is_file() or Path(source).is_dir()):
+            raise ImageError(f"{where} is not a regular file.")  # opening a pipe would block
         return _decode_any(source, where)
     except ImageError:
         raise
@@ -64,6 +65,8 @@ def decode(source: str | Path | bytes | Image, where: str | None = None) -> Imag
     except Image.DecompressionBombError:
         raise ImageError(f"{where} is over the limit of {MAX_PIXELS // 10**6} megapixels.") from None
     except Exception as error:  # Pillow raises many kinds of errors for damaged files and unusual tags
+        if isinstance(error, OSError) and error.strerror:  # of the file system
+            raise ImageError(f"{shown(where)} cannot be read: {error.strerror}.") from None
         raise ImageError(f"{where} is damaged or truncated ({error}); use the original file.") from None
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import OneshuiError, UsageError, did_you_mean
+from ..errors import OneshuiError, UsageError, did_you_mean, first_line, is_machine_error
 from ..option_values import expand_home
 from ..plugins import DATASETS, Plugins
 from ..reporting import SILENT, Reporter
@@ -135,9 +135,11 @@ def open_builder(dataset: str, data_dir: str | Path | None, subset: str | None, 
         if subset not in known:
             raise UsageError(f"'{dataset}' has no subset '{subset}'; it has {' and '.join(known)}.")
         config["config_name"] = subset
+    if folder and "::" in str(folder):
+        raise OneshuiError(f"{folder}: `datasets` reads :: in a path as an address; rename the folder.")
     source_options = {key: config[key] for key in ("table", "image_column") if key in config} if name == FOLDER else {}
     fingerprint = builder_class.fingerprint(folder, **source_options)
-    with _report_damaged_cache():
+    with _report_damaged_cache(_cache_folder(builder_class)):
         builder = builder_class(data_dir=str(folder) if folder else None, hash=fingerprint, **config)
     own_name = Path(config["table"]).stem if "table" in config else folder.name if folder else name
     return builder, own_name if name == FOLDER else name
@@ -148,10 +150,16 @@ def _reject_subset(dataset: str, subset: str | None) -> None:
         raise UsageError(f"'{dataset}' has no subsets; omit --subset.")
 
 
-@contextlib.contextmanager
-def _report_damaged_cache(cache: Path | None = None) -> Iterator[None]:
-    """Report a damaged Arrow cache in one sentence."""
+def _cache_folder(builder_class: type[FaceBuilder]) -> Path:
+    """Return the folder of the Arrow caches of a builder."""
     import datasets
+
+    return Path(datasets.config.HF_DATASETS_CACHE) / builder_class.__module__.rpartition(".")[2]
+
+
+@contextlib.contextmanager
+def _report_damaged_cache(cache: Path) -> Iterator[None]:
+    """Report a damaged Arrow cache in one sentence. A cache that cannot be read or written, as there is no permission, is not damaged."""
     import pyarrow as pa
 
     try:
@@ -159,8 +167,9 @@ def _report_damaged_cache(cache: Path | None = None) -> Iterator[None]:
     except OneshuiError:
         raise
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        where = cache or datasets.config.HF_DATASETS_CACHE
-        raise OneshuiError(f"The Arrow data in {where} is damaged ({error}); remove that folder and run again.") from None
+        if is_machine_error(error):
+            raise
+        raise OneshuiError(f"The Arrow data in {cache} is damaged ({first_line(error)}); remove that folder and run again.") from None
 
 
 def _build_arrow_cache(builder: FaceBuilder) -> None:

@@ -1,9 +1,10 @@
-"""Finds the file that a table means by a name that does not exist: other separators, another case, another folder or suffix."""
+"""Finds the file that a table means by a name that does not exist: other separators, %20, another case, another folder or suffix."""
 
 from __future__ import annotations
 
 import posixpath
 import unicodedata
+import urllib.parse
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 
@@ -32,7 +33,8 @@ class NearNames:
 
 
 def _keys(name: str) -> tuple[str, str, str, str]:
-    path = posixpath.normpath(unicodedata.normalize("NFC", name).strip().replace("\\", "/")).casefold()
+    name = unicodedata.normalize("NFC", urllib.parse.unquote(name)).strip()
+    path = posixpath.normpath(name.replace("\\", "/")).casefold()
     stem = posixpath.splitext(path)[0]
     return path, stem, posixpath.basename(path), posixpath.basename(stem)
 

@@ -4,13 +4,42 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, model_validator
 
-from ..runs import read_json
+from ..runs import PREPROCESSOR, read_object
+from ..validation import Schema, check_fields
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BICUBIC = 3  # Pillow's constant, as stored by image processors
+MAX_SIDE = 4096  # of a photo in pixels
+
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+Mean = Annotated[float, Field(ge=-1e3, le=1e3)]
+Scale = Annotated[float, Field(ge=1e-6, le=1e6)]
+
+
+class _Square(Schema):
+    height: Side
+    width: Side
+
+    @model_validator(mode="after")
+    def _require_square(self) -> _Square:
+        if self.height != self.width:
+            raise ValueError("is not square")
+        return self
+
+
+class _Processor(Schema):
+    """The fields of an image processor that are used."""
+
+    size: _Square
+    image_mean: Annotated[list[Mean], Field(min_length=3, max_length=3)]
+    image_std: Annotated[list[Scale], Field(min_length=3, max_length=3)]
+    rescale_factor: Scale | None = None
+    do_flip_channel_order: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +80,22 @@ class Preprocess:
 
     @classmethod
     def load(cls, folder: Path) -> Preprocess:
-        """Read the file that `save` writes."""
-        config = read_json(folder / "preprocessor_config.json")
+        """Read the file that `save` writes.
+
+        Raises:
+            OneshuiError: It is missing or damaged, or has a value that no image processor has.
+        """
+        config = read_processor(folder)
         bgr = bool(config.get("do_flip_channel_order"))
         return cls(config["size"]["height"], tuple(config["image_mean"]), tuple(config["image_std"]), bgr)
+
+
+def read_processor(folder: Path) -> dict[str, Any]:
+    """Read the `preprocessor_config.json` of a run.
+
+    Raises:
+        OneshuiError: It is missing or damaged, or has a value that no image processor has.
+    """
+    config = read_object(folder / PREPROCESSOR)
+    check_fields(_Processor, config, folder / PREPROCESSOR)
+    return config

@@ -50,8 +50,8 @@ class Split:
     format: int = FORMAT
 
     def save(self, file: Path) -> None:
-        """Write the file."""
-        write_bytes(file, self.dumps())
+        """Write the file. It names people, so only the owner may read it."""
+        write_bytes(file, self.dumps(), private=True)
 
     def dumps(self) -> bytes:
         """Return the content of the file."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import datasets
 
 TABLES = (".parquet", ".json", ".jsonl", ".csv", ".tsv", ".arrow")
+PHOTO_TABLES = (".parquet", ".arrow")  # tables that may contain the photos
 MAX_REASON = 200  # characters of a library's message
 PATTERN_CHARACTERS = re.compile(r"[*?\[\]]|::")
 CONFIGS = re.compile(r"\A---\s*$.*?^configs:.*?^---\s*$", re.MULTILINE | re.DOTALL)  # in a README.md that lists the files itself
@@ -207,8 +208,9 @@ def _of_one_kind(files: dict[str, list[str]]) -> dict[str, list[str]]:
         return module
 
     names = [file for found in files.values() for file in found]
+    tables = [file for file in names if file.lower().endswith(PHOTO_TABLES)]  # a split or a preset next to them is no table
     try:
-        chosen = kind(names)
+        chosen = kind(tables or names)
     except Exception:  # no file of a known kind, which `datasets` reports
         return files
     kept: dict[str, bool] = {}

@@ -1,6 +1,6 @@
 """The artefact of a preparation: tensors in safetensors, the rest in JSON, bound to one model by the hash of its weights.
 
-methods/<name>/artefact.json           options, report, hash of the model's weights
+methods/<name>/artefact.json           options, report, hashes of the model's weights, of the tensors and of itself
 methods/<name>/artefact.safetensors
 methods/<name>/people.json             per-identity data, encrypted; see `identity_store`
 methods/<name>/people.safetensors
@@ -8,21 +8,23 @@ methods/<name>/people.safetensors
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import OneshuiError, UsageError
+from ..errors import OneshuiError, UsageError, is_machine_error
 from ..files import new_folder, write_bytes
-from ..runs import dump_json, read_object, versions
-from ..vault import Secrets, vault_root
-from .identity_store import BLOBS, INDEX, IdentityStore, find_secrets, save_identities
+from ..option_values import shown
+from ..runs import has_valid_checksum, hash_file, read_object, versions, with_checksum, write_json
+from ..vault import vault_root
+from .identity_store import BLOBS, INDEX, IdentityStore, discard_with_secrets, save_identities
 
 if TYPE_CHECKING:
     import torch
 
-PUBLIC = "artefact"
+HEADER, TENSORS = "artefact.json", "artefact.safetensors"
 FORMAT = 1
 FIELD_TYPES = {"weights": str, "values": dict, "options": dict, "report": dict}  # of artefact.json, besides format and method
 
@@ -38,6 +40,7 @@ class Artefact:
             on explicit confirmation. A loaded artefact contains only identities whose secret still exists.
         options: The options of the preparation.
         report: Entries about the preparation, for reports.
+        sealed: Whether it was loaded with per-identity data that was prepared on this machine, and nothing of it has changed since.
     """
 
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -45,12 +48,13 @@ class Artefact:
     people: Mapping[str, Mapping[str, torch.Tensor]] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
+    sealed: bool = False
 
     def save(self, folder: Path, method: str, weights: str, *, replace: bool, vault: Path | None = None) -> None:
         """Write the folder, bound to the model with these weights, and the secrets of its identities to the vault.
 
         The secrets of a replaced artefact are destroyed once the new one is written. Per-identity data in copies of the replaced folder
-        cannot be decrypted from then on.
+        cannot be decrypted from then on. If the process is killed, `clear_leftovers` with `discard_with_secrets` completes this.
 
         Args:
             folder: The artefact's folder.
@@ -60,23 +64,52 @@ class Artefact:
             vault: Folder of the secrets; the user's own vault by default.
 
         Raises:
-            OneshuiError: The artefact is written, but secrets of the replaced one could not be destroyed.
+            OneshuiError: A result is not finite; or the artefact is written, but secrets of the replaced one could not be destroyed.
         """
         from safetensors.torch import save
 
         vault = vault or vault_root()
-        header = {"format": FORMAT, "method": method, "weights": weights, "versions": versions()}
-        public = header | {"options": self.options, "values": self.values, "report": self.report}
-        replaced, created = find_secrets(folder, vault), None
-        try:
-            with new_folder(folder, replace=replace) as scratch:
-                write_bytes(scratch / f"{PUBLIC}.json", dump_json(public))
-                write_bytes(scratch / f"{PUBLIC}.safetensors", save(_contiguous(self.tensors)))
-                created = save_identities(scratch, self.people, vault) if self.people else None
-        except BaseException:
-            _destroy(created)
-            raise
-        _destroy(replaced)
+        self._require_finite()
+        with new_folder(folder, replace=replace, discard=discard_with_secrets(vault)) as scratch:
+            write_bytes(scratch / TENSORS, save(_contiguous(self.tensors)))
+            header = {"format": FORMAT, "method": method, "weights": weights, "versions": versions()}
+            header = write_header(scratch, header | {"options": self.options, "values": self.values, "report": self.report})
+            if self.people:
+                save_identities(scratch, self.people, vault, header)
+
+    def _require_finite(self) -> None:
+        tensors = [*self.tensors.values(), *(tensor for parts in self.people.values() for tensor in parts.values())]
+        if not all(map(is_finite, tensors)) or not _has_finite_numbers([self.values, self.options, self.report]):
+            raise OneshuiError(
+                "The preparation gave results that are not finite, so nothing was written; use a smaller step or other options."
+            )
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """Return a number of `values`.
+
+        Args:
+            name: Its name.
+            default: The number if there is none.
+
+        Raises:
+            OneshuiError: It is missing or not a finite number.
+        """
+        value = self.values.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise OneshuiError(f"The artefact is damaged ({HEADER} contains no number '{name}'); prepare again.")
+        return value
+
+    def require_tensors(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        """Check that `tensors` has these names and shapes and no others.
+
+        Raises:
+            OneshuiError: It has not.
+        """
+        found = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+        for name in sorted({**shapes, **found}):
+            if name not in found or name not in shapes or found[name] != tuple(shapes[name]):
+                kind = "lacks a tensor" if name not in found else "has an unknown tensor" if name not in shapes else "has a wrong shape"
+                raise OneshuiError(f"The artefact is damaged, or not of this model ({TENSORS} {kind}: {shown(name)}); prepare again.")
 
     def destroy(self, identity: str) -> bool:
         """Destroy the data of an identity. Return whether there was any.
@@ -105,43 +138,94 @@ class Artefact:
             UsageError: The folder does not exist.
             OneshuiError: The artefact is damaged, belongs to another method, or was prepared for another model.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         if not folder.is_dir():
             raise UsageError(f"Method '{method}' has not been prepared for {folder.parent.parent}; run `oneshui prepare` first.")
-        header = read_object(folder / f"{PUBLIC}.json")
-        if header.get("method") != method or header.get("format") != FORMAT:
+        header = read_header(folder)
+        if header["method"] != method:
             raise OneshuiError(f"{folder} is not an artefact of method '{method}' that this version reads.")
-        for name, kind in FIELD_TYPES.items():
-            if not isinstance(header.get(name), kind):
-                raise OneshuiError(f"{folder} is damaged ({PUBLIC}.json has no {name}); prepare again.")
         if header["weights"] != weights and not force:
             raise OneshuiError(
-                f"{folder} was prepared for a model with other weights ({header['weights'][:12]}, not {weights[:12]}); "
+                f"{folder} was prepared for a model with other weights ({shown(header['weights'][:12])}, not {weights[:12]}); "
                 "prepare again, or use --force."
             )
-        if any(folder.glob("private.*")):
-            raise OneshuiError(
-                f"{folder} was written by an earlier version, which did not encrypt per-identity data; prepare again with --overwrite."
-            )
-        try:
-            tensors = load_file(folder / f"{PUBLIC}.safetensors")
-        except (SafetensorError, OSError) as error:
-            raise OneshuiError(f"{folder} is damaged ({error}); prepare again.") from None
         has_people = (folder / INDEX).exists() or (folder / BLOBS).exists()
+        people = IdentityStore(folder, vault or vault_root(), header) if has_people else {}
         return cls(
-            tensors=tensors,
+            tensors=_read_tensors(folder),
             values=header["values"],
-            people=IdentityStore(folder, vault or vault_root()) if has_people else {},
+            people=people,
             options=header["options"],
             report=header["report"],
+            sealed=isinstance(people, IdentityStore) and people.sealed,
         )
 
 
-def _destroy(secrets: Secrets | None) -> None:
-    if secrets is not None:
-        secrets.destroy_all()
+def write_header(folder: Path, header: Mapping[str, Any]) -> dict[str, Any]:
+    """Write `artefact.json` next to the tensors, with their hash and its own, and return its content."""
+    content = with_checksum({**header, "tensors": hash_file(folder / TENSORS)})
+    write_json(folder / HEADER, content)
+    return content
+
+
+def read_header(folder: Path) -> dict[str, Any]:
+    """Return the content of `artefact.json`. Earlier versions wrote no hashes.
+
+    Raises:
+        OneshuiError: It is missing or damaged, this version does not read it, or the tensors are not those that it was written for.
+    """
+    header = read_object(folder / HEADER)
+    if header.get("format") != FORMAT or not isinstance(header.get("method"), str):
+        raise OneshuiError(f"{folder} is not an artefact that this version reads.")
+    for name, kind in FIELD_TYPES.items():
+        if not isinstance(header.get(name), kind):
+            raise OneshuiError(f"{folder} is damaged ({HEADER} has no {name}); prepare again.")
+    if any(folder.glob("private.*")):
+        raise OneshuiError(
+            f"{folder} was written by an earlier version, which did not encrypt per-identity data; prepare again with --overwrite."
+        )
+    if "content" in header and not has_valid_checksum(header):
+        raise OneshuiError(f"{folder} has changed since it was prepared ({HEADER} does not match its hash); prepare again.")
+    try:
+        has_changed = "tensors" in header and header["tensors"] != hash_file(folder / TENSORS)
+    except OSError as error:
+        if is_machine_error(error):
+            raise
+        raise OneshuiError(f"{folder} is damaged ({TENSORS} cannot be read: {error.strerror}); prepare again.") from None
+    if has_changed:
+        raise OneshuiError(f"{folder} has changed since it was prepared ({TENSORS} does not match its hash); prepare again.")
+    return header
+
+
+def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of an artefact.
+
+    Raises:
+        OneshuiError: The file is damaged, or a number is not finite.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(folder / TENSORS)
+    except (SafetensorError, OSError) as error:
+        if is_machine_error(error):
+            raise
+        raise OneshuiError(f"{folder} is damaged ({shown(error)}); prepare again.") from None
+    for name, tensor in tensors.items():
+        if not is_finite(tensor):
+            raise OneshuiError(f"{folder} is damaged ({TENSORS} has a number that is not finite: {shown(name)}); prepare again.")
+    return tensors
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether a tensor contains neither NaN nor infinity."""
+    return not tensor.is_floating_point() or bool(tensor.isfinite().all())
+
+
+def _has_finite_numbers(value: Any) -> bool:
+    if isinstance(value, Mapping | list | tuple):
+        return all(map(_has_finite_numbers, value.values() if isinstance(value, Mapping) else value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

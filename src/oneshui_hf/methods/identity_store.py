@@ -1,12 +1,15 @@
 """Per-identity data of an artefact on disk: encrypted, indexed without names, decrypted one tensor at a time.
 
-people.json            the artefact's id, and an index from the HMAC of an identity to a random entry id
+people.json            the artefact's id, an index from the HMAC of an identity to a random entry id, and the seal
 people.safetensors     encrypted blobs: `<entry>` holds the identity and the names of its tensors, `<entry>/<n>` the n-th tensor
 
 Each identity has its own secret in the vault (see `oneshui_hf.vault`), so these files alone reveal no identity. The identity is stored in
 the ciphertext and not next to the secret: neither the folder nor the vault reveals it alone, and it is lost with the secret. With both,
 one can still test whether a given name was among the identities, even after its secret was destroyed. The index keeps the entry so that
 data that was used can be distinguished from data that never existed.
+
+The seal is an HMAC of the artefact's public part and of the index under the artefact's own secret, and every blob is bound to the model's
+weights. So only the machine with the secrets can change an artefact. Artefacts of format 1 have neither.
 """
 
 from __future__ import annotations
@@ -17,51 +20,54 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import OneshuiError
-from ..runs import read_object, write_json
-from ..vault import Secrets, is_id, new_id
+from ..cache import VAULT
+from ..errors import OneshuiError, is_machine_error
+from ..files import LEFTOVER, Discard, remove, write_bytes
+from ..option_values import shown
+from ..runs import METHODS, dump_json, read_object, write_json
+from ..vault import ARTEFACT_SECRET, Secrets, draw_secrets, fingerprint, is_id, new_id, seal
 
 if TYPE_CHECKING:
     import torch
 
 INDEX, BLOBS = "people.json", "people.safetensors"
-FORMAT = 1
+FORMAT, UNSEALED = 2, 1  # the format that is written, and that of earlier versions
 BLOB = re.compile(r"[0-9a-f]{32}(/\d+)?")
 HMAC = re.compile(r"[0-9a-f]{64}")
 HEADER_BLOCK = 256  # bytes: headers are padded to a multiple of this, so that their length does not reveal that of the name
 
 
-def save_identities(folder: Path, people: Mapping[str, Mapping[str, torch.Tensor]], vault: Path) -> Secrets:
+def save_identities(folder: Path, people: Mapping[str, Mapping[str, torch.Tensor]], vault: Path, public: Mapping[str, Any]) -> None:
     """Create secrets, encrypt the data, and write both files to a folder.
 
     The plain bytes are the same for the same seed. The written bytes are not: ids, secrets and nonces come from the system's random source.
+    The index is written before the secrets exist, so whoever discards the folder of a killed process finds them.
 
     Args:
-        folder: An empty folder, or the artefact's folder.
+        folder: An empty folder, or the artefact's folder. `discard_with_secrets` removes it together with the secrets.
         people: Tensors by name, for each identity.
         vault: Folder of the secrets.
-
-    Returns:
-        The secrets. Destroy them if the files are discarded.
+        public: Content of `artefact.json`; it contains the hash of the model's weights and that of the artefact's tensors.
     """
     import numpy as np
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     secrets = Secrets(vault, new_id())
     entries = {identity: new_id() for identity in people}
-    secrets.create(entries.values())
-    try:
-        blobs: dict[str, bytes] = {}
-        for place, (identity, entry) in enumerate(entries.items()):
-            for name, plain in _plain_bytes(identity, place, people[identity]).items():
-                blobs[f"{entry}{name}"] = secrets.encrypt(entry, name, plain)
-        index = {secrets.fingerprint(identity): entry for identity, entry in entries.items()}
-        save_file({name: np.frombuffer(blob, np.uint8) for name, blob in blobs.items()}, folder / BLOBS)
-        write_json(folder / INDEX, {"format": FORMAT, "artefact": secrets.artefact, "index": index})
-    except BaseException:
-        secrets.destroy_all()
-        raise
-    return secrets
+    drawn = draw_secrets(entries.values())
+    index = {fingerprint(drawn[ARTEFACT_SECRET], identity): entry for identity, entry in entries.items()}
+    content = {"format": FORMAT, "artefact": secrets.artefact, "index": index}
+    write_json(folder / INDEX, content | {"seal": seal(drawn[ARTEFACT_SECRET], _sealed_message(content, public))})
+    secrets.create(drawn)
+    blobs: dict[str, bytes] = {}
+    for place, (identity, entry) in enumerate(entries.items()):
+        for name, plain in _plain_bytes(identity, place, people[identity]).items():
+            blobs[f"{entry}{name}"] = secrets.encrypt(entry, name, plain, public["weights"])
+    write_bytes(folder / BLOBS, save({name: np.frombuffer(blob, np.uint8) for name, blob in blobs.items()}))
+
+
+def _sealed_message(content: Mapping[str, Any], public: Mapping[str, Any]) -> bytes:
+    return dump_json({"people": {name: value for name, value in content.items() if name != "seal"}, "public": dict(public)})
 
 
 def _plain_bytes(identity: str, place: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, bytes]:
@@ -75,49 +81,110 @@ def _plain_bytes(identity: str, place: int, tensors: Mapping[str, torch.Tensor])
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """Return the content of `people.json`: `format`, `artefact` (its id) and `index` (HMAC of an identity to entry id). No names.
+    """Return the content of `people.json`: `format`, `artefact` (its id), `index` (HMAC of an identity to entry id) and `seal`. No names.
 
     Raises:
         OneshuiError: The file is missing or damaged, or contains anything else.
     """
     content = read_object(folder / INDEX)
-    index = content.get("index")
+    index, form = content.get("index"), content.get("format")
     is_valid = isinstance(index, dict) and all(HMAC.fullmatch(name) and is_id(entry) for name, entry in index.items())
-    if not (is_valid and content.get("format") == FORMAT and is_id(content.get("artefact"))):
+    sealed = isinstance(content.get("seal"), str) and HMAC.fullmatch(content["seal"]) is not None
+    if not (is_valid and is_id(content.get("artefact")) and (form == UNSEALED or (form == FORMAT and sealed))):
         raise OneshuiError(f"{folder} is damaged ({INDEX} is not an index of identities); prepare again.")
-    return {name: content[name] for name in ("format", "artefact", "index")}
+    return {name: content[name] for name in ("format", "artefact", "index", "seal") if name in content}
 
 
-def find_secrets(folder: Path, vault: Path) -> Secrets | None:
-    """Return the secrets of an artefact's folder; None if it has no valid index of identities."""
+def artefact_id(folder: Path) -> str | None:
+    """Return the id of the artefact in a folder; None if it has no valid index of identities."""
     try:
-        return Secrets(vault, read_index(folder)["artefact"])
+        return str(read_index(folder)["artefact"])
     except OneshuiError:
         return None
+
+
+def find_stores(folder: Path) -> list[Path]:
+    """Return the folders in `folder`, or itself, that contain per-identity data, hidden ones and copies included."""
+    return sorted(index.parent for index in folder.rglob(INDEX))
+
+
+def find_entry(folder: Path, identity: str, vault: Path) -> tuple[str, str] | None:
+    """Return the id of an artefact and that of its entry for an identity; None if this vault has no secret of the entry.
+
+    Raises:
+        OneshuiError: The index or the artefact's own secret is damaged.
+    """
+    content = read_index(folder)
+    secrets = Secrets(vault, content["artefact"])
+    entry = content["index"].get(secrets.fingerprint(identity)) if secrets.exist else None
+    return (secrets.artefact, entry) if entry and secrets.has_secret(entry) else None
+
+
+def discard_with_secrets(vault: Path, *kept: Path) -> Discard:
+    """Return a function that removes what a writer of a folder left, and destroys the secrets of the artefacts in it.
+
+    Secrets of an artefact that still exists are kept: in the folder of the same name, in a run next to it, or in a kept run.
+
+    Args:
+        vault: Folder of the secrets. Those of an artefact in a cache are next to it.
+        kept: Runs whose artefacts are kept.
+    """
+
+    def discard(leftover: Path) -> None:
+        if leftover.is_dir() and not leftover.is_symlink() and (stores := find_stores(leftover)):  # what a link leads to stays
+            folder, match = leftover.parent, LEFTOVER.fullmatch(leftover.name)
+            name = match["name"] if match else leftover.name
+            near = [index.parent for index in folder.glob(f"*/{METHODS}/*/{INDEX}") if not _is_leftover(index.relative_to(folder))]
+            alive = {artefact_id(store) for store in (folder / name, *near, *(store for run in kept for store in find_stores(run)))}
+            for artefact in {artefact_id(store) for store in stores} - alive - {None}:
+                for place in (vault, folder / f"{name}{VAULT}"):
+                    Secrets(place, str(artefact)).destroy_all()
+        remove(leftover)
+
+    return discard
+
+
+def _is_leftover(path: Path) -> bool:
+    return any(LEFTOVER.fullmatch(part) for part in path.parts)
 
 
 class IdentityStore(Mapping[str, Mapping[str, "torch.Tensor"]]):
     """The identities of a saved artefact whose secret still exists, in the order of preparation.
 
     `store[identity]` decrypts the names of the identity's tensors; `store[identity][name]` decrypts that one tensor.
+
+    Attributes:
+        sealed: Whether the secrets are on this machine and the seal is valid, so that the artefact is as it was prepared here.
+        unreadable: Number of identities that the last iteration skipped, since their secret or data is damaged or cannot be read.
     """
 
-    def __init__(self, folder: Path, vault: Path) -> None:
-        """Read the index, and open the file of blobs.
+    def __init__(self, folder: Path, vault: Path, public: Mapping[str, Any]) -> None:
+        """Read the index, verify the seal, and open the file of blobs.
+
+        Args:
+            folder: The artefact's folder.
+            vault: Folder of the secrets.
+            public: Content of `artefact.json`.
 
         Raises:
-            OneshuiError: A file is missing or damaged.
+            OneshuiError: A file is missing or damaged, or the artefact has changed since it was prepared here.
         """
         from safetensors import SafetensorError, safe_open
 
-        self.folder = folder
-        content = read_index(folder)
-        self._entries: dict[str, str] = content["index"]
-        self._secrets = Secrets(vault, content["artefact"])
+        self.folder, self.unreadable = folder, 0
+        self._content = read_index(folder)
+        self._entries: dict[str, str] = self._content["index"]
+        self._secrets = Secrets(vault, self._content["artefact"])
+        self._weights = public["weights"] if self._content["format"] == FORMAT else None
+        self.sealed = self._content["format"] == FORMAT and self._secrets.exist
+        if self.sealed and not self._secrets.has_sealed(_sealed_message(self._content, public), self._content["seal"]):
+            raise OneshuiError(f"{folder} has changed since it was prepared (its seal does not match); prepare again.")
         try:
             self._blobs: Any = safe_open(folder / BLOBS, "np")  # maps the file; a blob is read on access
         except (SafetensorError, OSError) as error:
-            raise OneshuiError(f"{folder} is damaged ({error}); prepare again.") from None
+            if is_machine_error(error):
+                raise
+            raise OneshuiError(f"{folder} is damaged ({shown(error)}); prepare again.") from None
 
     def __getitem__(self, identity: str) -> Mapping[str, torch.Tensor]:
         """Return the tensors of an identity.
@@ -140,8 +207,13 @@ class IdentityStore(Mapping[str, Mapping[str, "torch.Tensor"]]):
         return entry is not None and self._secrets.has_secret(entry)
 
     def __iter__(self) -> Iterator[str]:
-        """Yield the identities whose secret still exists."""
-        headers = [self._read_header(entry) for entry in self._remaining_entries()]
+        """Yield the identities whose secret still exists. Those that cannot be read are skipped: they do not affect the others."""
+        headers, self.unreadable = [], 0
+        for entry in self._remaining_entries():
+            try:
+                headers.append(self._read_header(entry))
+            except OneshuiError:
+                self.unreadable += 1
         yield from (header["identity"] for header in sorted(headers, key=lambda header: header["place"]))
 
     def __len__(self) -> int:
@@ -157,6 +229,16 @@ class IdentityStore(Mapping[str, Mapping[str, "torch.Tensor"]]):
         entry = self._entries.get(self._secrets.fingerprint(identity))
         return entry is not None and self._secrets.destroy(entry)
 
+    def index_for(self, public: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the content of `people.json` for a copy of the artefact with another public part.
+
+        Raises:
+            OneshuiError: The artefact's secrets are not on this machine, so the copy cannot be sealed.
+        """
+        if self._content["format"] != FORMAT:
+            return self._content
+        return self._content | {"seal": self._secrets.seal(_sealed_message(self._content, public))}
+
     def read(self, entry: str, name: str) -> bytes:
         """Decrypt one blob.
 
@@ -167,9 +249,9 @@ class IdentityStore(Mapping[str, Mapping[str, "torch.Tensor"]]):
 
         try:
             blob = self._blobs.get_tensor(f"{entry}{name}").tobytes()
-        except SafetensorError as error:
-            raise OneshuiError(f"{self.folder} is damaged ({error}); prepare again.") from None
-        return self._secrets.decrypt(entry, name, blob)
+        except (SafetensorError, AttributeError, TypeError) as error:  # numpy lacks some types of tensors
+            raise OneshuiError(f"{self.folder} is damaged ({shown(error)}); prepare again.") from None
+        return self._secrets.decrypt(entry, name, blob, self._weights)
 
     def _remaining_entries(self) -> list[str]:
         self._secrets.require()

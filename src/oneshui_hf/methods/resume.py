@@ -1,11 +1,12 @@
 """The resume state of a long preparation: one file next to the artefact, read to continue after an interruption.
 
-The file contains what the artefact will contain, and is not encrypted. It is stored where the training data is, and deleted once the
-artefact is written.
+The file contains what the artefact will contain, and is not encrypted. It is stored where the training data is, readable by its owner only,
+and deleted once the artefact is written, or by a request that destroys the data of a person.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import time
@@ -13,15 +14,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import OneshuiError
+from ..errors import OneshuiError, is_machine_error
 from ..files import write_bytes
-from ..runs import dump_json
+from ..option_values import shown
+from ..runs import dump_json, has_valid_checksum, with_checksum
 
 if TYPE_CHECKING:
     import torch
 
 SAVE_INTERVAL = 60.0  # seconds between two saves
 FILE = "unfinished.safetensors"
+UNFINISHED = ".unfinished"  # end of the name of the folder, which is hidden and next to the artefact
 VALUES, TENSOR = "values", "tensor/"  # in the file: the tensor that holds the JSON as bytes, and the prefix of all other tensors' names
 
 
@@ -62,10 +65,11 @@ class ResumeState:
 
         if self.folder is None or not self.saves:
             return
-        header = torch.frombuffer(bytearray(dump_json({"about": self.about, "values": dict(values)})), dtype=torch.uint8)
         named = {f"{TENSOR}{name}": tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        content = with_checksum({"about": self.about, "values": dict(values), "tensors": _hash(named)})
+        header = torch.frombuffer(bytearray(dump_json(content)), dtype=torch.uint8)
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_bytes(self.folder / FILE, save({VALUES: header, **named}))
+        write_bytes(self.folder / FILE, save({VALUES: header, **named}), private=True)
         self._last_save = time.monotonic()
 
     def load(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
@@ -83,8 +87,12 @@ class ResumeState:
             tensors = load_file(self.folder / FILE)
             header = json.loads(tensors.pop(VALUES).numpy().tobytes())
             about, values = header["about"], dict(header["values"])
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise OneshuiError(f"{self.folder} is damaged ({error}); start again with --overwrite.") from None
+            if not has_valid_checksum(header) or header["tensors"] != _hash(tensors):
+                raise ValueError("it does not match its hash")
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+            if is_machine_error(error):
+                raise
+            raise OneshuiError(f"{self.folder} is damaged ({shown(error)}); start again with --overwrite.") from None
         if about != self.about:
             raise OneshuiError(
                 f"The preparation in {self.folder} was interrupted with other options, or for another model; start again with --overwrite."
@@ -95,3 +103,9 @@ class ResumeState:
         """Delete the folder: the saved state, and temporary files of a killed process. Does nothing in a process that does not save."""
         if self.folder is not None and self.saves and self.folder.is_dir():
             shutil.rmtree(self.folder)
+
+
+def _hash(tensors: dict[str, torch.Tensor]) -> str:
+    from safetensors.torch import save
+
+    return hashlib.sha256(save(tensors)).hexdigest()

@@ -41,7 +41,13 @@ def parameters(model: nn.Module) -> Weights:
 
 
 def displaced(model: nn.Module, step: Mapping[str, torch.Tensor], length: float = 1.0) -> nn.Module:
-    """Return a copy of a model with `length * step` added to its parameters. Parameters that `step` does not name keep their values."""
+    """Return a copy of a model with `length * step` added to its parameters. Parameters that `step` does not name keep their values.
+
+    Raises:
+        OneshuiError: The length is not a number of single precision.
+    """
+    if not abs(length) <= torch.finfo(torch.float32).max:
+        raise OneshuiError(f"The step is too long: {length:g} is not a number of single precision; use a smaller step.")
     new = copy.deepcopy(model)
     with torch.no_grad():
         for name, parameter in new.named_parameters():

@@ -1,9 +1,8 @@
-"""Creates, loads and saves image classifiers through the classes of transformers."""
+"""Loads and saves the classifier of a run: its own config, weights and preprocessing, all of them checked."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,325 +14,134 @@ from torch import nn
 from ..data.preprocess import Preprocess
 from ..data.quiet import quiet
 from ..data.schema import Task
-from ..errors import OneshuiError, UsageError, first_line
-from ..public_names import TINY
+from ..errors import OneshuiError, first_line
 from ..runs import PREPROCESSOR
-from ..seeding import seeded
-from .checks import missing_package, reject_code
-from .nested_config import nested_config, read_nested_config
-from .outputs import find_head, logits_and_features
-from .processors import Processing, read_processing
+from .checks import missing_package, reject_code, reject_pickles
+from .config_schema import CONFIG, read_config
 from .register import register
+from .weights import load_tensors, require_all_weights, require_finite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
-
-TINY_SIZE, TINY_PATCH = 32, 8
-HEAD_STD = 0.02  # of a new head's weights, if the config names none
-PICKLE_FILES = ("pytorch_model.bin", "model.bin", "model.pt", "model.pth", "tf_model.h5")
-
-
-def new_model(name: str, task: Task, image_size: int | None, seed: int) -> tuple[PreTrainedModel, Preprocess]:
-    """Return a classifier to train: the backbone of a checkpoint, or a small untrained ViT, with a new head.
-
-    Args:
-        name: "tiny", a local checkpoint, or a Hub id.
-        task: What is predicted.
-        image_size: Side of the square input in pixels; that of the checkpoint if None.
-        seed: For the randomly initialised weights.
-
-    Raises:
-        UsageError: The checkpoint does not exist or does not support the image size.
-        OneshuiError: It contains pickled weights only, transformers has no image classifier of its kind, or its features cannot be found.
-    """
-    from transformers import AutoModelForImageClassification
-
-    labels = {
-        "num_labels": len(task.label_names),
-        "id2label": dict(enumerate(task.label_names)),
-        "label2id": {label: i for i, label in enumerate(task.label_names)},
-        "problem_type": task.problem_type,
-    }
-    with quiet_transformers(), seeded(seed, "model"):
-        if name == TINY:
-            preprocess = Preprocess(image_size or TINY_SIZE)
-            return AutoModelForImageClassification.from_config(_tiny_config(preprocess.size, labels)), preprocess
-        config, preprocess, processing = _pretrained_config(name, image_size, labels)
-        fixed = image_size is not None
-        if (headless := _headless_config(config, name)) is not None:
-            return _headless_model(name, headless, preprocess, processing, labels, fixed=fixed)
-        model = _from_pretrained(name, config=config, ignore_mismatched_sizes=True)
-        _initialize_head(model, len(task.label_names))
-        preprocess = _follow_processor(model, preprocess, processing, name, fixed=fixed)
-        model = adapt_to_image_size(model, preprocess.size)
-        _require_features(model, preprocess.size)
-        return model, preprocess
-
-
-def _headless_config(config: PreTrainedConfig, name: str) -> PreTrainedConfig | None:
-    """Return the config of the vision model, if transformers has no image classifier for this checkpoint; None if it has one.
-
-    Raises:
-        OneshuiError: There is no model that reads photos alone.
-    """
-    from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
-
-    from .backbone import headless_config, takes_photos_alone
-
-    if type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
-        kind = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
-        if takes_photos_alone(kind[0] if isinstance(kind, list | tuple) else kind):
-            return None
-    elif (headless := headless_config(config)) is not None:
-        return headless
-    raise OneshuiError(
-        f"{name} cannot be loaded as an image classifier: transformers has no model of the kind '{config.model_type}' that reads "
-        "photos alone."
-    )
-
-
-def _headless_model(
-    name: str, config: PreTrainedConfig, preprocess: Preprocess, processing: Processing, labels: dict[str, Any], *, fixed: bool
-) -> tuple[PreTrainedModel, Preprocess]:
-    """Return a classifier over a vision model for which transformers has none, and the preprocessing."""
-    from transformers import AutoModel
-
-    from .backbone import add_head
-
-    backbone, info = _from_pretrained(name, AutoModel, config=config, output_loading_info=True)
-    preprocess = _follow_processor(backbone, preprocess, processing, name, fixed=fixed)
-    backbone = adapt_to_image_size(backbone, preprocess.size)
-    model = add_head(backbone, info["missing_keys"], preprocess.size, labels, name)
-    _initialize_head(model, labels["num_labels"])
-    _require_features(model, preprocess.size)
-    return model, preprocess
-
-
-def _initialize_head(model: PreTrainedModel, labels: int) -> None:
-    """Initialise the head's weights from the current seed.
-
-    Transformers keeps the checkpoint's head if it has the same number of labels. That head may have been trained on the forget
-    identities, and an oracle must not inherit any information about them.
-
-    Raises:
-        OneshuiError: The head does not have as many outputs as there are labels.
-    """
-    if model.config.num_labels != labels:
-        raise OneshuiError(f"{type(model).__name__} was built for {model.config.num_labels} labels instead of {labels}; use another model.")
-    head = find_head(model)
-    nn.init.normal_(head.weight, std=getattr(model.config, "initializer_range", None) or HEAD_STD)
-    if head.bias is not None:
-        nn.init.zeros_(head.bias)
-
-
-def _require_features(model: PreTrainedModel, size: int) -> None:
-    """Run one black photo through the model, so that an unsupported model is rejected before training.
-
-    Raises:
-        OneshuiError: It does not return logits, or its features cannot be found.
-    """
-    try:
-        with _evaluation_mode(model):
-            logits_and_features(model, torch.zeros(1, 3, size, size))
-    except OneshuiError:
-        raise
-    except Exception as error:  # an architecture may fail in any way, for example if the photo is smaller than its strides
-        raise OneshuiError(
-            f"{type(model).__name__} does not classify photos of {size}x{size} ({first_line(error)}); use another --image-size or model."
-        ) from None
-
-
-def _tiny_config(size: int, labels: dict[str, Any]) -> PreTrainedConfig:
-    from transformers import ViTConfig
-
-    if size % TINY_PATCH:
-        raise UsageError(f"--image-size {size} is not a multiple of {TINY_PATCH}, the patch size of the tiny model.")
-    return ViTConfig(
-        image_size=size,
-        patch_size=TINY_PATCH,
-        hidden_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=128,
-        **labels,
-    )
-
-
-def _pretrained_config(name: str, image_size: int | None, labels: dict[str, Any]) -> tuple[PreTrainedConfig, Preprocess, Processing]:
-    from transformers import AutoConfig
-
-    register()
-    reject_pickles(name)
-    reject_code(name)
-    try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False, **labels)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"Checkpoint '{name}' does not exist: {first_line(error)}") from None
-    if config.model_type == "oneshui_sharded":
-        raise UsageError(f"{name} is a sharded model, which is not trained further; name the checkpoint that it was trained from.")
-    config.architectures = config.architectures or []  # transformers iterates over them where a kind of model has several classifiers
-    vision = _vision_config(config)
-    size = image_size or _side(getattr(vision, "image_size", None)) or _take_timm_side(config) or 224
-    patch = _side(getattr(vision, "patch_size", None))
-    if patch and size % patch:
-        raise UsageError(f"--image-size {size} is not a multiple of {patch}, the patch size of {name}.")
-    processing = read_processing(name)
-    return config, Preprocess(size, processing.mean, processing.std, processing.bgr), processing
-
-
-def _follow_processor(model: PreTrainedModel, preprocess: Preprocess, processing: Processing, name: str, *, fixed: bool) -> Preprocess:
-    """Return the preprocessing with notes, and with the side of the checkpoint's own processor, unless `fixed` or refused by the model."""
-    side, size, notes = processing.side, preprocess.size, list(processing.notes)
-    if side and side != size and not fixed:
-        patch = _side(getattr(_vision_config(model.config), "patch_size", None)) or 1
-        if side % patch == 0 and _accepts(model, side):
-            size = side
-        else:
-            notes.append(f"has an image processor for {side}x{side} and a model for {{side}}x{{side}}; {{side}}x{{side}} is used")
-    return dataclasses.replace(preprocess, size=size, notes=tuple(f"{name} {note.format(side=size)}." for note in notes))
-
-
-def _vision_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Return the config of the vision model: a part of the config of a vision-language or a wrapped model, otherwise the whole config."""
-    nested = getattr(config, "backbone", None)
-    return read_nested_config(nested) if isinstance(nested, dict) and "model_type" in nested else getattr(config, "vision_config", config)
-
-
-def _take_timm_side(config: PreTrainedConfig) -> int | None:
-    """Return the side of a timm checkpoint's photos, and remove timm's own settings from its config; None for others.
-
-    If they were saved with a run, transformers would read the labels and the preprocessing of the original checkpoint from them.
-    """
-    if config.model_type != "timm_wrapper":
-        return None
-    own = getattr(config, "pretrained_cfg", None) or {}
-    for key in ("pretrained_cfg", "label_names", "label_descriptions"):
-        if hasattr(config, key):
-            delattr(config, key)
-    return (own.get("input_size") or [None])[-1]
-
-
-def _side(value: Any) -> int | None:
-    return value[0] if isinstance(value, list | tuple) else value
-
-
-def _from_pretrained(name: str | Path, kind: Any = None, **settings: Any) -> Any:
-    """Load a checkpoint with an Auto class of transformers, that of image classifiers by default.
-
-    Raises:
-        OneshuiError: It cannot be loaded.
-    """
-    from safetensors import SafetensorError
-    from transformers import AutoModelForImageClassification
-
-    register()
-    kind = kind or AutoModelForImageClassification
-    try:
-        return kind.from_pretrained(name, use_safetensors=True, dtype=torch.float32, trust_remote_code=False, **settings)
-    except SafetensorError as error:
-        raise OneshuiError(f"The weights of {name} are damaged ({first_line(error)}); download or train them again.") from None
-    except ImportError as error:  # a package that only some architectures need
-        raise OneshuiError(missing_package(name, error)) from None
-    except (OSError, ValueError, RuntimeError) as error:
-        raise OneshuiError(f"{name} cannot be loaded as an image classifier: {first_line(error)}") from None
-
-
-def reject_pickles(name: str | Path) -> None:
-    """Check that a local checkpoint contains safetensors.
-
-    Raises:
-        OneshuiError: It contains pickled weights only, or no weights.
-    """
-    folder = Path(name)
-    if folder.is_file():
-        raise OneshuiError(f"{name} is a file; name the folder of a checkpoint in safetensors. Pickled files are not read.")
-    if folder.is_dir() and not any(folder.glob("*.safetensors")):
-        pickled = [file for file in PICKLE_FILES if (folder / file).exists()]
-        what = f"only {pickled[0]}, a pickle, which can run code and is not read" if pickled else "no model.safetensors"
-        raise OneshuiError(f"{name} contains {what}; save it in safetensors first.")
-
-
-def adapt_to_image_size(model: PreTrainedModel, size: int) -> PreTrainedModel:
-    """Return a model whose position embeddings and config fit the image size.
-
-    ViT-like models reject any size other than that of their config. Interpolating once here lets all later users, including
-    `pipeline()`, call the model as usual. Models that accept any size (DINOv2, convolutional ones) are returned unchanged.
-
-    Raises:
-        UsageError: The model supports its own size only.
-    """
-    own = _side(getattr(_vision_config(model.config), "image_size", None))
-    if own == size or _accepts(model, size):
-        return model
-    if model.config.model_type == "oneshui_backbone":
-        model.backbone = adapt_to_image_size(model.backbone, size)
-        model.config.backbone = nested_config(model.backbone.config)
-        return model
-    if own is None:
-        raise UsageError(f"This model does not accept photos of {size} pixels a side; name another --image-size, or another --model.")
-    name, embeddings = next(
-        ((n, m) for n, m in model.named_modules() if hasattr(m, "interpolate_pos_encoding") and _has_positions(m)),
-        ("", None),
-    )
-    vision = _vision_config(model.config)
-    patch = _side(getattr(vision, "patch_size", None))
-    if embeddings is None or patch is None:
-        raise UsageError(f"This model accepts {own} pixels a side only; omit --image-size.")
-    positions = embeddings.position_embeddings
-    grid, old_grid = (size // patch) ** 2, (own // patch) ** 2
-    tokens = torch.zeros(1, grid + positions.shape[1] - old_grid, positions.shape[2])
-    with torch.no_grad():
-        fitted = embeddings.interpolate_pos_encoding(tokens, size, size)
-    state = model.state_dict()
-    state[f"{name}.position_embeddings"] = fitted.clone()
-    vision.image_size = size
-    resized = type(model)(model.config)
-    resized.load_state_dict(state)
-    return resized
-
-
-def _has_positions(module: nn.Module) -> bool:
-    return isinstance(getattr(module, "position_embeddings", None), torch.Tensor)
-
-
-def _accepts(model: PreTrainedModel, size: int) -> bool:
-    try:
-        with _evaluation_mode(model):
-            model(pixel_values=torch.zeros(1, 3, size, size))
-    except (ValueError, RuntimeError, AssertionError):
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Set evaluation mode without gradients inside the block, and restore the mode afterwards."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[PreTrainedModel, Preprocess, Task]:
     """Load a run's classifier, in evaluation mode, float32.
 
+    Its files may come from the Hub. No content of them makes this run code, read or request anything else, or use much more memory than
+    the files have.
+
     Raises:
-        OneshuiError: Its weights are missing, pickled or damaged, it brings code, or it needs a package that is not installed.
+        OneshuiError: Its weights are missing, pickled, damaged or not those of its config, one of its configs is damaged or names code,
+            or it needs a package that is not installed.
     """
     reject_pickles(folder)
     reject_code(folder)
+    preprocess = Preprocess.load(folder)
     with quiet_transformers():
-        model = _from_pretrained(folder)
+        config = _config(folder)
+        skeleton = _build_skeleton(folder, config)
+        runs = _accepts_photo(folder, skeleton, preprocess.size)
+        tensors = load_tensors(folder, skeleton)
+        model, info = _load_tensors_into(type(skeleton), config, tensors, folder)
+        require_all_weights(folder, info)
+        require_finite(folder, model)
+        if not runs:
+            _accepts_photo(folder, model.eval(), preprocess.size)
     names = tuple(model.config.id2label[i] for i in range(model.config.num_labels))
     kind = "multi_label" if model.config.problem_type == "multi_label_classification" else "single_label"
-    return model.eval().to(device), Preprocess.load(folder), Task(kind, names)  # type: ignore[arg-type]
+    return model.eval().to(device), preprocess, Task(kind, names)  # type: ignore[arg-type]
+
+
+def _config(folder: Path) -> PreTrainedConfig:
+    """Return the config of a run.
+
+    Raises:
+        OneshuiError: It has a value that no image classifier has.
+    """
+    from transformers import CONFIG_MAPPING
+
+    register()
+    values = read_config(folder)
+    with _one_sentence(folder / CONFIG):
+        config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
+        config.architectures = config.architectures or []  # transformers iterates over them where a kind has several classifiers
+        return config
+
+
+def _build_skeleton(folder: Path, config: PreTrainedConfig) -> PreTrainedModel:
+    """Return the model that a config describes, without memory for its weights.
+
+    Raises:
+        OneshuiError: There is no such model.
+    """
+    from transformers import AutoModelForImageClassification
+
+    with _one_sentence(folder / CONFIG), torch.device("meta"):
+        return AutoModelForImageClassification.from_config(config, trust_remote_code=False).eval()
+
+
+def _accepts_photo(folder: Path, model: PreTrainedModel, size: int) -> bool:
+    """Check that a model returns one logit per label for a photo; return False if it cannot run without its weights.
+
+    Raises:
+        OneshuiError: It does not.
+    """
+    with _one_sentence(folder / CONFIG), torch.no_grad():
+        try:
+            logits = model(pixel_values=torch.zeros(1, 3, size, size, device=model.device)).logits
+        except (NotImplementedError, RuntimeError) as error:
+            if model.device.type == "meta" and "meta" in str(error):  # an operation that depends on values
+                return False
+            raise
+        if tuple(logits.shape) != (1, model.config.num_labels):
+            raise ValueError(f"it returns logits of the shape {tuple(logits.shape)} for one photo")
+    return True
+
+
+@contextlib.contextmanager
+def _one_sentence(file: Path) -> Iterator[None]:
+    """Turn any error that an architecture raises while it is built from a config into one sentence.
+
+    Raises:
+        OneshuiError: The architecture raised an error.
+    """
+    try:
+        yield
+    except OneshuiError:
+        raise
+    except ImportError as error:  # a package that only some architectures need
+        raise OneshuiError(missing_package(file.parent, error)) from None
+    except KeyError as error:
+        raise OneshuiError(f"{file} does not describe an image classifier that transformers has ({first_line(error)}).") from None
+    except Exception as error:  # an architecture may fail in any way
+        raise OneshuiError(f"{file} does not describe an image classifier that can be built: {first_line(error)}") from None
+
+
+def _load_tensors_into(kind: type[PreTrainedModel], config: PreTrainedConfig, tensors: dict[str, torch.Tensor], folder: Path) -> Any:
+    """Return a model with these weights, and what transformers reports about their names and shapes.
+
+    The tensors and not the folder are given to transformers, which would look for adapters and other files in it.
+    """
+    with _one_sentence(folder / CONFIG):
+        return kind.from_pretrained(
+            None,
+            config=config,
+            state_dict=tensors,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # they are refused by `require_all_weights`, which names them
+            output_loading_info=True,
+            trust_remote_code=False,
+        )
 
 
 def save_model(model: nn.Module, preprocess: Preprocess, folder: Path) -> None:
-    """Write a checkpoint that `AutoModelForImageClassification` and `pipeline()` load."""
+    """Write a checkpoint that `AutoModelForImageClassification` and `pipeline()` load.
+
+    Raises:
+        OneshuiError: Weights are NaN or infinite.
+    """
+    require_finite("the new model", model, "nothing was written; use a lower learning rate or other options")
     with quiet_transformers():
         model.save_pretrained(folder)  # type: ignore[operator]
     preprocess.save(folder)
@@ -346,3 +154,15 @@ def quiet_transformers() -> contextlib.AbstractContextManager[None]:
     from transformers.utils import logging as transformers_logging
 
     return quiet(transformers_logging, logging.ERROR)
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Set evaluation mode without gradients inside the block, and restore the mode afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)

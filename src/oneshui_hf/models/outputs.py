@@ -109,7 +109,8 @@ def predict(model: nn.Module, faces: FaceSet, accelerator: Accelerator, batch_si
     """
     model = accelerator.unwrap_model(model)
     width = _num_labels(model)
-    return _map_batches(model, faces, accelerator, batch_size, width, lambda pixels: model(pixel_values=apply_view(pixels, view)).logits)
+    forward = lambda pixels: model(pixel_values=apply_view(pixels, view)).logits  # noqa: E731
+    return require_finite_logits(_map_batches(model, faces, accelerator, batch_size, width, forward))
 
 
 def predict_with_features(
@@ -120,7 +121,18 @@ def predict_with_features(
     widths = _num_labels(model), feature_dim(model)
     both = _map_batches(model, faces, accelerator, batch_size, sum(widths), lambda pixels: torch.cat(logits_and_features(model, pixels), 1))
     logits, features = both.split(widths, dim=1)
-    return logits.contiguous(), features.contiguous()
+    return require_finite_logits(logits.contiguous()), features.contiguous()
+
+
+def require_finite_logits(logits: torch.Tensor) -> torch.Tensor:
+    """Return logits.
+
+    Raises:
+        OneshuiError: Some are NaN or infinite: no label, loss or score follows from them.
+    """
+    if not logits.isfinite().all():
+        raise OneshuiError("The model's predictions are NaN or infinite, so nothing can be computed from them; use another model.")
+    return logits
 
 
 def _map_batches(

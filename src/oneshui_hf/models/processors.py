@@ -6,13 +6,14 @@ per channel, which two uniform images show. What cannot be followed is described
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..data.preprocess import BICUBIC, IMAGENET_MEAN, IMAGENET_STD
+from ..data.preprocess import BICUBIC, IMAGENET_MEAN, IMAGENET_STD, MAX_SIDE
 from ..errors import first_line
 
 PROBES = (640, 480)  # sides of the test images; different from usual inputs, and from each other
@@ -53,7 +54,7 @@ def load_processor(name: str) -> Any:
         try:
             return AutoImageProcessor.from_pretrained(name, backend="pil", trust_remote_code=False)
         except ImportError:  # some exist for torchvision only; their files have the same keys
-            return ViTImageProcessorPil.from_pretrained(name)
+            return ViTImageProcessorPil.from_pretrained(name, trust_remote_code=False)
     except (ImportError, AttributeError, LookupError, TypeError) as error:  # transformers does not check the contents of the file
         raise ValueError(f"its image processor cannot be read ({first_line(error)})") from None
 
@@ -64,8 +65,8 @@ def read_processing(name: str) -> Processing:
         processor = load_processor(name)
     except (OSError, ValueError):
         return Processing(notes=("has no image processor that can be read; the mean and standard deviation of ImageNet are used",))
-    mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
-    named = Processing(mean=tuple(mean or IMAGENET_MEAN), std=tuple(std or IMAGENET_STD))
+    mean, std = (_statistics(getattr(processor, name, None)) for name in ("image_mean", "image_std"))
+    named = Processing(mean=mean or IMAGENET_MEAN, std=std if std and all(std) else IMAGENET_STD)
     try:
         return _measure(processor, named)
     except Exception:  # a processor of another kind of model may fail in any way
@@ -75,12 +76,33 @@ def read_processing(name: str) -> Processing:
         )
 
 
+def _statistics(value: Any) -> tuple[float, ...] | None:
+    """Return the mean or standard deviation of a processor; None if it is not three finite numbers."""
+    numbers = value if isinstance(value, list | tuple) and len(value) == 3 else ()
+    finite = [float(n) for n in numbers if isinstance(n, int | float) and math.isfinite(n)]
+    return tuple(finite) if len(finite) == 3 else None
+
+
+def _require_bounded(processor: Any) -> None:
+    """Check that a processor does not make images of more than `MAX_SIDE` pixels a side, before it makes one.
+
+    Raises:
+        ValueError: It does.
+    """
+    for name in ("size", "crop_size", "pad_size"):
+        sizes = getattr(processor, name, None) or {}
+        sides = [sizes] if isinstance(sizes, int) else dict(sizes).values()
+        if any(isinstance(side, int) and not 0 < side <= MAX_SIDE for side in sides):
+            raise ValueError("the output is too large")
+
+
 def _measure(processor: Any, named: Processing) -> Processing:
     """Return what a processor does to test images.
 
     Raises:
         ValueError: Its output is not an image of three channels, or not a scaled copy of its input.
     """
+    _require_bounded(processor)
     black, white, red, grey = (_uniform(processor, colour) for colour in ((0, 0, 0), (255, 255, 255), (255, 0, 0), (128, 128, 128)))
     middle = [image[:, image.shape[1] // 2, image.shape[2] // 2] for image in (black, white, red, grey)]
     offset, scale = middle[0], (middle[1] - middle[0]) / 255

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 
 from ..data.image_modes import ModeError, to_rgb
 from ..errors import OneshuiError, UsageError, first_line
-from ..models.load import quiet_transformers, reject_pickles
+from ..models.checks import reject_code, reject_pickles
+from ..models.load import quiet_transformers
 from ..models.processors import load_processor
 from ..runs import hash_file
 from ..seeding import seeded
@@ -76,7 +77,7 @@ def load_encoder(name: str | None, device: torch.device | str = "cpu") -> FaceEn
 
     Raises:
         UsageError: dlib is requested and not installed, or the model does not exist.
-        OneshuiError: The model's weights are pickled, damaged or incomplete.
+        OneshuiError: The model's weights are pickled, damaged or incomplete, or it brings its own code.
     """
     if name == NONE or (name is None and not dlib_is_installed()):
         return None
@@ -180,16 +181,19 @@ class TransformersEncoder:
 
         Raises:
             UsageError: The model does not exist, or its input is not an image.
-            OneshuiError: Its weights are pickled, damaged or incomplete.
+            OneshuiError: Its weights are pickled, damaged or incomplete, or it brings its own code.
         """
         from safetensors import SafetensorError
         from transformers import AutoModel
 
         reject_pickles(source)
+        reject_code(source)
         try:
             with quiet_transformers(), seeded(0, "encoder"):  # missing weights are initialised from the global random state
                 self._processor: Any = load_processor(source)
-                model, info = AutoModel.from_pretrained(source, use_safetensors=True, dtype=torch.float32, output_loading_info=True)
+                model, info = AutoModel.from_pretrained(
+                    source, use_safetensors=True, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+                )
         except SafetensorError as error:
             raise OneshuiError(f"The weights of {source} are damaged ({first_line(error)}); download them again.") from None
         except (OSError, ValueError) as error:

@@ -15,8 +15,9 @@ from typing import Any
 from ..card import OUTDATED_MAP, SCORES, has_outdated_map
 from ..errors import OneshuiError, UsageError
 from ..metrics.attack_names import ATTACKS
+from ..printable import printable
 from ..public_names import LOCAL_DATASET, METHOD_NAME, dataset_name
-from ..runs import CURVES, MANIFEST, METRICS, ROWS, Run, read_object
+from ..runs import CURVES, MANIFEST, METRICS, ROWS, Run, read_checked, read_object
 from ..sets import COMPARED
 from .aggregate import Row
 from .figures import Curve, PersonLosses
@@ -70,7 +71,7 @@ def load_run(run: Run) -> list[Result]:
     for name in (METRICS, CURVES):
         if not (run.path / name).is_file():
             raise UsageError(f"{run.path} contains no {name}: {remedy}.")
-    metrics, curves = (read_object(run.path / name) for name in (METRICS, CURVES))
+    metrics, curves = (_read(run.path / name, remedy) for name in (METRICS, CURVES))
     if "score" not in metrics or metrics.get("key") != curves.get("key"):
         raise UsageError(f"{METRICS} and {CURVES} in {run.path} are from different evaluations, or from an older version: {remedy}.")
     report = run.record.report
@@ -108,7 +109,7 @@ def load_benchmark(source: Path) -> list[Result]:
         raise UsageError(f"{source / ROWS} contains no rows yet: run the benchmark first.")
     found: dict[tuple[Any, ...], Result] = {}
     for file in files:
-        raw = read_object(file)
+        raw = _read(file, "remove it and run the benchmark again")
         try:
             result = _validate(raw)
         except PARSE_ERRORS:
@@ -120,6 +121,13 @@ def load_benchmark(source: Path) -> list[Result]:
     if all(result.row["state"] == "failed" for result in found.values()):
         raise OneshuiError(f"Every row in {source / ROWS} failed, so there is nothing to report.")
     return list(found.values())
+
+
+def _read(file: Path, remedy: str) -> dict[str, Any]:
+    try:
+        return read_checked(file)
+    except OneshuiError as error:
+        raise OneshuiError(f"{str(error).removesuffix('.')}: {remedy}.") from None
 
 
 def _validate(raw: Mapping[str, Any]) -> Result:
@@ -217,16 +225,16 @@ def _integer(value: Any) -> int:
 
 
 def _text(value: Any) -> str:
-    """Return a line of text with printable characters only."""
+    """Return a line of text that is safe in a page and in a figure."""
     if not isinstance(value, str):
         raise TypeError
-    return " ".join("".join(c if c.isprintable() else " " for c in value).split())
+    return " ".join(printable(value).split())
 
 
 def _name(value: Any, replacement: str) -> str:
     """Return the name of a data set or a method, or the replacement where it is empty or a path, which must not be published."""
     name = _text(value)
-    return replacement if not name or PATH.search(name) else name
+    return replacement if not name or PATH.search(value) else name
 
 
 def _attack(name: Any) -> str:

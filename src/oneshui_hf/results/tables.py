@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ..printable import csv_cell, escape_markdown, printable
 from ..sets import PREDICTED
 from .aggregate import Group, Line, Row, Value, row_name, sections, sort_rows
 from .table_columns import COLUMNS, MARK, format_fixed, get_nested
@@ -25,21 +26,23 @@ def tidy_csv(rows: Sequence[Row]) -> str:
     """Return all numbers as tidy CSV, one per line: dataset, forget, seed, method, reads, set, metric, value, low, high.
 
     Lines are sorted by data set, request, seed and row (do nothing, noise floor, oracle, methods by name), then by a fixed order of
-    metrics. An unknown value is empty. A failed row has one line: metric "failed", value 1.
+    metrics. An unknown value is empty. A failed row has one line: metric "failed", value 1. Text that begins like a formula of a
+    spreadsheet has an apostrophe in front.
     """
     header = ("dataset", "forget", "seed", "method", "reads", "set", "metric", "value", "low", "high")
     lines: list[Sequence[Any]] = []
     for row in sort_rows(rows):
         key = (row["dataset"], row["forget"], row["seed"], row_name(row), " ".join(sorted(row["reads"])))
         numbers = _numbers(row["metrics"]) if row["state"] == "done" else [("", "failed", 1, None)]
-        lines += [(*key, name, metric, *map(_digits, (value, *(interval or (None, None))))) for name, metric, value, interval in numbers]
+        for name, metric, value, interval in numbers:
+            lines.append((*map(csv_cell, (*key, name, metric)), *map(_digits, (value, *(interval or (None, None))))))
     return _csv(header, lines)
 
 
 def costs_csv(rows: Sequence[Row]) -> str:
     """Return the cost of each row as CSV: seconds and megabytes, which differ from run to run."""
     costs = [(row["dataset"], row["forget"], row["seed"], row_name(row), row.get("cost") or {}) for row in sort_rows(rows)]
-    lines = [(*key, *(_digits(cost.get(name)) for name in COSTS)) for *key, cost in costs if cost]
+    lines = [(*map(csv_cell, key), *(_digits(cost.get(name)) for name in COSTS)) for *key, cost in costs if cost]
     return _csv(("dataset", "forget", "seed", "method", *COSTS), lines)
 
 
@@ -53,9 +56,9 @@ def markdown(groups: Sequence[Group]) -> str:
                 lines.append([f"*{UPPER_REFERENCES}*"] + [""] * len(group.columns))
             for line in section:
                 label, *cells = _format_line(line, group)
-                lines.append(_bold(line, group, [_escape_markdown(label), *cells], "**{}**"))
+                lines.append(_bold(line, group, [escape_markdown(label), *cells], "**{}**"))
         table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-        parts.append(f"## {_escape_markdown(_title(group))}\n\n{table}\n")
+        parts.append(f"## {escape_markdown(_title(group))}\n\n{table}\n")
     return "\n".join([*parts, f"{_legend(groups)}\n"])
 
 
@@ -134,7 +137,7 @@ def _digits(value: Any) -> str:
     """Return a number with up to ten digits; empty where it is unknown."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    return f"{value:.10g}" if isinstance(value, float) else str(value)
+    return f"{value:.10g}" if isinstance(value, float) else str(value) if isinstance(value, int) else str(csv_cell(str(value)))
 
 
 def _csv(header: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
@@ -219,10 +222,6 @@ def _key(group: Group, used: set[str]) -> str:
     return key
 
 
-def _escape_markdown(text: str) -> str:
-    return re.sub(r"([\\`*_\[\]<>|~#&])", r"\\\1", text)
-
-
 LATEX = str.maketrans(
     {
         **{character: f"\\{character}" for character in "&%$#_{}"},
@@ -234,4 +233,4 @@ LATEX = str.maketrans(
 
 def _escape_latex(text: str) -> str:
     guard = "{}" if text.startswith(("*", "[")) else ""  # at the start of a line LaTeX reads them as arguments of the preceding \\
-    return guard + text.translate(LATEX)
+    return guard + printable(text).translate(LATEX)

@@ -27,16 +27,17 @@ from typing import Any
 from accelerate import Accelerator
 
 from ..errors import OneshuiError, is_disk_full
-from ..files import write_bytes
+from ..files import clear_leftovers, write_bytes
+from ..processes import broadcast_from_main, locked_output, on_main
 from ..reporting import SILENT, PrefixedReporter, Reporter
 from ..results.aggregate import summarise
 from ..results.tables import costs_csv, latex, markdown, terminal_tables, tidy_csv
-from ..runs import CURVES, MANIFEST, ROWS, read_object, with_checksum, write_json
+from ..runs import CURVES, MANIFEST, ROWS, read_checked, read_object, with_checksum, write_json
 from .benchmarking.grid import Grid, read_grid
 from .benchmarking.jobs import Job, cell_jobs, read_row
-from .benchmarking.setup import jobs_of_shard, open_model_cache, resolve_output_dir, with_data_dirs
+from .benchmarking.setup import jobs_of_shard, lock_name, open_model_cache, resolve_output_dir, with_data_dirs
 from .command_options import BenchmarkOptions
-from .distributed import broadcast_from_main, make_accelerator, on_main
+from .distributed import make_accelerator
 from .evaluate import evaluate
 from .evaluation.model_cache import ModelCache, UnlearningResult
 
@@ -50,13 +51,20 @@ def benchmark(options: BenchmarkOptions, accelerator: Accelerator | None = None,
 
     Raises:
         UsageError: The grid, an option or the folder is invalid.
-        OneshuiError: A data set cannot be read.
+        OneshuiError: A data set cannot be read, or another process is running the same jobs in the same folder.
     """
     grid = with_data_dirs(read_grid(options.grid), options.data_dir)
     output = resolve_output_dir(options, grid)
     jobs_of_shard([], options.shard)  # an error in --shard is raised before anything is read or written
-    model_cache = open_model_cache(options, grid, output, accelerator or make_accelerator(), reporter)
-    accelerator = model_cache.accelerator
+    accelerator = accelerator or make_accelerator()
+    with locked_output(lock_name(output, options.shard), accelerator, flag="--output-dir"):
+        on_main(accelerator, lambda: resolve_output_dir(options, grid))  # another process may have written the folder meanwhile
+        return _run(grid, output, options, accelerator, reporter)
+
+
+def _run(grid: Grid, output: Path, options: BenchmarkOptions, accelerator: Accelerator, reporter: Reporter) -> dict[str, Any]:
+    on_main(accelerator, lambda: [clear_leftovers(folder) for folder in (output, output / ROWS)])
+    model_cache = open_model_cache(options, grid, output, accelerator, reporter)
     jobs = [job for cell in grid.cells for job in cell_jobs(grid, cell, model_cache)]
     on_main(accelerator, lambda: write_json(output / MANIFEST, {"name": grid.name, "rows": [job.key for job in jobs]}))
     for job in reporter.track(jobs_of_shard(jobs, options.shard), f"Benchmark {grid.name}"):
@@ -65,7 +73,7 @@ def benchmark(options: BenchmarkOptions, accelerator: Accelerator | None = None,
         name = f"{job.cell.dataset}, {job.cell.forget} forget identities, seed {job.cell.seed}, {job.label}"
         reporter.info(f"{name}.")
         row = job.header() | _results_or_failure(job, grid, model_cache, options, PrefixedReporter(reporter, name))
-        on_main(accelerator, lambda: write_json(output / ROWS / f"{job.key}.json", with_checksum(row)))  # noqa: B023
+        on_main(accelerator, lambda: write_json(output / ROWS / f"{job.key}.json", with_checksum(row), private=True))  # noqa: B023
     on_main(accelerator, lambda: write_tables(output, jobs))
     rows = _read_rows(output, jobs)
     failed = [{name: row[name] for name in ("dataset", "forget", "seed", "method", "reason")} for row in rows if row["state"] == "failed"]
@@ -110,12 +118,14 @@ def run_job(job: Job, grid: Grid, model_cache: ModelCache, options: BenchmarkOpt
         data_dir=job.cell.train.data_dir,
         cache_dir=str(model_cache.cache.root),
     )
-    metrics = evaluate(run, evaluation, model_cache.accelerator, model_cache.reporter)
-    curves = read_object(run.path / CURVES)
-    if job.entry and not options.keep_models:
-        for other in model_cache.oracles(original, grid.evaluate.references, other_than=oracle):
-            model_cache.evict_weights(model_cache.reference(run, other))
-        model_cache.evict_weights(run)
+    oracles = model_cache.oracles(original, grid.evaluate.references, other_than=oracle)
+    references = [model_cache.reference(run, other) for other in oracles]
+    with model_cache.in_use(run):  # another benchmark may evaluate the same model
+        metrics = evaluate(run, evaluation, model_cache.accelerator, model_cache.reporter)
+        curves = read_checked(run.path / CURVES)
+        if job.entry and not options.keep_models:
+            for other in (*references, run):
+                model_cache.evict_weights(other)
     return {"metrics": metrics, "curves": curves, "cost": cost}
 
 

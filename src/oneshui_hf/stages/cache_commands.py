@@ -11,6 +11,8 @@ import datetime
 from typing import Any
 
 from ..cache import Cache, cache_root
+from ..methods.identity_store import discard_with_secrets
+from ..vault import vault_root
 from .command_options import CacheListOptions, ClearOptions
 
 
@@ -40,7 +42,7 @@ def clear_cache(options: ClearOptions) -> dict[str, Any]:
     """
     root = cache_root(options.cache_dir)
     kinds = (options.kind,) if options.kind else None
-    cleared = Cache(root).clear(kinds, options.older_than, dry_run=options.dry_run)
+    cleared = Cache(root, discard_with_secrets(vault_root())).clear(kinds, options.older_than, dry_run=options.dry_run)
     return {"cache": str(root), "dry_run": options.dry_run, **dataclasses.asdict(cleared)}
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..data.images import ImageError
-from ..errors import UsageError, did_you_mean
+from ..errors import NotResumableError, OneshuiError, UsageError, did_you_mean
 from ..methods.base import Method
-from ..methods.resume import ResumeState
+from ..methods.resume import UNFINISHED, ResumeState
 from ..name_lists import match_names
 from ..options import fields, flag
 from ..plugins import DATASETS, METHODS, Plugins
@@ -110,6 +110,13 @@ def open_interrupted(path: Path, kind: Kind, options: TrainOptions | RetrainOpti
     run = Run.open(path)
     if run.record.kind != kind:
         raise UsageError(f"{path} is an {run.record.kind} model's run, not an {kind} model's; name another --output-dir.")
+    if run.record.state != "complete":
+        try:
+            run.require_split()
+        except OneshuiError:
+            raise NotResumableError(
+                f"{path / SPLIT} is missing or not the one that the training started with; restore it, or start again with --overwrite."
+            ) from None
     return run
 
 
@@ -125,7 +132,12 @@ def check_preparation(name: str, method_class: type[Method[Any]], options: Prepa
     """Check that a method prepares something, and that `--face-encoder` applies to it."""
     if method_class.prepares == "never":
         raise UsageError(f"Method '{name}' has nothing to prepare; continue with `oneshui unlearn --method {name}`.")
-    if options.face_encoder not in (None, NO_ENCODER) and not method_class.per_identity:
+    _check_encoder(name, method_class, options.face_encoder)
+
+
+def _check_encoder(name: str, method_class: type[Method[Any]], encoder: str | None) -> None:
+    """Check that `--face-encoder` applies to a method."""
+    if encoder not in (None, NO_ENCODER) and not method_class.per_identity:
         raise UsageError(f"--face-encoder is for methods that act on each identity separately, and '{name}' does not; omit it.")
 
 
@@ -153,6 +165,9 @@ def check_unlearn(run: Run, options: UnlearnOptions, given: Mapping[str, Any] | 
     if options.images and not method_class.needs.one_shot:
         reads = ", ".join(sorted(method_class.needs.apply - {"support"}))
         raise UsageError(f"Method '{options.method}' reads {reads} at request time, so one photo is not enough; run it with --from-split.")
+    _check_encoder(options.method, method_class, options.face_encoder)
+    if options.face_encoder and (options.identity or options.from_split):
+        raise UsageError("--face-encoder identifies a person by photo, which --identity and --from-split name already; give one of them.")
     path = Path(options.output_dir or f"{run.path}-{options.method}")
     require_writable(path, overwrite=options.overwrite, source=run.require_finished().path)
     if options.images:
@@ -323,7 +338,7 @@ def require_adapters(options: TrainOptions) -> None:
 
 def resume_folder(folder: Path) -> Path:
     """Return the folder of an artefact's resume state. It is never published."""
-    return folder.with_name(f".{folder.name}.unfinished")
+    return folder.with_name(f".{folder.name}{UNFINISHED}")
 
 
 def require_writable_artefact(folder: Path, options: PrepareOptions) -> None:

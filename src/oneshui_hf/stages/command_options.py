@@ -226,6 +226,13 @@ class UnlearnOptions:
         path=True,
         panel=METHOD,
     )
+    face_encoder: str | None = option(
+        None,
+        "Per-identity methods, without --identity: the encoder that the identities were enrolled with, as for `prepare`. That of the "
+        "preparation by default, if it was made on this machine.",
+        path=True,
+        panel=METHOD,
+    )
     keep: bool | None = option(
         None,
         "Keep or destroy what was prepared for the forget identities, once the new model is written. Destroyed with --image, kept with "

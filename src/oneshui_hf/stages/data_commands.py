@@ -15,7 +15,6 @@ from ..data.check import check_dataset
 from ..data.load import load_faces, load_photo_keys
 from ..data.split import Split, load_split, make_split, published_checksum
 from ..errors import UsageError
-from ..files import write_bytes
 from ..name_lists import match_names
 from ..reporting import SILENT, Reporter
 from ..runs import require_writable_file
@@ -51,7 +50,7 @@ def draw_split(options: DrawOptions, reporter: Reporter = SILENT) -> dict[str, A
     else:
         photos = load_faces(**options.source(), reporter=reporter).photos_by_identity()
     split = make_split(photos, options.seed, options.forget, options.reserve_supports, options.meta_identities)
-    write_bytes(output, split.dumps())
+    split.save(output)
     digest = hashlib.sha256(split.dumps()).hexdigest()
     expected = published_checksum(options.dataset, options.seed, options.forget) if _has_published_settings(options) else None
     if expected and expected != digest:

@@ -1,17 +1,12 @@
-"""Helpers for Accelerate: create an accelerator, run code on the main process only, and share a value with all processes."""
+"""Helpers for Accelerate: create an accelerator, and choose the precision of a training."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
-
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import DistributedType, broadcast_object_list
+from accelerate.utils import DistributedType
 
 from ..errors import UsageError
-
-T = TypeVar("T")
 
 
 def make_accelerator() -> Accelerator:
@@ -58,18 +53,3 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 def supports_bf16(device: torch.device) -> bool:
     """Whether to use bfloat16 on a device: on CUDA GPUs that compute in it. Older ones emulate it, which is slower than full precision."""
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T | None:
-    """Run `work` on the main process while the others wait. Return its result there, and None on the others."""
-    result = work() if accelerator.is_main_process else None
-    accelerator.wait_for_everyone()
-    return result
-
-
-def broadcast_from_main(accelerator: Accelerator, value: T) -> T:
-    """Return the main process's value on all processes."""
-    values = [value]
-    if accelerator.num_processes > 1:
-        broadcast_object_list(values)
-    return values[0]

@@ -16,14 +16,18 @@ from ..data.schema import Task
 from ..errors import OneshuiError
 from ..metrics.comparison import Comparison, PredictionsBySet, Settings
 from ..metrics.measure import measure
+from ..metrics.schema import MeasuredMetrics
 from ..models.load import load_model
+from ..processes import on_main
 from ..reporting import SILENT, Reporter
-from ..runs import CURVES, METRICS, Run, dump_json, has_valid_checksum, read_object, with_checksum, write_json
+from ..runs import CURVES, METRICS, Run, dump_json, read_checked, with_checksum, write_json
+from ..validation import check_fields
 from .command_options import EvaluateOptions
-from .distributed import make_accelerator, on_main
+from .distributed import make_accelerator
 from .evaluation.predictions import Predictor, predictions_key
 from .evaluation.reference_models import ReferenceModels
 from .evaluation.relearning import relearning_steps
+from .recovery import locked_run
 from .run_data import RunData, open_data
 
 FORMAT = 3  # of metrics.json; files of another format are computed again, from the predictions
@@ -44,11 +48,17 @@ def evaluate(
 
     Raises:
         UsageError: A run is missing, or is not of the kind it is given as.
-        OneshuiError: The runs do not share data and split, or predictions are missing and so is the model or the data to make them.
+        OneshuiError: The runs do not share data and split, predictions are missing and so is the model or the data to make them, or another
+            process is evaluating or replacing the run.
     """
     if run.require_finished().require_split().has_weights:
         run.require_complete()
     accelerator = accelerator or make_accelerator()
+    with locked_run(run.path, accelerator, reporter):
+        return _evaluate(run.require_unchanged(), options, accelerator, reporter)
+
+
+def _evaluate(run: Run, options: EvaluateOptions, accelerator: Accelerator, reporter: Reporter) -> dict[str, Any]:
     compared = ReferenceModels.find_or_make(run, options, accelerator, reporter)
     key = _metrics_key(run, compared, options)
     if (stored := _load_metrics(run, key)) is not None:
@@ -58,7 +68,7 @@ def evaluate(
     def data() -> RunData:
         return open_data(run, accelerator, options.data_dir, reporter)
 
-    task = Task(run.record.dataset["task"], tuple(run.record.dataset["labels"]))
+    task = Task(run.task, run.labels)
     predictor = Predictor(lambda: data().sets, task, accelerator, options.batch_size, options.queries, reporter)
     by_weights: dict[str | None, PredictionsBySet] = {}  # one model may have several roles
 
@@ -89,7 +99,7 @@ def evaluate(
     result = with_checksum(result)
 
     def write() -> None:
-        write_json(run.path / CURVES, with_checksum({"key": key, **curves}))
+        write_json(run.path / CURVES, with_checksum({"key": key, **curves}), private=True)
         write_json(run.path / METRICS, result)  # written last, because it is checked first
 
     on_main(accelerator, write)
@@ -101,11 +111,11 @@ def _load_metrics(run: Run, key: str) -> dict[str, Any] | None:
     if not ((run.path / METRICS).exists() and (run.path / CURVES).exists()):
         return None
     try:
-        metrics, curves = (read_object(run.path / file) for file in (METRICS, CURVES))
-    except OneshuiError:  # damaged; they can be made again
+        metrics, curves = (read_checked(run.path / file) for file in (METRICS, CURVES))
+        check_fields(MeasuredMetrics, metrics, run.path / METRICS)
+    except OneshuiError:  # damaged or changed; they can be made again
         return None
-    valid = metrics.get("key") == curves.get("key") == key and has_valid_checksum(metrics) and has_valid_checksum(curves)
-    return metrics if valid else None
+    return metrics if metrics.get("key") == curves.get("key") == key else None
 
 
 def _metrics_key(run: Run, compared: ReferenceModels, options: EvaluateOptions) -> str:

@@ -23,12 +23,14 @@ from ..data.schema import Faces
 from ..errors import OneshuiError, UsageError
 from ..methods.artefact import Artefact
 from ..methods.base import Context
+from ..methods.identity_store import IdentityStore
 from ..methods.simulation import sample
-from ..recognition.encoders import DLIB, EXTRA, FaceEncoder, load_encoder
+from ..option_values import shown
+from ..processes import broadcast_from_main
+from ..recognition.encoders import DLIB, EXTRA, NONE, FaceEncoder, load_encoder
 from ..recognition.matching import Calibration, Match, calibrate, identify, make_template
 from ..reporting import Reporter
 from ..seeding import generator
-from .distributed import broadcast_from_main
 from .run_data import RunData
 
 if TYPE_CHECKING:
@@ -145,7 +147,7 @@ def _by_person(faces: FaceSet, embeddings: torch.Tensor) -> Iterator[tuple[str, 
 
 
 def identify_people(
-    photos: Sequence[Image], artefact: Artefact, accelerator: Accelerator, reporter: Reporter
+    photos: Sequence[Image], artefact: Artefact, encoder_name: str | None, accelerator: Accelerator, reporter: Reporter
 ) -> tuple[tuple[str, ...], dict[str, Any]]:
     """Find the identity on each photo, among the identities whose prepared data still exists.
 
@@ -154,6 +156,7 @@ def identify_people(
     Args:
         photos: Decoded photos, in their full size.
         artefact: The method's artefact.
+        encoder_name: The value of `--face-encoder`.
         accelerator: For several processes.
         reporter: Reports similarities and asks the question.
 
@@ -161,11 +164,15 @@ def identify_people(
         One identity per photo, and the numbers for the receipt.
 
     Raises:
-        UsageError: No identity was enrolled, or the encoder is not installed.
+        UsageError: No identity was enrolled, or the encoder is not installed, or was not chosen on this machine.
         OneshuiError: A photo is not identified and no user confirms it, or the encoder differs from that of the preparation.
     """
-    encoder, calibration = _load_enrolment(artefact, accelerator)
+    encoder, calibration = _load_enrolment(artefact, encoder_name, accelerator)
     templates = {person: parts[TEMPLATE] for person, parts in artefact.people.items() if TEMPLATE in parts}
+    if isinstance(artefact.people, IdentityStore) and (unreadable := artefact.people.unreadable):
+        reporter.warn(
+            f"{unreadable} of the prepared identities cannot be found by a photo: their secret or data is damaged or cannot be read."
+        )
     if not templates:
         raise OneshuiError("No identity is left that can be found by a photo; name the person with --identity.")
     matches = broadcast_from_main(accelerator, [identify(embedding, templates, calibration) for embedding in encoder(photos)])
@@ -184,7 +191,7 @@ def identify_people(
     return tuple(people), report
 
 
-def _load_enrolment(artefact: Artefact, accelerator: Accelerator) -> tuple[FaceEncoder, Calibration]:
+def _load_enrolment(artefact: Artefact, encoder_name: str | None, accelerator: Accelerator) -> tuple[FaceEncoder, Calibration]:
     """Return the encoder and the calibration of the preparation."""
     stored = artefact.values.get(RECOGNITION)
     if not isinstance(stored, dict):
@@ -193,16 +200,34 @@ def _load_enrolment(artefact: Artefact, accelerator: Accelerator) -> tuple[FaceE
             f"prepare again with a face encoder (`{EXTRA}`)."
         )
     calibration = Calibration.from_dict(stored.get("calibration") or {})
+    name = encoder_name or _encoder_of_preparation(artefact)
     with accelerator.main_process_first():
-        encoder = load_encoder(artefact.report.get(OPTION), accelerator.device)
+        encoder = load_encoder(name, accelerator.device)
+    if encoder is None and name == NONE:
+        raise UsageError("Without a face encoder the photo cannot be identified; name the person with --identity.")
     if encoder is None:
         raise UsageError(f"The face encoder that identifies photos is not installed; run `{EXTRA}`, or use --identity.")
     if encoder.name != stored.get("encoder"):
         raise OneshuiError(
-            f"Identities were enrolled with the face encoder {stored.get('encoder')}, and this one is {encoder.name}; install that one, "
-            "prepare again, or name the person with --identity."
+            f"Identities were enrolled with the face encoder {shown(stored.get('encoder'))}, and this one is {encoder.name}; "
+            "name that one with --face-encoder, prepare again, or name the person with --identity."
         )
     return encoder, calibration
+
+
+def _encoder_of_preparation(artefact: Artefact) -> str | None:
+    """Return the name of the encoder that the preparation used. Another machine's choice would be downloaded and run here.
+
+    Raises:
+        UsageError: It is not built in, and the artefact was not prepared on this machine.
+    """
+    name = artefact.report.get(OPTION)
+    if name in (None, DLIB) or (artefact.sealed and isinstance(name, str)):
+        return name
+    raise UsageError(
+        "The identities were enrolled with a face encoder that was not chosen on this machine; name one that you trust with "
+        "--face-encoder, or name the person with --identity."
+    )
 
 
 def _accept(match: Match, label: str, accelerator: Accelerator, reporter: Reporter) -> str:

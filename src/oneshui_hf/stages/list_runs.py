@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OneshuiError, UsageError
-from ..runs import METRICS, RECORD, RUNS, Run, read_object
+from ..metrics.schema import read_metrics
+from ..runs import RECORD, RUNS, Run
 from .command_options import RunsOptions
 
 
@@ -54,8 +55,8 @@ def _row(file: Path) -> dict[str, Any]:
 
 
 def stored_metrics(run: Run) -> dict[str, Any]:
-    """Return what `evaluate` measured of a run, or an empty object."""
+    """Return what `evaluate` measured of a run; an empty object if nothing was measured or the file is damaged."""
     try:
-        return read_object(run.path / METRICS)
+        return read_metrics(run.path)
     except OneshuiError:
         return {}

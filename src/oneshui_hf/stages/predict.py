@@ -14,7 +14,7 @@ from ..data.image_modes import is_nearly_constant
 from ..data.images import decode, to_pixels
 from ..errors import UsageError
 from ..models.load import load_model
-from ..models.outputs import probabilities
+from ..models.outputs import probabilities, require_finite_logits
 from ..reporting import SILENT, Reporter
 from ..runs import Run
 from .command_options import PredictOptions
@@ -44,7 +44,7 @@ def predict(run: Run, options: PredictOptions, reporter: Reporter = SILENT) -> l
             reporter.warn(f"{image} has nearly the same colour everywhere and may show nobody.")
         batch = preprocess(torch.from_numpy(np.stack([pixels])).to(device))  # (1, 3, size, size)
         with torch.no_grad():
-            shares = probabilities(model(pixel_values=batch).logits, task.kind)[0].cpu()  # (labels,)
+            shares = probabilities(require_finite_logits(model(pixel_values=batch).logits), task.kind)[0].cpu()  # (labels,)
         top = shares.topk(min(options.top_k, len(shares)))
         predictions = [
             {"label": task.label_names[label], "probability": share}

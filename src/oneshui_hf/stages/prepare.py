@@ -17,19 +17,22 @@ from accelerate import Accelerator
 from ..errors import UsageError
 from ..memory import PeakMemory
 from ..methods.base import Context, DataAccess, Method
+from ..methods.identity_store import discard_with_secrets
 from ..methods.resume import ResumeState
 from ..models.load import load_model
 from ..options import original_names
 from ..plugins import METHODS, Plugins
+from ..processes import locked_output, on_main
 from ..recognition.encoders import FaceEncoder
 from ..reporting import SILENT, Reporter
 from ..runs import Run, versions
 from ..vault import vault_root
 from .checks import check_preparation, require_writable_artefact, resume_folder
 from .command_options import PrepareOptions
-from .distributed import make_accelerator, on_main
+from .distributed import make_accelerator
 from .identify import add_face_templates, open_encoder
 from .presets import preset_values
+from .recovery import clear_killed_work, refuse_during_request
 from .run_data import RunData, open_data
 from .timing import time_per_photo
 
@@ -124,10 +127,18 @@ def prepare(
 
     Raises:
         UsageError: See `Preparation.open`; or the vault is inside the run.
-        OneshuiError: See `Preparation.open`.
+        OneshuiError: See `Preparation.open`; or another process prepares this method for this run, or destroys data of the run.
     """
-    vault = _vault_outside(run, vault)
-    ready = Preparation.open(run, options, method_options or {}, accelerator, reporter, folder)
+    vault, accelerator = _vault_outside(run, vault), accelerator or make_accelerator()
+    place = folder or run.artefact(options.method)
+    on_main(accelerator, lambda: clear_killed_work(run.path, vault=vault, reporter=reporter))
+    with locked_output(place, accelerator, discard_with_secrets(vault)):
+        on_main(accelerator, lambda: refuse_during_request(place))
+        ready = Preparation.open(run, options, method_options or {}, accelerator, reporter, place)
+        return _prepare(ready, run, options, vault)
+
+
+def _prepare(ready: Preparation, run: Run, options: PrepareOptions, vault: Path) -> Path:
     resume_state = ready.context.resume_state
     if options.overwrite:
         on_main(ready.context.accelerator, resume_state.delete)

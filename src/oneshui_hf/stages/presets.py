@@ -26,7 +26,7 @@ def preset_values(run: Run, name: str, method_class: type[Method[Any]], preset: 
         UsageError: The preset is unknown, the file belongs to another method, or a value is invalid.
         OneshuiError: The file is damaged.
     """
-    values = resolve_preset(preset, name, method_class, run.record.dataset["name"], run.request_size)
+    values = resolve_preset(preset, name, method_class, str(run.record.dataset.get("name")), run.request_size)
     if preset and is_preset_file(preset) and (dataset := read_object(Path(preset)).get("dataset")) != dataset_name(run.record):
         reporter.note(f"{preset} was tuned on other data ({dataset}).")
     return values

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..card import SCORES
-from ..files import new_folder, write_bytes
+from ..files import lock_output, new_folder, write_bytes
 from ..reporting import SILENT, Reporter
 from ..results import figures as draw
 from ..results.aggregate import Group, Line, Value, row_name, sections, summarise
@@ -47,11 +47,16 @@ def report(options: ReportOptions, reporter: Reporter = SILENT) -> dict[str, Any
 
     Raises:
         UsageError: The source is neither a run nor a benchmark, was not evaluated, or the output exists or cannot be written.
-        OneshuiError: A file is damaged, no row is done, or matplotlib is not installed.
+        OneshuiError: A file is damaged, no row is done, matplotlib is not installed, or another process writes the same report.
     """
-    run = check_report(options)
-    output, folder = report_files(options)
+    check_report(options)
     draw.require_matplotlib()
+    with lock_output(report_files(options)[0]):
+        return _write_report(check_report(options), options, reporter)  # checked again: another process may have written it meanwhile
+
+
+def _write_report(run: Run | None, options: ReportOptions, reporter: Reporter) -> dict[str, Any]:
+    output, folder = report_files(options)
     results = load_run(run) if run else load_benchmark(Path(options.source))
     groups = summarise([result.row for result in results])
     photos = _support_images(run, options.data_dir, reporter) if run and options.with_images else []

@@ -13,10 +13,10 @@ from ..data.pixels import load_pixels
 from ..data.preprocess import Preprocess
 from ..data.schema import Faces
 from ..data.split import Split, load_split
-from ..errors import OneshuiError
-from ..options import current_names
+from ..errors import OneshuiError, UsageError
+from ..options import resolve
 from ..reporting import SILENT, Reporter
-from ..runs import SPLIT, Run
+from ..runs import RECORD, SPLIT, Run
 from .command_options import TrainOptions
 
 
@@ -30,8 +30,15 @@ class RunData:
 
 
 def training_options(run: Run) -> TrainOptions:
-    """Return the training options of a run, stored under current or earlier names."""
-    return TrainOptions(**current_names(TrainOptions, run.record.options))
+    """Return the training options of a run, stored under current or earlier names.
+
+    Raises:
+        OneshuiError: One of them is unknown, or has a value that no training has.
+    """
+    try:
+        return resolve(TrainOptions, run.record.options, "train")
+    except UsageError as error:
+        raise OneshuiError(f"{run.path / RECORD} is damaged: {error}") from None
 
 
 def open_data(run: Run, accelerator: Accelerator, data_dir: str | None = None, reporter: Reporter = SILENT) -> RunData:

@@ -9,10 +9,22 @@ from typing import Any
 
 from ..errors import OneshuiError
 from ..runs import METHODS, PREDICTIONS, SPLIT, TUNED, Run, read_object
+from ..validation import Schema, check_fields
 from .list_runs import stored_metrics
 
 ARTEFACT = "artefact.json"
 SCORES = ("score", "retain", "forget", "val", "test", "tow", "gap_closure")
+
+
+class _Preparation(Schema):
+    seconds: float | None = None
+
+
+class _Artefact(Schema):
+    """The header of an artefact, as far as it is shown."""
+
+    report: _Preparation
+    options: dict[str, Any]
 
 
 def show(run: Run) -> dict[str, Any]:
@@ -71,6 +83,7 @@ def _prepared(run: Run, method: str) -> dict[str, Any]:
     size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
     try:
         header = read_object(folder / ARTEFACT)
+        check_fields(_Artefact, header, folder / ARTEFACT)
     except OneshuiError as error:
         return {"method": method, "bytes": size, "error": str(error)}
-    return {"method": method, "bytes": size, "seconds": header.get("report", {}).get("seconds"), "options": header.get("options")}
+    return {"method": method, "bytes": size, "seconds": header["report"].get("seconds"), "options": header["options"]}

@@ -12,7 +12,7 @@ the oracle of a sharded model reuses the shards without forget identities: train
 from __future__ import annotations
 
 import dataclasses
-import shutil
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +26,28 @@ from ..data.pixels import load_pixels
 from ..data.preprocess import Preprocess
 from ..data.schema import Faces
 from ..data.split import Split, load_split, make_split, split_summary
-from ..errors import UsageError
+from ..errors import NotResumableError, UsageError
 from ..files import new_folder
-from ..models.load import new_model, save_model
+from ..methods.identity_store import discard_with_secrets
+from ..models.load import save_model
+from ..models.new import new_model
 from ..options import flag
 from ..plugins import DATASETS, Plugins
+from ..processes import on_main
 from ..public_names import TINY
 from ..reporting import SILENT, Reporter
 from ..runs import SPLIT, Kind, Record, Run, hash_weights, write_record
+from ..vault import vault_root
 from .checks import check_retrain, check_train, open_interrupted
 from .command_options import DEFAULT_MODEL, RetrainOptions, SplitOptions, TrainOptions
-from .distributed import make_accelerator, on_main, precision_note
+from .distributed import make_accelerator, precision_note
+from .recovery import locked_run
 from .run_data import training_options
+from .training import checkpoint
 from .training.loop import fit
-from .training.shards import SHARDS, Shards
+from .training.shards import Shards
 
 RECIPE_VERSION = 1  # increase it when the same options train a different model: cached models are then trained again
-MODEL = ".model"  # in a run: temporary folder of the finished model, before its files are moved to the run
 
 
 def train(options: TrainOptions, accelerator: Accelerator | None = None, reporter: Reporter = SILENT) -> Run:
@@ -50,15 +55,19 @@ def train(options: TrainOptions, accelerator: Accelerator | None = None, reporte
 
     Raises:
         UsageError: An option is wrong or the output folder exists.
-        OneshuiError: The data cannot be used.
+        OneshuiError: The data cannot be used, another process is writing the folder, or the loss is no longer finite.
+        NotResumableError: The run to resume is damaged, or its data has changed.
     """
     path = check_train(options)
-    if options.resume:
-        interrupted = open_interrupted(path, "original", options)
-        options = _stored_options(interrupted, options)
-        if _has_finished(interrupted, reporter):
-            return interrupted
-    return _train(path, "original", options, options.seed, None, accelerator, reporter)
+    accelerator = accelerator or make_accelerator()
+    with locked_run(path, accelerator, reporter, "--output-dir"):
+        on_main(accelerator, lambda: check_train(options))  # another process may have written the folder meanwhile
+        interrupted = open_interrupted(path, "original", options) if options.resume else None
+        if interrupted is not None:
+            options = _stored_options(interrupted, options)
+            if _has_finished(interrupted, reporter):
+                return interrupted
+        return _train(path, "original", options, options.seed, None, interrupted, accelerator, reporter)
 
 
 def retrain(original: Run, options: RetrainOptions, accelerator: Accelerator | None = None, reporter: Reporter = SILENT) -> Run:
@@ -68,18 +77,37 @@ def retrain(original: Run, options: RetrainOptions, accelerator: Accelerator | N
 
     Raises:
         UsageError: The run is not a finished original model, or the output folder exists.
+        OneshuiError: Another process is writing the folder, or replaces the original; or the loss is no longer finite.
+        NotResumableError: The run to resume is damaged, its data has changed, or it is the oracle of another original.
     """
     path = check_retrain(original, options)
     original.require_complete()
+    accelerator = accelerator or make_accelerator()
     recipe = training_options(original)
     seed = recipe.seed if options.seed is None else options.seed
-    if options.resume:
-        interrupted = open_interrupted(path, "oracle", options)
-        if _has_finished(interrupted, reporter):
-            return interrupted
-        seed = interrupted.record.seed
-    recipe = dataclasses.replace(recipe, data_dir=options.data_dir or recipe.data_dir, resume=options.resume, output_dir=str(path))
-    return _train(path, "oracle", recipe, seed, original, accelerator, reporter)
+    with locked_run(path, accelerator, reporter, "--output-dir"):
+        on_main(accelerator, lambda: check_retrain(original, options))
+        interrupted = open_interrupted(path, "oracle", options) if options.resume else None
+        if interrupted is not None:
+            if _has_finished(interrupted, reporter):
+                return interrupted
+            _require_parent(interrupted, original)
+            seed = interrupted.record.seed
+        recipe = dataclasses.replace(recipe, data_dir=options.data_dir or recipe.data_dir, resume=options.resume, output_dir=str(path))
+        return _train(path, "oracle", recipe, seed, original, interrupted, accelerator, reporter)
+
+
+def _require_parent(interrupted: Run, original: Run) -> None:
+    """Check that an interrupted oracle belongs to an original.
+
+    Raises:
+        NotResumableError: It was started for another one.
+    """
+    if (interrupted.record.parent or {}).get("weights") != original.weights:
+        raise NotResumableError(
+            f"{interrupted.path} was started for another model than the one in {original.path}; name another --output-dir, or start again "
+            "with --overwrite."
+        )
 
 
 def _has_finished(run: Run, reporter: Reporter) -> bool:
@@ -110,10 +138,10 @@ def _train(
     options: TrainOptions,
     seed: int,
     original: Run | None,
-    accelerator: Accelerator | None,
+    interrupted: Run | None,
+    accelerator: Accelerator,
     reporter: Reporter,
 ) -> Run:
-    accelerator = accelerator or make_accelerator()
     with accelerator.main_process_first():  # one process builds the caches, the others read them
         faces = load_faces(**options.source(), reporter=reporter)
         name = backbone_name(options, faces)
@@ -124,7 +152,7 @@ def _train(
         for note in (*faces.exclusions.messages(), *preprocess.notes, *filter(None, [precision])):
             reporter.note(note)
         faces, pixels = load_pixels(faces, preprocess.size, reporter)
-        split = _split(faces, options, original, reporter)
+        split = _split(faces, options, original, interrupted, reporter)
         sets = face_sets(faces, pixels, split, preprocess)
     reporter.info(f"{len(faces)} photos of {len(faces.people)} identities; {len(split.forget)} in the forget set.")
     reporter.note(describe_labels(faces))
@@ -151,6 +179,7 @@ def _train(
         dataset=faces.describe() | {LABELS_NAME_PEOPLE: names_people(faces, of_one)},
         state="training",
         parent={"run": str(original.path.resolve()), "weights": original.weights} if original else None,
+        split=hashlib.sha256(split.dumps()).hexdigest(),
         report={"split": split_summary(split, sets)},
     )
     training_set, val = sets["retain" if kind == "oracle" else "train"], sets["val"]
@@ -167,18 +196,40 @@ def _train(
             reporter.note(f"The data has changed since {original.path} was trained, so none of its shards is reused.")
         elif seed == options.seed:
             shards.reuse_shards(original, sets["forget"])
-    if not options.resume:
-        on_main(accelerator, lambda: _create_run(path, split, record))
+    if original is not None:
+        original.require_unchanged()
+    if interrupted is None:
+        on_main(accelerator, lambda: _write_run(path, split, record))
     if shards is None:
         outcome = fit(model, training_set, val, faces.task, options, seed, path, accelerator, reporter)
     else:
         model, outcome = shards.fit(val, faces.task, path, accelerator, reporter)
     record.report |= outcome
-    on_main(accelerator, lambda: _write_model(path, model, preprocess, record))
+    record.state = "complete"
+    on_main(accelerator, lambda: _write_run(path, split, record, model, preprocess))
     return Run.open(path)
 
 
-def _split(faces: Faces, options: TrainOptions, original: Run | None, reporter: Reporter) -> Split:
+def _split(faces: Faces, options: TrainOptions, original: Run | None, interrupted: Run | None, reporter: Reporter) -> Split:
+    """Return the split: that of the interrupted run, of the original, or of the recipe.
+
+    Raises:
+        NotResumableError: The interrupted run was started on other data, or with another split than the recipe's.
+    """
+    if interrupted is not None:
+        if interrupted.record.dataset.get("fingerprint") != faces.fingerprint:
+            raise NotResumableError(
+                f"The data has changed since the training of {interrupted.path} started; restore it, or start again with --overwrite."
+            )
+        with checkpoint.reading(interrupted.path):
+            split = load_split(interrupted.path / SPLIT)
+        if interrupted.record.split is None:  # of an earlier version
+            expected = load_split(original.path / SPLIT) if original else recipe_split(options, faces)[0]
+            if split != expected:
+                raise NotResumableError(
+                    f"{interrupted.path / SPLIT} is not the split of this training; restore it, or start again with --overwrite."
+                )
+        return split
     if original is not None:
         return load_split(original.path / SPLIT)
     if options.split is not None:
@@ -227,21 +278,13 @@ def _absolute(options: TrainOptions) -> TrainOptions:
     return dataclasses.replace(options, **resolved)
 
 
-def _create_run(path: Path, split: Split, record: Record) -> None:
-    with new_folder(path, replace=True) as scratch:
+def _write_run(
+    path: Path, split: Split, record: Record, model: torch.nn.Module | None = None, preprocess: Preprocess | None = None
+) -> None:
+    """Write the run, in one step: without a model at the start of the training, and with it and without checkpoints at its end."""
+    with new_folder(path, replace=True, private=True, discard=discard_with_secrets(vault_root())) as scratch:
+        if model is not None and preprocess is not None:
+            save_model(model, preprocess, scratch)
+            record.weights = hash_weights(scratch)
         split.save(scratch / SPLIT)
         write_record(scratch, record)
-
-
-def _write_model(path: Path, model: torch.nn.Module, preprocess: Preprocess, record: Record) -> None:
-    """Write the trained model, complete the record, and delete checkpoints."""
-    with new_folder(path / MODEL, replace=True) as scratch:  # a killed process may have left one
-        save_model(model, preprocess, scratch)
-    for file in (path / MODEL).iterdir():
-        file.replace(path / file.name)
-    (path / MODEL).rmdir()
-    record.weights, record.state = hash_weights(path), "complete"
-    write_record(path, record)
-    for pattern in ("checkpoint-*", SHARDS, ".checkpoint-*", f".{MODEL}.*"):  # the last two are temporary folders of killed processes
-        for leftover in path.glob(pattern):
-            shutil.rmtree(leftover)

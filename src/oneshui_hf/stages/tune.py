@@ -31,17 +31,20 @@ from ..methods.base import Context, DataAccess, Method
 from ..methods.requests import Request
 from ..methods.simulation import SimulatedRequest, SimulatedRequestTrial, mean_scores, retain_drop, scorable_requests, simulate
 from ..models.load import load_model
+from ..models.weights import require_finite
 from ..options import current_names, fields
 from ..plugins import METHODS, Plugins
+from ..processes import locked_output, on_main
 from ..public_names import dataset_name
 from ..random_search import axes, propose
 from ..reporting import SILENT, Reporter
-from ..runs import Run, hash_file, write_json
+from ..runs import Run, write_json
 from ..seeding import generator
 from .checks import check_tune
 from .command_options import TuneOptions
-from .distributed import make_accelerator, on_main
+from .distributed import make_accelerator
 from .presets import FORMAT, read_preset
+from .recovery import clear_killed_work
 from .run_data import open_data
 
 if TYPE_CHECKING:
@@ -61,9 +64,23 @@ def tune(
 
     Raises:
         UsageError: The method is unknown or declares no ranges, an option is wrong, or the file exists.
-        OneshuiError: The data is missing or has changed, no request can be simulated, or no setting worked.
+        OneshuiError: The data is missing or has changed, no request can be simulated, no setting worked, or another process is writing the
+            file.
     """
-    name, method_class, method_options = options.method, Plugins(METHODS).load(options.method), method_options or {}
+    method_options = method_options or {}
+    file = check_tune(run, options, method_options)
+    run.require_complete()
+    accelerator = accelerator or make_accelerator()
+    on_main(accelerator, lambda: clear_killed_work(run.path, reporter=reporter))
+    with locked_output(file, accelerator, flag="--output"):
+        on_main(accelerator, lambda: check_tune(run, options, method_options))  # another process may have written the file meanwhile
+        return _search(file, run, options, method_options, accelerator, reporter)
+
+
+def _search(
+    file: Path, run: Run, options: TuneOptions, method_options: Mapping[str, Any], accelerator: Accelerator, reporter: Reporter
+) -> Path:
+    name, method_class = options.method, Plugins(METHODS).load(options.method)
     resolved = method_class.prepare_options(name, {}, method_options)
     defaults = dataclasses.asdict(resolved)
     given = {field: defaults[field] for field in current_names(method_class.options, method_options)}
@@ -71,8 +88,6 @@ def tune(
     space = {key: axis for key, axis in axes(method_class.options).items() if key not in given and key not in inactive}
     if not space:
         raise UsageError(f"Method '{name}' has no option to search here; `oneshui methods show {name}` lists those that have a range.")
-    file = check_tune(run, options, method_options)
-    run.require_complete()
     about = {
         "format": FORMAT,
         "method": name,
@@ -84,16 +99,15 @@ def tune(
         "judged_by": {"damage": options.retain_budget} | {key: getattr(options, key) for key in ("seed", "requests", "sample")},
     }
     trials = _read_trials(file, name, method_class, about) if options.resume and file.exists() else []
-    accelerator = accelerator or make_accelerator()
     runner = TrialRunner.open(run, options, method_class, accelerator, reporter)
-    best, written = best_trial(trials, runner.baseline, options.retain_budget), hash_file(file) if file.exists() else None
+    best = best_trial(trials, runner.baseline, options.retain_budget)
     for number in reporter.track(range(len(trials), options.trials), f"Tuning {name}"):
         values = propose(space, number, options.seed, defaults | best["values"] if best else None)
         trials.append(runner.run_trial(given | values, number))
         best = best_trial(trials, runner.baseline, options.retain_budget)
         result = {"values": best["values"], "scores": best["scores"]} if best else {"values": given, "scores": None}
         preset = about | result | {"people": runner.people, "unseen_photos": runner.unseen, "nothing": runner.baseline, "trials": trials}
-        written = on_main(accelerator, functools.partial(_write, file, preset, written))
+        on_main(accelerator, functools.partial(write_json, file, preset))
     if best is None:
         raise OneshuiError(f"None of {len(trials)} settings of method '{name}' worked; each failure was reported above.")
     if retain_drop(best["scores"], runner.baseline) > options.retain_budget:
@@ -128,23 +142,6 @@ def _read_trials(file: Path, name: str, method_class: type[Method[Any]], about: 
         if stored.get(key) != json.loads(json.dumps(about[key])):
             raise UsageError(f"{file} was made with another {noun}; search again with --overwrite, or name another file with --output.")
     return list(stored["trials"])
-
-
-def _write(file: Path, preset: dict[str, Any], written: str | None) -> str:
-    """Replace the preset file and return its hash.
-
-    Args:
-        file: The file.
-        preset: Its new contents.
-        written: Hash of what this search wrote last; None if the file did not exist.
-
-    Raises:
-        OneshuiError: Another process has changed the file.
-    """
-    if (hash_file(file) if file.exists() else None) != written:
-        raise OneshuiError(f"{file} was changed by another process; name another file with --output for one of the two searches.")
-    write_json(file, preset)
-    return hash_file(file)
 
 
 def best_trial(trials: list[Trial], baseline: Mapping[str, float], bound: float) -> Trial | None:
@@ -252,9 +249,10 @@ class TrialRunner:
             "forget": train.subset(request.forget),
             "retain": train.subset(train.positions_without(request.people)),
         }
-        return self.method_class().apply(
-            self.model, DataAccess(granted, self.method_class.needs.apply), artefact, resolved, self._new_context()
-        )
+        data = DataAccess(granted, self.method_class.needs.apply)
+        unlearned: torch.nn.Module = self.method_class().apply(self.model, data, artefact, resolved, self._new_context())
+        require_finite("the unlearned model", unlearned, "this setting is too strong")
+        return unlearned
 
     def _new_context(self) -> Context:
         """Return a context with an empty report; a method's reports of trials are discarded."""

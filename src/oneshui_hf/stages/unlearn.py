@@ -6,6 +6,7 @@ oneshui unlearn --method NAME --from-split --run RUN
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
@@ -23,20 +24,32 @@ from ..data.schema import Task
 from ..errors import OneshuiError, UsageError
 from ..files import new_folder, write_bytes
 from ..memory import PeakMemory
-from ..methods.artefact import Artefact
+from ..methods.artefact import Artefact, is_finite
 from ..methods.base import Context, DataAccess, Method
+from ..methods.identity_store import discard_with_secrets
 from ..methods.requests import Request
 from ..models.load import load_model, save_model
-from ..models.outputs import predicted_labels
+from ..models.outputs import predicted_labels, require_finite_logits
 from ..options import current_names, flag
 from ..plugins import METHODS, Plugins
+from ..processes import locked_output, on_main
 from ..reporting import SILENT, Reporter
-from ..runs import SPLIT, Record, Run, hash_weights, write_record
+from ..runs import DESTRUCTION, SPLIT, Record, Run, hash_weights, require_writable, write_record
+from ..vault import vault_root
 from .checks import check_unlearn, named_labels, per_photo
 from .command_options import UnlearnOptions
-from .distributed import make_accelerator, on_main
+from .distributed import make_accelerator
 from .identify import identify_people
 from .presets import preset_values, values_for_step
+from .recovery import (
+    clear_killed_work,
+    complete_destruction,
+    find_entries,
+    remove_resume_states,
+    request_lock,
+    write_journal,
+    write_pointers,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -67,62 +80,99 @@ def unlearn(
     Raises:
         UsageError: Method, option, identity or label is unknown; no photo was given; the output folder exists.
         OneshuiError: A photo cannot be read, the artefact belongs to another model, or the method needs to know the identity on a photo and
-            it is not certain.
+            it is not certain; another process writes the output, or prepares a method for a run whose data the request destroys.
     """
-    name, started = options.method, time.perf_counter()
-    method_class: type[Method[Any]] = Plugins(METHODS).load(name)
-    path = check_unlearn(run, options)
-    run.require_complete()
-    prepared = _load_artefact(run, method_class, options, artefact, vault)
-    earlier = (prepared.options if prepared else {}) | _preset_values(run, method_class, options, prepared, reporter)
-    resolved = method_class.apply_options(name, earlier, method_options or {})
-
+    started = time.perf_counter()
+    method_class: type[Method[Any]] = Plugins(METHODS).load(options.method)
+    path, vault = check_unlearn(run, options), vault or vault_root()
     accelerator = accelerator or make_accelerator()
-    model, preprocess, task = load_model(run.path, accelerator.device)
+    on_main(accelerator, lambda: clear_killed_work(run.path, path, vault=vault, reporter=reporter))
+    with locked_output(path, accelerator, discard_with_secrets(vault, run.path), "--output-dir"), contextlib.ExitStack() as held:
+        require_writable(path, overwrite=options.overwrite, source=run.path)  # another process may have written it meanwhile
+        is_inherited = method_class.sequential and artefact is None
+        owner = _nearest_prepared_run(run.require_complete(), options.method) if is_inherited else run.require_complete()
+        folder = artefact or owner.artefact(options.method)
+        runs = [] if _keeps_identity_data(options) else [run.path, owner.path]  # where the person's data is destroyed
+        on_main(accelerator, lambda: held.enter_context(request_lock(runs)))
+        prepared = _load_artefact(owner, method_class, options, folder, vault)
+        earlier = (prepared.options if prepared else {}) | _preset_values(run, method_class, options, prepared, reporter)
+        resolved = method_class.apply_options(options.method, earlier, method_options or {})
+
+        model, preprocess, task = load_model(run.path, accelerator.device)
+        granted, identification = _read_request(run, options, method_class, prepared, (model, preprocess, task), accelerator, reporter)
+        request: Request = granted["support"]
+        context = Context(task, options.seed, accelerator, reporter, request_size=len(request))
+        applying = time.perf_counter()
+        with PeakMemory(accelerator.device) as peak:
+            unlearned = method_class().apply(model, DataAccess(granted, method_class.needs.apply), prepared, resolved, context)
+        now = time.perf_counter()
+        if not all(map(is_finite, unlearned.state_dict().values())):
+            raise OneshuiError("The new model would have weights that are not finite, so nothing was written; use a smaller step.")
+        record = Record(
+            kind="unlearned",
+            seed=options.seed,
+            options=run.record.options,  # the training options, to find the data; the options of this request are in the report
+            dataset=run.record.dataset,
+            parent={"run": str(run.path.resolve()), "weights": run.record.weights},
+            split=run.record.split,
+            report={
+                **_receipt(options, method_class, request),
+                **identification,
+                "method_options": dataclasses.asdict(resolved),
+                "prepared": prepared is not None,
+                "split": run.record.report.get("split"),
+                "seconds": round(now - applying, 3),
+                "seconds_in_all": round(now - started, 3),
+                "peak_mb": peak.mb,
+                **context.report,
+                "destroyed": 0,
+            },
+        )
+
+        def write() -> None:
+            named = {person for person in request.people if person is not None}
+            identities = find_entries([*runs, folder] if runs else [], named, vault, reporter)
+            pointers = write_pointers(runs if identities else [], path)
+            with new_folder(path, replace=options.overwrite, private=True, discard=discard_with_secrets(vault, run.path)) as scratch:
+                _write_run(scratch, run, unlearned, preprocess, record)
+                if identities:
+                    write_journal(scratch, record.weights, identities, vault)
+                if named:
+                    remove_resume_states(runs, reporter)
+            if identities and (destroyed := complete_destruction(path, vault, reporter)):
+                reporter.note(f"Destroyed the data prepared for {destroyed} of the requested identities.")
+            if not (path / DESTRUCTION).exists():
+                for pointer in pointers:
+                    pointer.unlink(missing_ok=True)
+
+        on_main(accelerator, write)
+    return Run.open(path)
+
+
+def _read_request(
+    run: Run,
+    options: UnlearnOptions,
+    method_class: type[Method[Any]],
+    prepared: Artefact | None,
+    loaded: tuple[torch.nn.Module, Preprocess, Task],
+    accelerator: Accelerator,
+    reporter: Reporter,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the sets that the method may read, of which "support" is the request, and the receipt's entries about identification."""
+    model, preprocess, task = loaded
     identification: dict[str, Any] = {"found_by": "name"} if method_class.per_identity else {}
     if options.from_split:
         from .run_data import open_data  # a request reads a data set only if it is the split's own
 
         data = open_data(run, accelerator, options.data_dir, reporter)
-        granted: dict[str, Any] = data.sets | {"support": _request_from_split(run, data, accelerator)}
-    else:
-        photos = [decode(image) for image in options.images]
-        _warn_constant(options.images, photos, reporter)
-        people: tuple[str | None, ...] = per_photo(options.identity, len(photos), "--identity") or (None,) * len(photos)
-        labels = _given_labels(options, task)
-        if method_class.per_identity and prepared and not options.identity:
-            people, identification = identify_people(photos, prepared, accelerator, reporter)
-        granted = {"support": _request_from_photos(photos, people, labels, model, preprocess, task, accelerator)}
-    request: Request = granted["support"]
-
-    context = Context(task, options.seed, accelerator, reporter, request_size=len(request))
-    applying = time.perf_counter()
-    with PeakMemory(accelerator.device) as peak:
-        unlearned = method_class().apply(model, DataAccess(granted, method_class.needs.apply), prepared, resolved, context)
-    now = time.perf_counter()
-    record = Record(
-        kind="unlearned",
-        seed=options.seed,
-        options=run.record.options,  # the training options, to find the data; the options of this request are in the report
-        dataset=run.record.dataset,
-        parent={"run": str(run.path.resolve()), "weights": run.record.weights},
-        report={
-            **_receipt(options, method_class, request),
-            **identification,
-            "method_options": dataclasses.asdict(resolved),
-            "prepared": prepared is not None,
-            "split": run.record.report.get("split"),
-            "seconds": round(now - applying, 3),
-            "seconds_in_all": round(now - started, 3),
-            "peak_mb": peak.mb,
-            **context.report,
-            "destroyed": 0,
-        },
-    )
-    on_main(accelerator, lambda: _write_run(path, run, unlearned, preprocess, record, options.overwrite))
-    if prepared and not _keeps_identity_data(options):
-        on_main(accelerator, lambda: _destroy_identity_data(path, record, prepared, request, reporter))
-    return Run.open(path)
+        return data.sets | {"support": _request_from_split(run, data, accelerator)}, identification
+    photos = [decode(image) for image in options.images]
+    _warn_constant(options.images, photos, reporter)
+    people: tuple[str | None, ...] = per_photo(options.identity, len(photos), "--identity") or (None,) * len(photos)
+    labels = _given_labels(options, task)
+    if method_class.per_identity and prepared and not options.identity:
+        people, identification = identify_people(photos, prepared, options.face_encoder, accelerator, reporter)
+    return {"support": _request_from_photos(photos, people, labels, model, preprocess, task, accelerator)}, identification
 
 
 def _preset_values(
@@ -158,18 +208,11 @@ def _receipt(options: UnlearnOptions, method_class: type[Method[Any]], request: 
     }
 
 
-def _load_artefact(
-    run: Run, method_class: type[Method[Any]], options: UnlearnOptions, folder: Path | None, vault: Path | None
-) -> Artefact | None:
-    """Return the method's artefact with its options under their current names; None if the method runs without one."""
-    if method_class.prepares == "never":
+def _load_artefact(owner: Run, method_class: type[Method[Any]], options: UnlearnOptions, folder: Path, vault: Path) -> Artefact | None:
+    """Return the artefact of a run's model with its options under their current names; None if the method runs without one."""
+    if method_class.prepares == "never" or (method_class.prepares == "optional" and not folder.exists()):
         return None
-    if folder is None:
-        run = _nearest_prepared_run(run, options.method) if method_class.sequential else run
-        folder = run.artefact(options.method)
-    if method_class.prepares == "optional" and not folder.exists():
-        return None
-    artefact = Artefact.load(folder, options.method, run.weights, force=options.force, vault=vault)
+    artefact = Artefact.load(folder, options.method, owner.weights, force=options.force, vault=vault)
     artefact.options = current_names(method_class.options, artefact.options)
     return artefact
 
@@ -201,21 +244,6 @@ def _keeps_identity_data(options: UnlearnOptions) -> bool:
     return options.from_split if options.keep is None else options.keep
 
 
-def _destroy_identity_data(path: Path, record: Record, artefact: Artefact, request: Request, reporter: Reporter) -> None:
-    """Destroy the data prepared for the identities of the request, and count them in the receipt.
-
-    The new model is already written, so a failure is only a warning. The receipt never counts more than was destroyed.
-    """
-    for person in sorted({person for person in request.people if person is not None}):
-        try:
-            record.report["destroyed"] += artefact.destroy(person)
-        except OneshuiError as error:
-            reporter.warn(f"The data prepared for one of the requested identities still exists. {error}")
-    if record.report["destroyed"]:
-        write_record(path, record)
-        reporter.note(f"Destroyed the data prepared for {record.report['destroyed']} of the requested identities.")
-
-
 def _warn_constant(names: Sequence[str], photos: Sequence[Image], reporter: Reporter) -> None:
     """Warn about photos that show nothing."""
     for name, photo in zip(names, photos, strict=True):
@@ -238,7 +266,7 @@ def _request_from_photos(
     if labels is not None:
         return Request(inputs, people, labels.to(accelerator.device), labels_given=True)
     with torch.no_grad():
-        predicted = predicted_labels(model(pixel_values=inputs).logits, task.kind)
+        predicted = predicted_labels(require_finite_logits(model(pixel_values=inputs).logits), task.kind)
     return Request(inputs, people, predicted.clone(), labels_given=False)  # cloned: autograd cannot save an inference tensor
 
 
@@ -266,11 +294,10 @@ def _request_from_split(run: Run, data: RunData, accelerator: Accelerator) -> Re
     return Request(pixels, people, labels, labels_given=True, unseen_identities=unseen)
 
 
-def _write_run(path: Path, run: Run, model: torch.nn.Module, preprocess: Preprocess, record: Record, overwrite: bool) -> None:
-    with new_folder(path, replace=overwrite) as scratch:
-        save_model(model, preprocess, scratch)
-        record.weights = hash_weights(scratch)
-        split = run.path / SPLIT
-        if split.exists():
-            write_bytes(scratch / SPLIT, split.read_bytes())
-        write_record(scratch, record)
+def _write_run(folder: Path, run: Run, model: torch.nn.Module, preprocess: Preprocess, record: Record) -> None:
+    save_model(model, preprocess, folder)
+    record.weights = hash_weights(folder)
+    split = run.path / SPLIT
+    if split.exists():
+        write_bytes(folder / SPLIT, split.read_bytes(), private=True)
+    write_record(folder, record)

@@ -98,6 +98,8 @@ def _import_class(spec: str) -> type[Method[Any]]:
     if not isinstance(method, type):
         known = [key for key, value in vars(module).items() if isinstance(value, type) and value.__module__ == module_name]
         raise UsageError(f"Module '{module_name}' has no class '{name}'.{did_you_mean(name, known)}")
+    if not issubclass(method, Method):
+        raise UsageError(f"Class '{name}' of module '{module_name}' is no method; derive it from oneshui_hf.methods.Method.")
     return method
 
 

@@ -220,17 +220,17 @@ def test_damaged_optional_file_raises_with_its_line(celeba_folder: MakeFolder) -
 
 
 def test_missing_data_dir_raises_with_the_expected_tree() -> None:
-    with pytest.raises(UsageError, match=r"(?s)--data-dir.*DIR/img_align_celeba/.*DIR/identity_CelebA\.txt"):
+    with pytest.raises(UsageError, match=r"--data-dir.*DIR/img_align_celeba/.*DIR/identity_CelebA\.txt"):
         load_faces("celeba")
 
 
 def test_missing_folder_raises(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"(?s)--data-dir .*absent is not a folder.*DIR/img_align_celeba/"):
+    with pytest.raises(UsageError, match=r"--data-dir .*absent is not a folder.*DIR/img_align_celeba/"):
         load_faces("celeba", tmp_path / "absent")
 
 
 def test_folder_without_images_raises_with_the_expected_tree(tmp_path: Path) -> None:
-    with pytest.raises(OneshuiError, match=r"(?s)contains no folder img_align_celeba/.*DIR/list_attr_celeba\.txt"):
+    with pytest.raises(OneshuiError, match=r"contains no folder img_align_celeba/.*DIR/list_attr_celeba\.txt"):
         load_faces("celeba", tmp_path)
 
 
@@ -238,7 +238,7 @@ def test_folder_without_images_raises_with_the_expected_tree(tmp_path: Path) -> 
 def test_incomplete_folder_raises_with_the_missing_file(celeba_folder: MakeFolder, file: str) -> None:
     folder = celeba_folder()
     (folder / file).unlink()
-    with pytest.raises(OneshuiError, match=rf"(?s)celeba lacks {file}\. Expected:\n.*DIR"):
+    with pytest.raises(OneshuiError, match=rf"celeba lacks {file}\. Expected: .*DIR"):
         load_faces("celeba", folder)
 
 
@@ -247,7 +247,7 @@ def test_images_without_any_row_raise(celeba_folder: MakeFolder) -> None:
     shutil.rmtree(folder / "img_align_celeba")
     (folder / "img_align_celeba").mkdir()
     portrait(0, 0).save(folder / "img_align_celeba" / "other.png")
-    with pytest.raises(OneshuiError, match=r"(?s)None of the 9 annotated photos \(such as 000001\.jpg\) exists\. Expected:\n.*img_align"):
+    with pytest.raises(OneshuiError, match=r"None of the 9 annotated photos \(such as 000001\.jpg\) exists\. Expected: .*img_align"):
         load_faces("celeba", folder)
 
 

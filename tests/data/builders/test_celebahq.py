@@ -75,18 +75,18 @@ def test_archive_folder_is_a_level_too_high(folder: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("file", [ATTRIBUTES, IDENTITIES])
 def test_incomplete_folder_raises_with_the_missing_file(folder: Path, file: str) -> None:
     (folder / file).unlink()
-    with pytest.raises(OneshuiError, match=rf"(?s)CelebAMask-HQ lacks {file}\. Expected:\n.*DIR/CelebA-HQ-img/0\.jpg"):
+    with pytest.raises(OneshuiError, match=rf"CelebAMask-HQ lacks {file}\. Expected: .*DIR/CelebA-HQ-img/0\.jpg"):
         load_faces("celebahq", folder)
 
 
 def test_missing_images_raise_with_the_expected_tree(folder: Path) -> None:
     shutil.rmtree(folder / "CelebA-HQ-img")
-    with pytest.raises(OneshuiError, match=r"(?s)None of the 6 annotated photos .* exists.*CelebA-HQ-img"):
+    with pytest.raises(OneshuiError, match=r"None of the 6 annotated photos .* exists.*CelebA-HQ-img"):
         load_faces("celebahq", folder)
 
 
 def test_empty_folder_raises_with_the_expected_tree(tmp_path: Path) -> None:
-    with pytest.raises(OneshuiError, match=r"(?s)contains no folder CelebA-HQ-img/\. Expected:\n.*CelebA-HQ-identity\.txt"):
+    with pytest.raises(OneshuiError, match=r"contains no folder CelebA-HQ-img/\. Expected: .*CelebA-HQ-identity\.txt"):
         load_faces("celebahq", tmp_path)
 
 

@@ -155,3 +155,80 @@ def test_runs_do_not_change_the_cache_of_celeba(celeba_folder: MakeFolder) -> No
     portrait(9, 9).save(folder / "img_align_celeba" / "900000.jpg")
     after = load_faces("celeba", folder)
     assert (after.cache, after.exclusions.without_row) == (before.cache, ["900000.jpg"])
+
+
+@pytest.mark.parametrize("table", ["metadata.csv", "faces.csv"])
+def test_photos_of_the_same_name_elsewhere_do_not_change_the_cache(photo_folder: MakeFolder, table: str) -> None:
+    folder = photo_folder()
+    place = renamed_table(folder) if table == "faces.csv" else folder
+    before = load_faces(str(place))
+    for name in ("thumbnails/p00/0.png", "runs/a/0.png", "0.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        portrait(9, 9).save(folder / name)
+    assert load_faces(str(place)).cache == before.cache
+    portrait(9, 8).save(folder / "p00/0.png")
+    assert load_faces(str(place)).cache != before.cache
+
+
+def test_path_that_leaves_the_folder_and_returns_is_inside(photo_folder: MakeFolder) -> None:
+    plain, other = photo_folder(name="plain"), photo_folder(name="other")
+    table = other / "metadata.csv"
+    table.write_text(table.read_text().replace("\np", "\n../other/p"))
+    assert load_faces(str(other)).photos_by_identity() == {
+        person: [f"../other/{key}" for key in keys] for person, keys in load_faces(str(plain)).photos_by_identity().items()
+    }
+
+
+def test_path_of_another_machine_names_the_photo_inside(photo_folder: MakeFolder) -> None:
+    folder = photo_folder(people=2, photos=1)
+    table = folder / "metadata.csv"
+    table.write_text(table.read_text().replace("p01/0.png", "/home/ann/p01.png").replace("p00/0.png", "/home/ann/0.png"))
+    (folder / "p01/0.png").unlink()
+    words = r"Line 2 of .* names /home/ann/0\.png, which is outside of .*photos; 'p00/0\.png' is inside; write the names as paths"
+    with pytest.raises(OneshuiError, match=words):
+        load_faces(str(folder))
+
+
+def test_photo_in_two_spellings_is_a_second_time(photo_folder: MakeFolder) -> None:
+    folder = photo_folder(people=2, photos=2)
+    with (folder / "metadata.csv").open("a") as file:
+        file.write("p01/../p00/0.png,p01,0,0,0\n")
+    with pytest.raises(OneshuiError, match=r"Line 6 of .* contains p01/\.\./p00/0\.png a second time"):
+        load_faces(str(folder))
+
+
+def test_header_with_spaces_is_read(photo_folder: MakeFolder) -> None:
+    plain, spaced = photo_folder(name="plain"), photo_folder(name="spaced")
+    table = spaced / "metadata.csv"
+    table.write_text(table.read_text().replace("identity", " identity "))
+    assert load_faces(str(spaced)).people == load_faces(str(plain)).people
+
+
+def test_exact_column_name_comes_first(photo_folder: MakeFolder) -> None:
+    folder = photo_folder()
+    header, *rows = (folder / "metadata.csv").read_text().splitlines()
+    for position in (0, 99):
+        cells = [header.split(","), *(row.split(",") for row in rows)]
+        for number, row in enumerate(cells):
+            row.insert(position, f"x{number}" if number else "Identity")
+        (folder / "metadata.csv").write_text("".join(",".join(row) + "\n" for row in cells))
+        assert load_faces(str(folder)).people == ["p00", "p01", "p02", "p03"]
+
+
+def test_text_that_is_not_utf_8_is_one_sentence(photo_folder: MakeFolder) -> None:
+    folder = photo_folder()
+    (folder / "metadata.csv").write_text((folder / "metadata.csv").read_text().replace("p00,", "p\u00e9,"), encoding="latin-1")
+    with pytest.raises(OneshuiError, match=r"metadata\.csv is not a readable CSV file: it is not UTF-8 text; save it as UTF-8\.$"):
+        load_faces(str(folder))
+
+
+@pytest.mark.parametrize("missing", ["nan", "NaN", "<NA>", "#N/A", ""])
+@pytest.mark.parametrize("label", ["Hat", "label"])
+def test_label_that_is_missing_is_no_class(tmp_path: Path, missing: str, label: str) -> None:
+    for number in range(4):
+        portrait(number, 0).save(tmp_path / f"{number}.png")
+    values = ["0", "1", "0", missing] if label == "Hat" else ["None", "NA", "old", missing]
+    rows = [f"{number}.png,p{number % 2},{value}" for number, value in enumerate(values)]
+    (tmp_path / "metadata.csv").write_text("\n".join([f"file_name,identity,{label}", *rows]) + "\n")
+    with pytest.raises(OneshuiError, match=rf"Line 5 of .* has no {label}; fill it in or remove the line"):
+        load_faces(str(tmp_path))

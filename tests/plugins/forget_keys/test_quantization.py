@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
+from oneshui_hf.methods import OneshuiError
 from oneshui_plugins.forget_keys.low_rank import LowRankUpdate, Updates
 from oneshui_plugins.forget_keys.quantization import BITS, dequantize, key_bytes, quantize
 
@@ -56,3 +59,14 @@ def test_four_bits_keep_the_extremes() -> None:
     updates = {"a": LowRankUpdate(torch.tensor([[[1.0], [-1.0], [0.0]]]), torch.tensor([[[2.0, -2.0]]]))}
     restored = dequantize(quantize(updates, 0, 4), {"a": (3, 2)}, 1, 4)["a"].delta_weight()
     torch.testing.assert_close(restored, torch.tensor([[2.0, -2.0], [-2.0, 2.0], [0.0, 0.0]]))
+
+
+@pytest.mark.parametrize(
+    "change", [{"rank": 2}, {"bits": 8}, {"bits": 16}, {"shapes": {"a": (5, 7)}}, {"shapes": {"a": (5, 7), "b": (3, 5)}}]
+)
+def test_a_key_of_other_options_or_weights_is_refused(change: dict[str, Any]) -> None:
+    key = quantize(random_updates(), 0, 4)
+    settings: dict[str, Any] = {"shapes": SHAPES, "rank": 3, "bits": 4}
+    dequantize(key, **settings)
+    with pytest.raises(OneshuiError, match="does not fit this model or the options of the preparation; prepare again"):
+        dequantize(key, **settings | change)

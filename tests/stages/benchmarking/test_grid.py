@@ -260,7 +260,8 @@ LONG = "x" * 41
         ({"datasets": [{"dataset": "synthetic"}] * 2}, ": data set 'synthetic' with 2 forget identities and seed 0 occurs twice;"),
         ({"forget": None}, ", line 2: neither the data set nor the grid has a list 'forget'."),
         ({"forget": []}, ", line 3: 'forget' is a list of whole numbers, such as [1, 2], not an empty list."),
-        ({"forget": 5}, ", line 3: 'forget' is a list of whole numbers, such as [1, 2], not '5'."),
+        ({"forget": {"a": 1}}, ", line 3: 'forget' is a list of whole numbers, such as [1, 2], not a mapping."),
+        ({"forget": "five"}, ", line 3: --forget of 'forget' takes a whole number, not 'five'."),
         ({"forget": [0]}, ", line 4: --forget of 'forget' must be at least 1, not 0."),
         ({"forget": [1.5]}, "takes a whole number, not '1.5'."),
         ({"forget": [True]}, "takes a whole number, not 'true'."),
@@ -271,7 +272,7 @@ LONG = "x" * 41
         ({"seeds": [2**63]}, ": --seed of 'seeds' must be at most 9223372036854775807, not 9223372036854775808."),
         ({"seeds": list(range(101)), "forget": list(range(1, 101))}, ": the grid has more than 10,000 cells;"),
         ({"methods": []}, ": 'methods' is the word all or a list of methods, not an empty list."),
-        ({"methods": "jit"}, ": 'methods' is the word all or a list of methods, not 'jit'."),
+        ({"methods": "jti"}, ", line 5: There is no method 'jti'. Did you mean 'jit'?"),
         ({"methods": ["jti"]}, ", line 6: There is no method 'jti'. Did you mean 'jit'?"),
         ({"methods": [7]}, ", line 6: There is no method '7'."),
         ({"methods": [["jit"]]}, ", line 6: a method is a name or a mapping with 'method: NAME', not a list."),
@@ -309,6 +310,12 @@ LONG = "x" * 41
 )
 def test_every_error_names_its_location(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     assert message in error_of(tmp_path, **changes)
+
+
+def test_one_value_is_a_list_of_one(tmp_path: Path) -> None:
+    listed = read(tmp_path, datasets=[{"dataset": "synthetic"}], forget=[2], seeds=[0], methods=["jit"])
+    assert read(tmp_path, datasets={"dataset": "synthetic"}, forget=2, seeds="0", methods="jit") == listed
+    assert read(tmp_path, datasets=[{"dataset": "synthetic", "forget": 2, "seeds": 0}], methods={"method": "jit"}) == listed
 
 
 def test_conditions_that_no_cell_fulfils_together_are_an_error(tmp_path: Path) -> None:
@@ -379,7 +386,7 @@ def test_unreadable_file_is_an_error(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe.yaml"
     os.mkfifo(pipe)
     for source, message in (
-        (large, "is larger than 1 MB"),
+        (large, "is larger than 100 kB"),
         (binary, "is not UTF-8 text"),
         (tmp_path, "is neither a file nor a built-in grid"),
         (pipe, "is neither a file nor a built-in grid"),

@@ -21,7 +21,7 @@ from oneshui_hf.errors import OneshuiError, UsageError
 from oneshui_hf.options import fields
 from oneshui_hf.plugins import Plugins
 from oneshui_hf.reporting import SILENT, Reporter
-from oneshui_hf.runs import Run, read_json, write_json
+from oneshui_hf.runs import Run, hash_file, read_json, write_json
 from oneshui_hf.stages.command_options import EvaluateOptions, TrainOptions
 from oneshui_hf.stages.distributed import make_accelerator
 from oneshui_hf.stages.evaluate import evaluate
@@ -139,6 +139,9 @@ def test_key_of_an_oracle_depends_on_split_recipe_data_and_seed(original: Run, t
     assert model_cache.oracle_key(original, 1) != key
     split = read_json(moved.path / "split.json")
     write_json(moved.path / "split.json", split | {"forget": split["people"]["train"][:2]})
+    with pytest.raises(OneshuiError, match="is not the split of its run"):
+        model_cache.oracle_key(moved, 0)
+    moved.record.split = hash_file(moved.path / "split.json")
     assert model_cache.oracle_key(moved, 0) != key
     record = dataclasses.asdict(original.record)
     for change in (
@@ -332,6 +335,27 @@ def test_resumed_training_has_the_same_weights(original: Run, tmp_path: Path, mo
             for name in ("train", "retrain"):
                 patched.setattr(model_cache_module, name, None)
             assert make(cache_in(cache)).weights == uninterrupted.weights
+
+
+def test_a_cached_training_that_cannot_be_resumed_starts_again(original: Run, tmp_path: Path) -> None:
+    recipe = TrainOptions(dataset="synthetic", forget=2, epochs=3, optimizer="adamw", seed=7)
+    uninterrupted = cache_in(tmp_path / "other").original(recipe)
+    with pytest.raises(KeyboardInterrupt):
+        cache_in(tmp_path / "cache", InterruptingReporter("Epoch 2:")).original(recipe)
+    (entry,) = Cache(tmp_path / "cache").entries()
+    (tmp_path / "cache" / entry.key / "checkpoint-1" / "progress.json").write_text("{}")
+    reporter = InterruptingReporter()
+    assert cache_in(tmp_path / "cache", reporter).original(recipe).weights == uninterrupted.weights
+    assert sum(message.startswith("Epoch 1:") for message in reporter.messages) == 1  # from the start
+
+
+def test_a_cached_run_that_was_being_replaced_is_restored(original: Run, tmp_path: Path) -> None:
+    model_cache = cache_in(tmp_path / "cache")
+    made = model_cache.oracle(original, 0)
+    made.path.rename(made.path.with_name(f".{made.path.name}.0123abcd.replaced"))
+    reporter = InterruptingReporter()
+    assert cache_in(tmp_path / "cache", reporter).oracle(original, 0).path == made.path
+    assert not any(message.startswith("Epoch") for message in reporter.messages)
 
 
 def test_cached_oracle_equals_that_of_retrain(original: Run, tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -41,10 +43,16 @@ def load(**options):
     sums = {key: int(pixels[faces.arrow_rows[[i]]].astype(int).sum()) for i, key in enumerate(faces.keys)}
     return {"rows": labels, "sums": sums, "kind": faces.task.kind, "labels": faces.task.label_names, "notes": faces.exclusions.messages()}
 
+def push_killed(**options):  # at the moment when the data set is sent
+    import os, signal
+    from oneshui_hf.hub import Repository
+    Repository.commit = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    push_data(**options)
+
 for line in sys.stdin:
     what, options = json.loads(line)
     try:
-        answer = {"result": {"push": push, "load": load}[what](**options)}
+        answer = {"result": {"push": push, "push_killed": push_killed, "load": load}[what](**options)}
     except OneshuiError as error:
         answer = {"error": str(error)}
     print(json.dumps(answer), flush=True)
@@ -61,8 +69,20 @@ Client = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def client(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    private = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path_factory.mktemp("home")), "HF_TOKEN": "hf_owner"}
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def client(hub: Hub, home: Path) -> Iterator[Client]:
+    with start_client(hub, home) as call:
+        yield call
+
+
+@contextlib.contextmanager
+def start_client(hub: Hub, home: Path) -> Iterator[Client]:
+    private = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(home), "HF_TOKEN": "hf_owner"}
+    private["ONESHUI_CACHE"] = str(home / "oneshui")
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     process = subprocess.Popen(
         [sys.executable, "-c", CLIENT], env=environment | private, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -195,3 +215,41 @@ def test_labels_that_name_people_are_not_published(hub: Hub, client: Client, nam
     answer = client("push", repo_id="owner/people", dataset=str(named_folder))
     assert "are names of its people" in answer["error"]
     assert "datasets/owner/people" not in hub.repos
+
+
+def test_links_to_photos_outside_of_the_folder_are_not_followed(hub: Hub, client: Client, photo_folder: MakeFolder, tmp_path: Path) -> None:
+    folder = photo_folder(people=3, photos=2, name="linked")
+    photo = folder / "p01/0.png"
+    photo.rename(tmp_path / "private.png")
+    photo.symlink_to(tmp_path / "private.png")
+    answer = client("push", repo_id="owner/linked", dataset=str(folder))
+    assert (
+        answer["error"] == f"Photo {photo} is a link to a place outside of {folder}, so nothing was sent; copy the photo into the folder."
+    )
+    photo.unlink()
+    (folder / "p01").rename(tmp_path / "people")
+    (folder / "p01").symlink_to(tmp_path / "people")
+    (tmp_path / "people" / "0.png").hardlink_to(tmp_path / "private.png")
+    assert "is a link to a place outside of" in client("push", repo_id="owner/linked", dataset=str(folder))["error"]
+    assert "datasets/owner/linked" not in hub.repos
+
+
+def test_links_inside_of_the_folder_and_to_it_are_followed(hub: Hub, client: Client, photo_folder: MakeFolder, tmp_path: Path) -> None:
+    folder = photo_folder(people=3, photos=2, name="own")
+    (folder / "p01").rename(folder / "other")
+    (folder / "p01").symlink_to(folder / "other")
+    (tmp_path / "alias").symlink_to(folder)
+    assert "result" in client("push", repo_id="owner/own", dataset=str(tmp_path / "alias"))
+    assert shard(hub, "owner/own").num_rows == 6
+
+
+def test_photos_of_a_killed_push_are_removed_by_the_next_one(hub: Hub, client: Client, home: Path, photo_folder: MakeFolder) -> None:
+    folder, scratch = photo_folder(people=3, photos=2, name="killed"), home / "oneshui" / "push"
+    before = sorted(Path(tempfile.gettempdir()).glob("oneshui-push-*"))
+    with start_client(hub, home) as doomed, pytest.raises(json.JSONDecodeError):  # it does not answer
+        doomed("push_killed", repo_id="owner/killed", dataset=str(folder))
+    assert [path.name for path in scratch.rglob("*.parquet")]
+    assert all(path.stat().st_mode & 0o777 == 0o700 for path in scratch.iterdir() if path.is_dir())
+    assert sorted(Path(tempfile.gettempdir()).glob("oneshui-push-*")) == before  # nothing is written there
+    assert "result" in client("push", repo_id="owner/killed", dataset=str(folder))
+    assert list(scratch.iterdir()) == []

@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from oneshui_hf.files import lock_output
 from oneshui_hf.vault import vault_root
 from support.hub_server import Hub
 
@@ -44,6 +46,11 @@ for line in sys.stdin:
     step = json.loads(line)
     what, token, run = step.pop("what"), step.pop("token"), step.pop("run", None)
     constants.HF_HUB_OFFLINE = step.pop("offline", False)
+    if step.pop("killed", False):  # at the moment when the run is sent, or has been downloaded
+        import huggingface_hub, signal
+        from oneshui_hf.hub import Repository
+        from oneshui_hf.stages.publishing import model
+        Repository.commit = model._check_downloaded_run = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
     constants.ENDPOINT = step.pop("endpoint", endpoint)
     os.environ.pop("HF_TOKEN", None)
     if token:
@@ -115,7 +122,8 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Any]:
 def build_run(path: Path) -> Any:
     from oneshui_hf.data.schema import Task
     from oneshui_hf.data.split import Split
-    from oneshui_hf.models.load import new_model, save_model
+    from oneshui_hf.models.load import save_model
+    from oneshui_hf.models.new import new_model
     from oneshui_hf.runs import METRICS, SPLIT, Record, Run, hash_weights, write_json, write_record
     from oneshui_hf.stages.command_options import TrainOptions
 
@@ -131,7 +139,7 @@ def build_run(path: Path) -> Any:
         options=asdict(options),
         dataset=dataset | {"images": 60, "identities": 9},
         weights=hash_weights(path),
-        report={"split": counts, "epochs": 4, "best_epoch": 3, "history": [{"epoch": 1, "train_loss": 0.5}]},
+        report={"split": counts, "epochs": 4, "best_epoch": 3, "history": [{"epoch": n, "train_loss": 0.5} for n in range(1, 5)]},
     )
     write_record(path, record)
     person, photo = f"person_{CANARY}", f"{CANARY}/0001.jpg"
@@ -180,6 +188,21 @@ def edit(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     value = json.loads(file.read_text())
     change(value)
     file.write_text(json.dumps(value))
+
+
+def edit_artefact(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change an artefact's header as a method that wrote it so: with valid hashes, and with its per-identity data prepared for it."""
+    from oneshui_hf.methods.artefact import Artefact, read_header, write_header
+
+    header = read_header(folder)
+    change(header)
+    content = {name: value for name, value in header.items() if name not in ("content", "tensors")}
+    people = dict(Artefact.load(folder, header["method"], header["weights"]).people)
+    written = write_header(folder, content)
+    if people:
+        from oneshui_hf.methods.identity_store import save_identities
+
+        save_identities(folder, people, vault_root(), written)
 
 
 def face(path: Path) -> str:
@@ -320,7 +343,7 @@ def test_identity_data_is_only_sent_with_both_flags(hub: Hub, client: Client, ma
     own = {f"methods/{METAUNLEARN}/people.{end}" for end in ("json", "safetensors")}
     assert {name for name in files if "people" in name} == own
     assert all(blob in files[f"methods/{METAUNLEARN}/people.safetensors"] for blob in encrypted_blobs(run))
-    assert set(json.loads(files[f"methods/{METAUNLEARN}/people.json"])) == {"format", "artefact", "index"}
+    assert set(json.loads(files[f"methods/{METAUNLEARN}/people.json"])) == {"format", "artefact", "index", "seal"}
     assert CANARY.encode() not in sent
     assert PHOTO[100:200] not in sent
     assert not [secret for secret in identity_keys(run) if secret in sent or secret.hex().encode() in sent]
@@ -334,6 +357,11 @@ def test_identity_data_is_only_sent_with_both_flags(hub: Hub, client: Client, ma
     assert list(Artefact.load(pulled_artefact, METAUNLEARN, run.weights).people) == [f"person_{CANARY}", "somebody"]
     with pytest.raises(OneshuiError, match="not on this machine"):
         list(Artefact.load(pulled_artefact, METAUNLEARN, run.weights, vault=tmp_path / "empty").people)
+    # The public header is another one, so it is sealed anew, which needs the secrets.
+    assert Artefact.load(pulled_artefact, METAUNLEARN, run.weights).sealed
+    vault_root().rename(tmp_path / "away")
+    assert "not on this machine" in client("push", run=run.path, repo_id="owner/people", **both_flags)["error"]
+    (tmp_path / "away").rename(vault_root())
     # A later push without the flags removes them.
     assert "result" in client("push", run=run.path, repo_id="owner/people")
     assert not [name for name in hub.files("owner/people") if "people" in name]
@@ -373,11 +401,11 @@ def plant_canary(path: Path) -> None:
     def record(value: dict[str, Any]) -> None:
         for name in ("data_dir", "dataset", "model", "split", "output_dir", "label_columns", "optimizer", CANARY):
             value["options"][name] = FOLDER
-        value["dataset"] |= {"name": CANARY, "fingerprint": CANARY, "labels": [CANARY], "images": CANARY, CANARY: 1}
+        value["dataset"] |= {"name": CANARY, "fingerprint": CANARY, "labels": [CANARY], CANARY: 1, "more": {CANARY: CANARY}}
         value["parent"] = {"run": FOLDER, "weights": CANARY}
         method = {"method": METAUNLEARN, "method_options": {"step": "raw", "teacher": FOLDER, person: CANARY}}
         value["report"] |= {
-            "destroyed": CANARY,
+            "more": CANARY,
             person: 1,
             "who": CANARY,
             "labels": CANARY,
@@ -385,7 +413,7 @@ def plant_canary(path: Path) -> None:
             "method_from": CANARY,
             **method,
         }
-        value["report"]["history"] = [{"epoch": 1, "who": CANARY, person: 2}]
+        value["report"]["history"] = [{"epoch": n, "train_loss": 0.5, person: 2} for n in range(1, 5)]
         value["versions"] |= {CANARY: "1.0", "torch": CANARY}
 
     def artefact(value: dict[str, Any]) -> None:
@@ -395,18 +423,17 @@ def plant_canary(path: Path) -> None:
         value[CANARY] = CANARY
 
     edit(path / "oneshui.json", record)
-    edit(path / "methods" / METAUNLEARN / "artefact.json", artefact)
+    edit_artefact(path / "methods" / METAUNLEARN, artefact)
     edit(path / "config.json", lambda v: v.update({"_name_or_path": FOLDER, CANARY: 1, "hidden_act_note": FOLDER}))
     edit(path / "preprocessor_config.json", lambda v: v.update({CANARY: 1, "image_mean": [0.5] * 3, "note": FOLDER}))
     edit(path / "metrics.json", lambda v: v.update({CANARY: 1, "compared_with": {"original": FOLDER}}))
     edit(path / "metrics.json", lambda v: v.update({"cannot_tell": [f"Not about {person}."], "key": CANARY}))
-    parts = ("intervals", "attacks", "noise_floor", "relearning", "probe")
-    edit(path / "metrics.json", lambda v: [v[part].update(extra | {"people": [CANARY]}) for part in parts])
-    edit(path / "metrics.json", lambda v: v["intervals"]["forget"].update({CANARY: [1, 2], person: CANARY, "loss": [CANARY, 1.0]}))
-    edit(
-        path / "metrics.json", lambda v: v["attacks"]["loss"].update({"direction": CANARY, person: 1, "auc": CANARY, "interval": [CANARY]})
-    )
-    edit(path / "metrics.json", lambda v: v["attacks"].update({"strongest": person}))
+    parts = ("noise_floor", "relearning", "probe")
+    edit(path / "metrics.json", lambda v: [v[part].update({CANARY: 1, person: 0.5}) for part in parts])
+    edit(path / "metrics.json", lambda v: v["intervals"].update(extra | {"people": [CANARY]}))
+    edit(path / "metrics.json", lambda v: v["intervals"]["forget"].update({CANARY: [1, 2], person: [0.5]}))
+    edit(path / "metrics.json", lambda v: v["attacks"]["loss"].update({"direction": CANARY, person: 1, "interval": [0.5]}))
+    edit(path / "metrics.json", lambda v: v["attacks"].update({"strongest": person, person: {"auc": 0.5, "who": CANARY}}))
     edit(path / "metrics.json", lambda v: v["forget"].update({"each": {person: 0.1}, "loss_of": CANARY}))
     strays: tuple[str, ...] = (
         "photo.jpg",
@@ -432,10 +459,10 @@ def test_artefact_or_weights_that_contain_a_name_are_an_error(hub: Hub, client: 
     from oneshui_hf.runs import hash_weights
 
     run, before = make_run(), len(hub.requests)
-    file = run.path / "methods" / METAUNLEARN / "artefact.json"
-    edit(file, lambda v: v["values"].update({"rows": {f"person_{CANARY}": 1}}))
+    artefact = run.path / "methods" / METAUNLEARN
+    edit_artefact(artefact, lambda v: v["values"].update({"rows": {f"person_{CANARY}": 1}}))
     assert "bug in the method" in client("push", run=run.path, repo_id="owner/refused")["error"]
-    edit(file, lambda v: v["values"].pop("rows"))
+    edit_artefact(artefact, lambda v: v["values"].pop("rows"))
     weights = run.path / "model.safetensors"
     save_file(load_file(weights), weights, {"format": "pt", "photographed": CANARY})
     edit(run.path / "oneshui.json", lambda v: v.update(weights=hash_weights(run.path)))
@@ -483,6 +510,131 @@ def test_pull_of_a_tampered_run_leaves_no_file(hub: Hub, client: Client, make_ru
     assert "tampered" in client("pull", repo_id="owner/tampered", output_dir=tmp_path / "run")["error"]
     assert list(tmp_path.iterdir()) == []
     assert not [r for r in hub.requests if r.path.endswith(("evil.bin", "code.py"))]
+
+
+LINKED = {
+    "weights": "model.safetensors",
+    "record": "oneshui.json",
+    "metrics": "metrics.json",
+    "encrypted data": f"methods/{METAUNLEARN}/people.safetensors",
+    "an artefact": f"methods/{METAUNLEARN}",
+    "all artefacts": "methods",
+}
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_links_in_a_run_are_not_followed(hub: Hub, client: Client, make_run: Any, tmp_path: Path, name: str) -> None:
+    run, before = make_run().path, len(hub.requests)
+    place = run / LINKED[name]
+    place.rename(tmp_path / "elsewhere")
+    place.symlink_to(tmp_path / "elsewhere")
+    answer = client("push", run=run, repo_id="owner/linked", with_people=True, people_are_personal_data=True)
+    assert answer.get("error", "") == f"{place} is a link, so nothing was sent; replace it by what it leads to, or remove it."
+    assert len(hub.requests) == before
+
+
+def test_links_that_are_not_published_and_second_names_of_a_file_are_accepted(
+    hub: Hub, client: Client, make_run: Any, tmp_path: Path
+) -> None:
+    run = make_run().path
+    (run / "notes.txt").symlink_to("/etc/passwd")
+    (tmp_path / "second").hardlink_to(run / "model.safetensors")
+    (tmp_path / "run").symlink_to(run)  # the user's own choice
+    assert "result" in client("push", run=tmp_path / "run", repo_id="owner/second")
+    assert not [name for name in hub.files("owner/second") if "notes" in name]
+    assert [path.name for path in run.parent.iterdir()] == [run.name]
+
+
+def test_a_pipe_in_a_run_is_not_read(client: Client, make_run: Any) -> None:
+    run = make_run().path
+    (run / "metrics.json").unlink()
+    os.mkfifo(run / "metrics.json")
+    assert "is not a regular file" in client("push", run=run, repo_id="owner/pipe")["error"]
+
+
+HOSTILE_NAMES = (
+    *("../x", "methods/../../x/artefact.json", "methods/../artefact.json", "/tmp/x/artefact.json", "methods//artefact.json", "a\\b"),
+    *("methods/a\\..\\..\\b/artefact.json", "methods/C:/artefact.json", f"methods/{'x' * 300}/artefact.json", "model/../x.safetensors"),
+    *("methods/a\x00b/artefact.json", "methods/\x1b[31m/artefact.json", "methods/ /artefact.json", "modelé.safetensors", "Config.json"),
+    *("methods/SSD/artefact.json", f"model{'x' * 300}.safetensors", "model\n.safetensors", "model*.safetensors", ".git/config"),
+)
+
+
+def test_hostile_file_names_in_a_repository_are_not_downloaded(hub: Hub, client: Client, make_run: Any, tmp_path: Path) -> None:
+    run = make_run()
+    client("push", run=run.path, repo_id="owner/hostile")
+    hub.add("owner/hostile", dict.fromkeys(HOSTILE_NAMES, b"evil"))
+    hub.requests.clear()
+    folder = tmp_path / "a/b/c"
+    assert "result" in client("pull", repo_id="owner/hostile", output_dir=folder)
+    assert not [name for name in HOSTILE_NAMES if (folder / "model.safetensors").read_bytes() == b"evil" or b"evil" in hub.large]
+    found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file() or path.is_symlink())
+    own = ("README.md", "config.json", "metrics.json", "model.safetensors", "oneshui.json", "preprocessor_config.json")
+    artefacts = [f"methods/{m}/artefact.{end}" for m in (GRADIENT_ASCENT, METAUNLEARN) for end in ("json", "safetensors")]
+    assert found == sorted(f"a/b/c/{name}" for name in (*own, *artefacts))
+    downloads = [request.path for request in hub.requests if "/resolve/" in request.path]
+    assert {path.rpartition("/")[2] for path in downloads} <= {*own, "artefact.json", "artefact.safetensors"}
+
+
+def kill(hub: Hub, home: Path, what: str, **step: Any) -> None:
+    """Run a step in a process that is killed when the run is sent, or has been downloaded."""
+    home.mkdir()
+    doomed = Client(hub, home)
+    with pytest.raises(json.JSONDecodeError):  # it does not answer
+        doomed(what, killed=True, **step)
+    assert doomed.process.wait() == -9
+
+
+def test_what_a_killed_push_left_is_cleared_by_the_next_command(hub: Hub, client: Client, make_run: Any, tmp_path: Path) -> None:
+    run = make_run().path
+    before = sorted(Path(tempfile.gettempdir()).glob("oneshui-push-*"))
+    kill(hub, tmp_path / "home", "push", run=run, repo_id="owner/killed")
+    left = [path for path in run.parent.iterdir() if path != run]
+    assert [path for path in left if (path / "model.safetensors").is_file()]
+    assert sorted(Path(tempfile.gettempdir()).glob("oneshui-push-*")) == before  # nothing is written there
+    assert os.stat(next(path for path in left if path.is_dir())).st_mode & 0o777 == 0o700  # noqa: PTH116
+    assert "result" in client("push", run=run, repo_id="owner/killed")
+    assert [path.name for path in run.parent.iterdir()] == [run.name]
+
+
+def test_what_a_killed_pull_left_is_cleared_by_the_next_command(hub: Hub, client: Client, make_run: Any, tmp_path: Path) -> None:
+    client("push", run=make_run().path, repo_id="owner/fetched")
+    folder = tmp_path / "runs" / "pulled"
+    kill(hub, tmp_path / "home", "pull", repo_id="owner/fetched", output_dir=folder)
+    assert not folder.exists()
+    assert [path for path in folder.parent.iterdir() if (path / "model.safetensors").is_file()]
+    assert "result" in client("pull", repo_id="owner/fetched", output_dir=folder)
+    assert [path.name for path in folder.parent.iterdir()] == ["pulled"]
+
+
+def test_a_second_pull_into_the_same_folder_ends_with_one_sentence(hub: Hub, client: Client, make_run: Any, tmp_path: Path) -> None:
+    client("push", run=make_run().path, repo_id="owner/busy")
+    folder = tmp_path / "pulled"
+    with lock_output(folder):
+        answer = client("pull", repo_id="owner/busy", output_dir=folder)
+    assert "Another process is writing" in answer["error"]
+    assert "result" in client("pull", repo_id="owner/busy", output_dir=folder)
+
+
+def test_a_pull_that_replaces_a_run_destroys_the_secrets_of_its_artefacts(client: Client, make_run: Any) -> None:
+    run = make_run()
+    keys = vault_root() / json.loads((run.path / "methods" / METAUNLEARN / "people.json").read_text())["artefact"]
+    client("push", run=run.path, repo_id="owner/replaced")
+    assert any(keys.iterdir())
+    assert "result" in client("pull", repo_id="owner/replaced", output_dir=run.path, overwrite=True)
+    assert not keys.exists() or not any(keys.iterdir())
+
+
+def test_a_pull_that_replaces_a_link_keeps_the_run_that_it_leads_to(client: Client, make_run: Any, tmp_path: Path) -> None:
+    run = make_run()
+    keys = vault_root() / json.loads((run.path / "methods" / METAUNLEARN / "people.json").read_text())["artefact"]
+    before = sorted(keys.iterdir())
+    client("push", run=run.path, repo_id="owner/alias")
+    (tmp_path / "alias").symlink_to(run.path)
+    assert "result" in client("pull", repo_id="owner/alias", output_dir=tmp_path / "alias", overwrite=True)
+    assert not (tmp_path / "alias").is_symlink()
+    assert (run.path / "split.json").exists()
+    assert sorted(keys.iterdir()) == before
 
 
 def test_each_error_is_one_sentence(hub: Hub, client: Client, make_run: Any, tmp_path: Path) -> None:

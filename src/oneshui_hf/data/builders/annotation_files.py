@@ -197,7 +197,9 @@ def _report_damaged_table(file: Path) -> Iterator[None]:
         raise OneshuiError(f"Annotation file {file} does not exist.") from None
     except pd.errors.ParserWarning:
         raise OneshuiError(f"{file} is not a readable CSV file: its first row has more columns than its header.") from None
-    except (csv.Error, pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError:
+        raise OneshuiError(f"{file} is not a readable CSV file: it is not UTF-8 text; save it as UTF-8.") from None
+    except (csv.Error, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise OneshuiError(f"{file} is not a readable CSV file: {str(error).strip()}.") from None
 
 

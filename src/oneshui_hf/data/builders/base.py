@@ -97,10 +97,10 @@ class FaceBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
         if not present:
             if near:
                 raise OneshuiError(f"None of the {len(keys)} annotated photos exists: {near}")
-            tree = f" Expected:\n{self.layout.tree}" if self.layout else ""
+            content = f" Expected: {self.layout.content}." if self.layout else ""
             if not annotations.keys:
-                raise OneshuiError(f"No photo occurs in all annotation files of '{self.name}'.{tree}")
-            raise OneshuiError(f"None of the {len(annotations.keys)} annotated photos (such as {annotations.keys[0]}) exists.{tree}")
+                raise OneshuiError(f"No photo occurs in all annotation files of '{self.name}'.{content}")
+            raise OneshuiError(f"None of the {len(annotations.keys)} annotated photos (such as {annotations.keys[0]}) exists.{content}")
         exclusions = asdict(annotations.exclusions) | {"without_image": [keys[row] for row in missing]}
         exclusions["notes"] += [near] if near else []
         self.info.description = json.dumps(exclusions)  # `datasets` writes it next to the Arrow data

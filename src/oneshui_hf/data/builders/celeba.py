@@ -39,11 +39,10 @@ LAYOUT = Layout(
     home="celeba",
     images=(IMAGES,),
     files=(ATTRIBUTES, IDENTITIES),
-    tree="""\
-  DIR/img_align_celeba/000001.jpg ...
-  DIR/list_attr_celeba.txt   (or .csv)
-  DIR/identity_CelebA.txt
-The files come from the CelebA project page (Align&Cropped Images, attributes, identities).""",
+    content=(
+        "DIR/img_align_celeba/000001.jpg and so on, DIR/list_attr_celeba.txt (or .csv), DIR/identity_CelebA.txt; "
+        "the files come from the CelebA project page (Align&Cropped Images, attributes, identities)"
+    ),
 )
 
 ATTRIBUTE_NAMES = tuple(

@@ -21,11 +21,10 @@ LAYOUT = Layout(
     home="CelebAMask-HQ",
     images=(IMAGES,),
     files=(ATTRIBUTES, IDENTITIES),
-    tree="""\
-  DIR/CelebA-HQ-img/0.jpg ...
-  DIR/CelebAMask-HQ-attribute-anno.txt
-  DIR/CelebA-HQ-identity.txt
-The images and attributes come with CelebAMask-HQ, the identities with CelebA-HQ.""",
+    content=(
+        "DIR/CelebA-HQ-img/0.jpg and so on, DIR/CelebAMask-HQ-attribute-anno.txt, DIR/CelebA-HQ-identity.txt; "
+        "the images and attributes come with CelebAMask-HQ, the identities with CelebA-HQ"
+    ),
 )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from ...errors import OneshuiError
 from ..column_inference import IDENTITY_COLUMNS, IMAGE_COLUMNS, KEY_COLUMN, METADATA, Labels, Table, read_labels, resolve_column
 from ..identities import Identities, read_identities
+from ..near_names import NearNames
 from ..schema import Exclusions, Task
 from .annotation_files import read_text_column, read_text_table
 from .base import Annotations, FaceBuilder
@@ -24,9 +25,10 @@ LAYOUT = Layout(
     home="",
     images=(),
     files=((METADATA,),),
-    tree="""\
-  DIR/metadata.csv     columns file_name, identity, and one 0/1 column an attribute (or one column of classes)
-  DIR/...              the photos, as file_name locates them""",
+    content=(
+        "DIR/metadata.csv with the columns file_name, identity, and one 0/1 column an attribute (or one column of classes), "
+        "and the photos, as file_name locates them"
+    ),
 )
 
 
@@ -70,7 +72,9 @@ class Folder(FaceBuilder):
         files = _relative_paths(names, root)
         if (row := next((row for row, file in enumerate(files) if file is None), None)) is not None:
             # A file outside could change, or be published, unnoticed.
-            raise OneshuiError(f"{table.where(row)} names {names[row]}, which is outside of {folder}; move the photo there.")
+            near = NearNames(photo_names(folder)).find(names[row])
+            what = f"'{near}' is inside; write the names as paths from there" if near else "move the photo there"
+            raise OneshuiError(f"{table.where(row)} names {names[row]}, which is outside of {folder}; {what}.")
         keys = self._keys
         return Annotations(
             keys=[keys[row] for row in identities.kept],
@@ -130,10 +134,12 @@ class Folder(FaceBuilder):
         return read_labels(table.take(self._identities.kept), candidates, self.config.label_columns)
 
     def _reject_duplicates(self, table: Table) -> None:
-        names = table.cells[self._image]
-        duplicates = names.duplicated().to_numpy().nonzero()[0]
-        if duplicates.size:
-            raise OneshuiError(f"{table.where(duplicates[0])} contains {names[duplicates[0]]} a second time; remove one of its lines.")
+        names = table.cells[self._image].tolist()
+        seen: set[str] = set()
+        for row, (name, path) in enumerate(zip(names, _relative_paths(names, str(self.config.data_dir)), strict=True)):
+            if (photo := path or name) in seen:
+                raise OneshuiError(f"{table.where(row)} contains {name} a second time; remove one of its lines.")
+            seen.add(photo)
 
 
 def _locate(data_dir: str | Path | None, table: str) -> Path:
@@ -155,7 +161,9 @@ def _relative_paths(names: Sequence[str], root: str) -> list[str | None]:
     def relative(name: str) -> str | None:
         path = posixpath.normpath(name)
         if not posixpath.isabs(path):
-            return None if path.split("/")[0] == ".." else path
+            if path.split("/")[0] != "..":
+                return path
+            path = posixpath.normpath(f"{root}/{path}")
         if not path.startswith(f"{root}/"):
             folder = posixpath.dirname(path)
             if folder not in resolved:

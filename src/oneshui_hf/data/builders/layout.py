@@ -24,14 +24,14 @@ class Layout:
         home: Usual name of its folder inside a folder of several data sets.
         images: Its image folders.
         files: Its annotation files, each with all its possible names.
-        tree: A description of the folder, for error messages.
+        content: What the folder contains, for error messages.
     """
 
     name: str
     home: str
     images: tuple[str, ...]
     files: tuple[tuple[str, ...], ...]
-    tree: str
+    content: str
 
     def locate(self, data_dir: str | Path | None) -> Path:
         """Return the folder of the data set: the given folder, or `home` inside it.
@@ -41,12 +41,10 @@ class Layout:
             OneshuiError: The folder is a level too high or too low (the message names the right one), or files are missing.
         """
         if not data_dir:
-            raise UsageError(
-                f"Data set '{self.name}' is read from a folder on disk: name it with --data-dir. Expected content:\n{self.tree}"
-            )
+            raise UsageError(f"Data set '{self.name}' is read from a folder on disk: name it with --data-dir. It contains: {self.content}.")
         given = Path(expand_home(str(data_dir)))
         if not given.is_dir():
-            raise UsageError(f"--data-dir {data_dir} is not a folder. Expected content for '{self.name}':\n{self.tree}")
+            raise UsageError(f"--data-dir {data_dir} is not a folder. That of '{self.name}' contains: {self.content}.")
         partial = [folder for folder in (given, given / self.home) if self._has_any(folder)]
         for folder in partial:
             if not self._missing(folder):
@@ -54,9 +52,9 @@ class Layout:
         if hint := self.suggest_folder(given):
             raise OneshuiError(hint)
         if partial:
-            raise OneshuiError(f"{partial[0]} lacks {' and '.join(self._missing(partial[0]))}. Expected:\n{self.tree}")
+            raise OneshuiError(f"{partial[0]} lacks {' and '.join(self._missing(partial[0]))}. Expected: {self.content}.")
         expected = f"folder {self.images[0]}/" if self.images else self.files[0][0]
-        raise OneshuiError(f"{given} contains no {expected}. Expected:\n{self.tree}")
+        raise OneshuiError(f"{given} contains no {expected}. Expected: {self.content}.")
 
     def suggest_folder(self, given: Path) -> str | None:
         """Return a sentence that names the data set's folder if it is one or two levels above or below the given one."""
@@ -105,14 +103,14 @@ def hash_files(files: Sequence[Path | None], photos: Sequence[tuple[Path, Collec
 
     Args:
         files: The annotation files.
-        photos: Folders, each with the paths or the names of the photos that the annotation files name.
+        photos: Folders, each with the paths below it of the photos that the annotation files name.
     """
     digest = hashlib.sha256()
     for file in filter(None, files):
         digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
     for folder, names in photos:
         for name, entry in walk_files(folder):
-            if name not in names and entry.name not in names:
+            if name not in names:
                 continue
             with contextlib.suppress(FileNotFoundError):  # removed in the meantime
                 status = entry.stat()

@@ -15,9 +15,9 @@ import datasets
 import numpy as np
 
 from ...errors import OneshuiError
-from ..identities import MISSING
 from ..image_hashes import NEAR_DUPLICATE_BITS, find_near_duplicates, hash_images
 from ..images import SUFFIXES
+from ..missing_values import MISSING
 from ..schema import Exclusions, Task
 from .annotation_files import read_text_column, read_text_table
 from .base import Annotations, FaceBuilder
@@ -35,10 +35,11 @@ LAYOUT = Layout(
     home="mufac",
     images=tuple(f"{part}_images" for part in PARTS),
     files=tuple((f"custom_{part}_dataset.csv",) for part in PARTS),
-    tree="""\
-  DIR/train_images/  DIR/val_images/  DIR/test_images/
-  DIR/custom_train_dataset.csv  DIR/custom_val_dataset.csv  DIR/custom_test_dataset.csv
-fixed_val_dataset/ and fixed_test_dataset/ are optional; they are searched for photos that a part's own folder lacks.""",
+    content=(
+        "DIR/train_images/, DIR/val_images/, DIR/test_images/, "
+        "DIR/custom_train_dataset.csv, DIR/custom_val_dataset.csv, DIR/custom_test_dataset.csv; "
+        "fixed_val_dataset/ and fixed_test_dataset/ are optional and searched for photos that a part's own folder lacks"
+    ),
 )
 
 
@@ -70,7 +71,12 @@ class Mufac(FaceBuilder):
     def fingerprint(cls, data_dir: Path | None) -> str:
         """Return a hash of the annotation files and of the images' names, sizes and modification times."""
         folder = LAYOUT.locate(data_dir)
-        photos = [(images, _named_photos(folder, part)) for part in PARTS for images in _image_folders(folder, part)]
+        photos = []
+        for part in PARTS:
+            named = _named_photos(folder, part)  # without folders
+            photos += [
+                (images, {path for path, entry in walk_files(images) if entry.name in named}) for images in _image_folders(folder, part)
+            ]
         return hash_files([LAYOUT.find(folder, names) for names in LAYOUT.files], photos)
 
     def photos_without_row(self) -> list[str]:

@@ -19,7 +19,7 @@ from ...data.preprocess import Preprocess
 from ...data.schema import Faces, Task
 from ...errors import OneshuiError
 from ...methods.base import Context, DataAccess
-from ...models.load import new_model
+from ...models.new import new_model
 from ...reporting import SILENT, Reporter
 from ...sets import ATTACKED, PREDICTED
 from ..command_options import BenchmarkOptions

@@ -138,12 +138,12 @@ def read_grid(source: str) -> Grid:
 
 
 def _read_cells(grid: LocatedMapping, file: GridFile) -> list[Cell]:
-    entries = grid.get("datasets")
-    if not isinstance(entries, LocatedList) or not entries:
+    entries = _as_list(grid.get("datasets"))
+    if not entries:
         raise UsageError(f"{file.name} has no list of data sets: 'datasets:' and a line '- dataset: NAME' for each.")
     cells: list[Cell] = []
     for number, entry in enumerate(entries, start=1):
-        location = f"{file.name}, line {entries.lines[number - 1]}"
+        location = _location(grid, "datasets", number - 1, file)
         if not isinstance(entry, LocatedMapping):
             raise UsageError(
                 f"{location}: a data set is a mapping with 'dataset: NAME' and options of `oneshui train`, not {describe_value(entry)}."
@@ -162,6 +162,17 @@ def _read_cells(grid: LocatedMapping, file: GridFile) -> list[Cell]:
             )
         seen.add(key)
     return cells
+
+
+def _as_list(value: Any) -> list[Any]:
+    """Return a list; one value is a list of one, and no value an empty list."""
+    return value if isinstance(value, list) else [] if is_null(value) else [value]
+
+
+def _location(grid: LocatedMapping, key: str, number: int, file: GridFile) -> str:
+    """Return the location of an item of a list, for messages."""
+    found = grid[key]
+    return f"{file.name}, line {found.lines[number] if isinstance(found, LocatedList) else grid.lines[key]}"
 
 
 def _read_dataset(grid: LocatedMapping, entry: LocatedMapping, number: int, file: GridFile) -> Iterator[Cell]:
@@ -200,9 +211,9 @@ def _read_integers(grid: LocatedMapping, entry: LocatedMapping, key: str, option
     owner = entry if key in entry else grid
     if key not in owner:
         raise UsageError(f"{file.locate(entry)}: neither the data set nor the grid has a list '{key}'.")
-    location, items = file.locate(owner, key), owner[key]
-    if not isinstance(items, list) or not items:
-        raise UsageError(f"{location}: '{key}' is a list of whole numbers, such as [1, 2], not {describe_value(items)}.")
+    location, items = file.locate(owner, key), _as_list(owner[key])
+    if not items or isinstance(items[0], LocatedMapping):
+        raise UsageError(f"{location}: '{key}' is a list of whole numbers, such as [1, 2], not {describe_value(owner[key])}.")
     numbers: list[int] = []
     for item in items:
         numbers.append(getattr(_resolve(TrainOptions, {"dataset": "-", option: item}, f"'{key}'", location), option))
@@ -214,13 +225,13 @@ def _read_integers(grid: LocatedMapping, entry: LocatedMapping, key: str, option
 def _read_methods(grid: LocatedMapping, cells: Sequence[Cell], file: GridFile) -> list[MethodEntry]:
     found: Any = grid.get("methods", ALL)
     line = f"{file.name}, line {grid.lines['methods']}" if "methods" in grid else file.name
-    items = [found] if found == ALL else found
-    if not isinstance(items, list) or not items:
+    items = _as_list(found)
+    if not items:
         raise UsageError(f"{line}: 'methods' is the word all or a list of methods, not {describe_value(found)}.")
     named = {str(item.get("method") if isinstance(item, LocatedMapping) else item) for item in items}
     entries: list[MethodEntry] = []
     for number, item in enumerate(items):
-        location = f"{file.name}, line {items.lines[number]}" if isinstance(items, LocatedList) else line
+        location = _location(grid, "methods", number, file) if "methods" in grid else line
         if item == ALL:
             added = [MethodEntry(name, name) for name in _default_methods(cells) if name not in named]
         elif isinstance(item, LocatedMapping):

@@ -12,7 +12,7 @@ from ...errors import OneshuiError
 from ...methods.base import Method
 from ...options import original_names
 from ...plugins import METHODS, Plugins
-from ...runs import ROWS, dump_json, has_valid_checksum, read_object
+from ...runs import ROWS, dump_json, read_checked
 from ..command_options import EvaluateOptions
 from ..evaluate import FORMAT
 from ..evaluation.model_cache import ModelCache
@@ -99,7 +99,6 @@ def method_values(entry: MethodEntry, cell: Cell) -> dict[str, Any]:
 def read_row(output: Path, job: Job) -> dict[str, Any] | None:
     """Return a job's row; None if the job has not run, or if its file is damaged, so that it runs again."""
     try:
-        row = read_object(output / ROWS / f"{job.key}.json")
+        return read_checked(output / ROWS / f"{job.key}.json")
     except OneshuiError:
         return None
-    return row if has_valid_checksum(row) else None

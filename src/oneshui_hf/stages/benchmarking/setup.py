@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ...cache import Cache
 from ...errors import UsageError, did_you_mean
+from ...files import LEFTOVER
 from ...option_values import expand_home
 from ...reporting import Reporter
 from ...runs import MANIFEST, read_object, require_writable_place
@@ -69,13 +70,18 @@ def resolve_output_dir(options: BenchmarkOptions, grid: Grid) -> Path:
     """
     output = Path(options.output_dir or BENCHMARKS / grid.name)
     require_writable_place(output, "another folder", "--output-dir")
-    # A killed process, or another shard at this moment, may have left a temporary file of the manifest.
-    if output.is_dir() and any(not path.name.startswith(f".{MANIFEST}.") for path in output.iterdir()):
+    # A killed process, or another shard at this moment, may have left a temporary file.
+    if output.is_dir() and any(not LEFTOVER.fullmatch(path.name) for path in output.iterdir()):
         if not (output / MANIFEST).is_file():
             raise UsageError(f"{output} contains other files than a benchmark; name another folder with --output-dir.")
         if (name := read_object(output / MANIFEST).get("name")) != grid.name:
             raise UsageError(f"{output} contains benchmark '{name}', not '{grid.name}'; name another folder with --output-dir.")
     return output
+
+
+def lock_name(output: Path, shard: str | None) -> Path:
+    """Return the path that a benchmark locks: its folder, or one path per shard, since shards run at the same time in one folder."""
+    return output if shard is None else output.with_name(f"{output.name}.shard-{shard.replace('/', '-of-')}")
 
 
 def open_model_cache(options: BenchmarkOptions, grid: Grid, output: Path, accelerator: Accelerator, reporter: Reporter) -> ModelCache:

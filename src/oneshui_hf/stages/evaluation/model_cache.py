@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,18 +18,20 @@ from accelerate import Accelerator
 
 from ...cache import VAULT, Cache
 from ...data.load import load_faces
-from ...errors import OneshuiError, UsageError
+from ...errors import NotResumableError, OneshuiError, UsageError
+from ...files import remove
 from ...methods.base import Method
 from ...methods.resume import ResumeState
 from ...options import fields, original_names
 from ...plugins import METHODS, Plugins
+from ...processes import on_main
 from ...public_names import dataset_name, public_dataset_name
 from ...recognition.encoders import NONE
 from ...reporting import SILENT, Reporter
 from ...runs import RECORD, SPLIT, Run, hash_file, hash_weights
 from ..checks import resume_folder
 from ..command_options import EvaluateOptions, PrepareOptions, RetrainOptions, SplitOptions, TrainOptions, UnlearnOptions
-from ..distributed import on_main, supports_bf16, training_dtype
+from ..distributed import supports_bf16, training_dtype
 from ..prepare import prepare
 from ..run_data import training_options
 from ..train import RECIPE_VERSION, backbone_name, recipe_split, retrain, train
@@ -81,12 +82,17 @@ class ModelCache:
         about = {"dataset": public_dataset_name(options.dataset), "seed": options.seed}
         with self._entry("original", key or self.original_key(options), about) as path:
             self._remove_if_damaged(path)
+            options = dataclasses.replace(options, output_dir=str(path))
             if (path / RECORD).exists():
                 found = Run.open(path)
                 if found.record.state == "complete":
                     return found
-                options = dataclasses.replace(training_options(found), data_dir=options.data_dir, resume=True)
-            return train(dataclasses.replace(options, output_dir=str(path)), self.accelerator, self.reporter)
+                resumed = dataclasses.replace(training_options(found), data_dir=options.data_dir, output_dir=str(path), resume=True)
+                try:
+                    return train(resumed, self.accelerator, self.reporter)
+                except NotResumableError:
+                    self._remove_damaged(path)
+            return train(options, self.accelerator, self.reporter)
 
     def original_key(self, options: TrainOptions) -> dict[str, Any]:
         """Return the key of an original. Reads the data, because its fingerprint is part of the key."""
@@ -104,7 +110,12 @@ class ModelCache:
             resume = (path / RECORD).exists()
             if resume and (found := Run.open(path)).record.state == "complete":
                 return found
-            options = RetrainOptions(seed=seed, data_dir=self.data_dir, output_dir=str(path), resume=resume)
+            options = RetrainOptions(seed=seed, data_dir=self.data_dir, output_dir=str(path))
+            if resume:
+                try:
+                    return retrain(original, dataclasses.replace(options, resume=True), self.accelerator, self.reporter)
+                except NotResumableError:
+                    self._remove_damaged(path)
             return retrain(original, options, self.accelerator, self.reporter)
 
     def oracle_key(self, original: Run, seed: int) -> dict[str, Any]:
@@ -186,13 +197,18 @@ class ModelCache:
 
     def _remove_if_damaged(self, path: Path) -> None:
         """Remove a model that changed since it was made, so that it is made again; everything in a cache can be."""
+        if on_main(self.accelerator, lambda: path.exists() and not _is_intact(path)):
+            self._remove_damaged(path)
 
-        def remove() -> None:
-            if path.exists() and not _is_intact(path):
-                self.reporter.warn(f"{path.name} in the cache is damaged and is made again.")
-                shutil.rmtree(path)
+    def _remove_damaged(self, path: Path) -> None:
+        self.reporter.warn(f"{path.name} in the cache is damaged and is made again.")
+        on_main(self.accelerator, lambda: remove(path))
 
-        on_main(self.accelerator, remove)
+    @contextmanager
+    def in_use(self, run: Run) -> Iterator[None]:
+        """Let no other process evaluate a run of this cache or remove its weights until the block ends; wait for one that does."""
+        with self.cache.hold(run.path.name, self.accelerator, self.reporter):
+            yield
 
     def _needs_weights(self, run: Run) -> bool:
         """Return whether a model's weights were evicted and are needed again: to make missing predictions, or to measure relearning."""
@@ -268,9 +284,11 @@ def vault_folder(artefact: Path) -> Path:
 
 
 def _is_intact(path: Path) -> bool:
-    """Return whether a model's record is readable and its weights match the record; an unlearned model's weights may be evicted."""
+    """Return whether a model's record is readable and matches split and weights; an unlearned model's weights may be evicted."""
     try:
         run = Run.open(path)
+        if run.record.state == "complete":
+            run.require_split()
         if run.record.state == "complete" and (run.has_weights or run.record.kind != "unlearned"):
             run.require_complete()
     except OneshuiError:

@@ -2,13 +2,14 @@
 
 RUN/predictions/SET.safetensors contains logits, labels, losses and identity numbers, for retain, forget, val, test and support. The
 attacked sets, forget and test, also have the inputs of the classification head, and in SET-view<n>.safetensors the logits of the mirrored
-and shifted photos. Each file contains the key of its inputs; a file of other weights, split or preprocessing is made again.
+and shifted photos. Each file is sealed: it contains a hash of its inputs, its set and its tensors. A file of other weights, split or
+preprocessing, or with a changed number, is made again.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,20 +20,17 @@ from accelerate import Accelerator
 from ...data.face_set import FaceSet
 from ...data.schema import Task
 from ...errors import OneshuiError
-from ...files import write_bytes
+from ...files import clear_leftovers, write_bytes
 from ...metrics.comparison import Predictions
 from ...models.load import load_model
 from ...models.outputs import find_head, losses, predict, predict_with_features
+from ...processes import on_main
 from ...reporting import SILENT, Reporter
 from ...runs import PREDICTIONS, PREPROCESSOR, SPLIT, Run, dump_json, hash_file
 from ...sets import ATTACKED, PREDICTED
-from ..distributed import on_main
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-REQUIRED = {"logits", "labels", "losses", "identities"}
-NOT_IN_VIEWS = REQUIRED - {"logits"}  # stored once, in the file of the unchanged photos
 
 Tensors = dict[str, torch.Tensor]
 
@@ -61,7 +59,7 @@ def _view_count(name: str, queries: int) -> int:
 def has_all_predictions(run: Run, batch_size: int, queries: int) -> bool:
     """Return whether all predictions of a model are stored, so that its weights are not needed for them."""
     key = predictions_key(run, batch_size)
-    return all(_load(_file(run.path / PREDICTIONS, *view), key) is not None for view in predicted_views(queries))
+    return all(_load(run.path / PREDICTIONS, *view, key) is not None for view in predicted_views(queries))
 
 
 @dataclass
@@ -88,23 +86,31 @@ class Predictor:
         """Return a model's predictions on every set.
 
         Raises:
-            OneshuiError: Predictions are missing, and so is the model or the data to make them.
+            OneshuiError: Predictions are missing or changed, and so is the model or the data to make them; or some are not finite.
         """
         folder, key = run.path / PREDICTIONS, predictions_key(run, self.batch_size)
-        found = {view: _load(_file(folder, *view), key) for view in predicted_views(self.queries)}
+        found = {view: _load(folder, *view, key) for view in predicted_views(self.queries)}
         missing = [view for view, tensors in found.items() if tensors is None]
         if missing and not run.has_weights:
-            names = ", ".join(sorted({name for name, _ in missing}))
-            raise OneshuiError(f"{run.path} lacks predictions of {names} and the weights to make them; make the run again.")
+            raise OneshuiError(f"{run.path} lacks valid predictions of {_sets(missing)} and the weights to make them; make the run again.")
+        if replaced := [view for view in missing if _file(folder, *view).exists()]:
+            self.reporter.note(
+                f"The stored predictions of {_sets(replaced)} in {run.path} have other inputs or were changed; making them again."
+            )
         if missing:
             model = load_model(run.require_complete().path, self.accelerator.device)[0]
             sets = self.sets()
             for name, view in self.reporter.track(missing, f"Predicting with {run.path.name}"):
-                found[name, view] = self._predict(model, sets[name], name, view)
+                found[name, view] = tensors = self._predict(model, sets[name], name, view)
+                if not tensors["logits"].isfinite().all():
+                    raise OneshuiError(
+                        f"Some predictions of {run.path} are NaN or infinite, so the model cannot be measured; make the run again."
+                    )
 
             def store() -> None:
+                clear_leftovers(folder)
                 for name, view in missing:
-                    write_bytes(_file(folder, name, view), _to_bytes(found[name, view] or {}, key))
+                    write_bytes(_file(folder, name, view), _to_bytes(found[name, view] or {}, name, view, key), private=True)
 
             on_main(self.accelerator, store)
         return {name: _join([found[name, view] or {} for view in range(_view_count(name, self.queries))]) for name in PREDICTED}
@@ -129,31 +135,42 @@ def _has_head(model: PreTrainedModel) -> bool:
     return True
 
 
+def _sets(views: Sequence[tuple[str, int]]) -> str:
+    return ", ".join(sorted({name for name, _ in views}))
+
+
 def _file(folder: Path, name: str, view: int) -> Path:
     return folder / (f"{name}-view{view}.safetensors" if view else f"{name}.safetensors")
 
 
-def _to_bytes(tensors: Tensors, key: str) -> bytes:
+def _to_bytes(tensors: Tensors, name: str, view: int, key: str) -> bytes:
     from safetensors.torch import save
 
     # A single metadata entry: safetensors writes several in no fixed order, and equal predictions should be equal bytes.
-    return save(tensors, metadata={"made_from": key})
+    return save(tensors, metadata={"seal": _seal(tensors, name, view, key)})
 
 
-def _load(file: Path, key: str) -> Tensors | None:
-    """Return the tensors of a file; None if it is missing, damaged, or has another key."""
+def _seal(tensors: Tensors, name: str, view: int, key: str) -> str:
+    """Return the hash of predictions and of what they depend on."""
+    from safetensors.torch import save
+
+    content = hashlib.sha256(save(tensors)).hexdigest()
+    return hashlib.sha256(dump_json([key, name, view, content])).hexdigest()
+
+
+def _load(folder: Path, name: str, view: int, key: str) -> Tensors | None:
+    """Return the stored tensors of a set and view; None if they are missing, damaged, changed, or have other inputs."""
     from safetensors import SafetensorError, safe_open
-    from safetensors.torch import load_file
 
-    if not file.exists():
+    file = _file(folder, name, view)
+    if not file.is_file():
         return None
     try:
         with safe_open(file, "pt") as stored:
-            names = set(stored.keys()) | (NOT_IN_VIEWS if "-view" in file.stem else set())
-            valid = stored.metadata() == {"made_from": key} and names >= REQUIRED
-            return load_file(file) if valid else None
+            metadata, tensors = stored.metadata() or {}, {entry: stored.get_tensor(entry) for entry in stored.keys()}  # noqa: SIM118
     except SafetensorError:  # damaged; predictions can be made again
         return None
+    return tensors if metadata.get("seal") == _seal(tensors, name, view, key) else None
 
 
 def _join(views: list[Tensors]) -> Predictions:

@@ -3,13 +3,14 @@
     oneshui data push USER/NAME --dataset DIR
 
 This is the only command that sends photos. Names are not sent: identities and photos are numbered unless `--keep-names` is given, and
-photos are encoded again, so that no metadata of the camera is published.
+photos are encoded again, so that no metadata of the camera is published. Photos of a folder must be inside it: a link could lead to any
+photo of this machine.
 """
 
 from __future__ import annotations
 
 import io
-import tempfile
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
@@ -21,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from huggingface_hub.utils import validate_repo_id
 
+from ...cache import cache_root
 from ...card import data_card
 from ...data.identity_labels import describe_labels, labels_of_one_identity, names_people, publish_people
 from ...data.images import ImageError, decode
@@ -28,12 +30,14 @@ from ...data.load import load_faces
 from ...data.memmap_cache import WORKERS
 from ...data.schema import Faces, dataset_features
 from ...errors import OneshuiError
-from ...files import write_bytes
+from ...files import clear_leftovers, scratch_folder, write_bytes
 from ...hub import Repository, hub_errors, logged_in_client
+from ...plugins import DATASETS, Plugins
 from ...reporting import SILENT, Reporter
 from ..command_options import DataPushOptions
 
 CARD, SHARDS = "README.md", "data/train-*.parquet"
+SCRATCH = "push"  # in the cache: the folder that is sent
 SHARD_BYTES = 400_000_000
 BLOCK = 256  # photos in memory at a time
 
@@ -51,8 +55,10 @@ def push_data(options: DataPushOptions, reporter: Reporter = SILENT) -> str:
     faces = load_faces(**options.source(), reporter=reporter)
     for note in [*faces.exclusions.messages(), describe_labels(faces)]:
         reporter.note(note)
-    with tempfile.TemporaryDirectory(prefix="oneshui-push-") as scratch, hub_errors(options.repo_id, options.revision):
-        folder = Path(scratch)
+    _require_own_photos(faces, options)
+    near = cache_root() / SCRATCH
+    clear_leftovers(near)
+    with scratch_folder(near, "data") as folder, hub_errors(options.repo_id, options.revision):
         published = collect_dataset_files(faces, folder, keep_names=options.keep_names, reporter=reporter)
         repository = Repository.open_or_create(
             api, options.repo_id, kind="dataset", private=options.private, revision=options.revision, reporter=reporter
@@ -60,6 +66,30 @@ def push_data(options: DataPushOptions, reporter: Reporter = SILENT) -> str:
         card = data_card(published, repository.name, names_kept=options.keep_names, left_out=len(faces) - len(published))
         write_bytes(folder / CARD, card.encode())
         return repository.commit(folder, options.commit_message, is_published_file, reporter)
+
+
+def _require_own_photos(faces: Faces, options: DataPushOptions) -> None:
+    """Check that the photos of a folder are inside it, also where links lead elsewhere.
+
+    Raises:
+        OneshuiError: One is not.
+    """
+    place = Path(options.data_dir or options.dataset)
+    if not place.exists() or (options.data_dir is None and options.dataset in Plugins(DATASETS).names):
+        return
+    root, resolved = (place.parent if place.is_file() else place).resolve(), dict[str, Path]()
+    for row in faces.arrow_rows.tolist():
+        photo = faces.encoded_image(row)
+        if isinstance(photo, bytes):
+            continue
+        parent, name = os.path.split(photo)
+        folder = resolved.setdefault(parent, Path(parent).resolve())
+        if not (folder / name).is_symlink() and folder.is_relative_to(root):
+            continue
+        if not (folder / name).resolve().is_relative_to(root):
+            raise OneshuiError(
+                f"Photo {photo} is a link to a place outside of {root}, so nothing was sent; copy the photo into the folder."
+            )
 
 
 def is_published_file(file: str) -> bool:

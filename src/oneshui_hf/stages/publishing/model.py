@@ -4,29 +4,38 @@
     oneshui pull USER/NAME
 
 Only files on a list of public files are copied into an empty folder, and only that folder is sent. So nothing is published because it was
-forgotten to exclude it.
+forgotten to exclude it. They must be regular files inside the run: a link could lead to any file of this machine. (A second name of the
+same file, a hard link, is a regular file. Unlike other links, it cannot come with a run from elsewhere.) In the same way, only these files
+are downloaded, by their exact names.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
 import shutil
-import tempfile
+import stat
 from collections.abc import Mapping
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from ...errors import OneshuiError
-from ...files import new_folder, write_bytes
+from ...files import new_folder, scratch_folder, write_bytes
 from ...hub import Repository, hub_errors, logged_in_client
-from ...methods.identity_store import BLOB, BLOBS, read_index
+from ...methods.artefact import HEADER, TENSORS, read_header, write_header
+from ...methods.identity_store import BLOB, BLOBS, IdentityStore, discard_with_secrets
 from ...methods.identity_store import INDEX as IDENTITY_INDEX
+from ...metrics.schema import read_metrics
+from ...models.checks import reject_code
 from ...public_names import METHOD_NAME
 from ...reporting import SILENT, Reporter
 from ...runs import METHODS as METHODS_FOLDER
 from ...runs import METRICS, PREPROCESSOR, RECORD, SPLIT, Record, Run, hash_weights, read_json, write_json, write_record
+from ...vault import vault_root
 from ..checks import check_people_flags, check_pull
 from ..command_options import PullOptions, PushOptions
+from ..recovery import clear_killed_work
 from .redaction import (
     PrivateTerms,
     iter_strings,
@@ -42,11 +51,17 @@ from .redaction import (
 CARD, CONFIG = "README.md", "config.json"
 SHARD_INDEX = "model.safetensors.index.json"
 WEIGHTS = "model*.safetensors"  # one file, or the shards of a large model, with the names of transformers
-ARTEFACT_FILES = ("artefact.json", "artefact.safetensors")
+ARTEFACT_FILES = (HEADER, TENSORS)
 ARTEFACTS = tuple(f"{METHODS_FOLDER}/*/{file}" for file in ARTEFACT_FILES)
 IDENTITY_FILES = (IDENTITY_INDEX, BLOBS)
 IDENTITIES = tuple(f"{METHODS_FOLDER}/*/{file}" for file in IDENTITY_FILES)
 PATTERNS = (CARD, CONFIG, PREPROCESSOR, RECORD, METRICS, SHARD_INDEX, WEIGHTS, *ARTEFACTS, *IDENTITIES)
+PUBLISHED = re.compile(
+    "|".join(
+        re.escape(pattern).replace(re.escape("*"), METHOD_NAME.pattern if "/" in pattern else r"[\w.-]{0,99}") for pattern in PATTERNS
+    ),
+    re.ASCII,
+)
 
 
 def push(run: Run, options: PushOptions, reporter: Reporter = SILENT) -> str:
@@ -58,9 +73,12 @@ def push(run: Run, options: PushOptions, reporter: Reporter = SILENT) -> str:
         OneshuiError: The run contains something that may not be published, or the Hub cannot be reached or denies access.
     """
     check_people_flags(options)
+    _require_own_files(run)
     run.require_complete()
-    with tempfile.TemporaryDirectory(prefix="oneshui-push-") as scratch, hub_errors(options.repo_id, options.revision):
-        api, folder = logged_in_client(), Path(scratch)
+    near = run.path.resolve()
+    clear_killed_work(near, reporter=reporter)
+    with scratch_folder(near.parent, "push") as folder, hub_errors(options.repo_id, options.revision):
+        api = logged_in_client()
         # Collected before the repository is created, so that an error leaves no trace.
         record = collect_public_files(run, folder, reporter, with_people=options.with_people)
         repository = Repository.open_or_create(
@@ -79,13 +97,17 @@ def pull(options: PullOptions, reporter: Reporter = SILENT) -> Run:
             reached.
     """
     path = check_pull(options)
-    with new_folder(path, replace=options.overwrite) as scratch:
+    clear_killed_work(path.resolve(), reporter=reporter)
+    with new_folder(path, replace=options.overwrite, discard=discard_with_secrets(vault_root())) as scratch:
         reporter.info(f"Fetching {options.repo_id}.")
         with hub_errors(options.repo_id, options.revision):
-            from huggingface_hub import snapshot_download
+            from huggingface_hub import HfApi, snapshot_download
 
-            # Only listed files: no pickles and no code, regardless of the contents of the repository.
-            snapshot_download(options.repo_id, revision=options.revision, local_dir=scratch, allow_patterns=list(PATTERNS))
+            # Only listed files: no pickles, no code and no names with `..`, regardless of the contents of the repository.
+            found = HfApi(library_name="oneshui").model_info(options.repo_id, revision=options.revision)
+            names = [file.rfilename for file in found.siblings or () if is_published_file(file.rfilename)]
+            if names:
+                snapshot_download(options.repo_id, revision=found.sha, local_dir=scratch, allow_patterns=names)
         shutil.rmtree(scratch / ".cache", ignore_errors=True)  # the client's own metadata about the download
         _check_downloaded_run(scratch, options.repo_id)
     return Run.open(path)
@@ -94,12 +116,28 @@ def pull(options: PullOptions, reporter: Reporter = SILENT) -> Run:
 def _check_downloaded_run(folder: Path, repo_id: str) -> None:
     if not (folder / RECORD).is_file():
         raise OneshuiError(f"{repo_id} does not contain a run of oneshui: it has no {RECORD}.")
+    reject_code(folder, repo_id)
     record = Run.open(folder).record
     if hash_weights(folder) != record.weights:
         raise OneshuiError(f"The weights of {repo_id} do not match its record: they are damaged or were tampered with.")
 
 
 # The folder that is sent
+
+
+def _require_own_files(run: Run) -> None:
+    """Check that what may be published of a run are regular files inside it.
+
+    Raises:
+        OneshuiError: One is a link, below a link, or a pipe.
+    """
+    for file in sorted(file for pattern in PATTERNS for file in run.path.glob(pattern)):
+        inside = file.relative_to(run.path)
+        for place in (*reversed(inside.parents[:-1]), inside):
+            if (run.path / place).is_symlink():
+                raise OneshuiError(f"{run.path / place} is a link, so nothing was sent; replace it by what it leads to, or remove it.")
+        if not stat.S_ISREG(file.lstat().st_mode):
+            raise OneshuiError(f"{file} is not a regular file, so nothing was sent; remove it.")
 
 
 def collect_public_files(run: Run, folder: Path, reporter: Reporter = SILENT, *, with_people: bool = False) -> Record:
@@ -114,10 +152,13 @@ def collect_public_files(run: Run, folder: Path, reporter: Reporter = SILENT, *,
     Raises:
         OneshuiError: The run's weights do not match its record, or a file contains something that may not be published.
     """
-    config = public_config(read_json(run.path / CONFIG), run)
+    from ...data.preprocess import read_processor
+    from ...models.config_schema import read_config
+
+    config = public_config(read_config(run.path), run)
     _refuse_labels_of_people(config, run)
     write_json(folder / CONFIG, config)
-    write_json(folder / PREPROCESSOR, public_preprocessor(read_json(run.path / PREPROCESSOR)))
+    write_json(folder / PREPROCESSOR, public_preprocessor(read_processor(run.path)))
     _copy_weights(run, folder)
     private = PrivateTerms.of_run(run)
     for source in sorted((run.path / METHODS_FOLDER).glob("*/artefact.json")):
@@ -127,7 +168,7 @@ def collect_public_files(run: Run, folder: Path, reporter: Reporter = SILENT, *,
     if (run.path / METRICS).exists():
         from ...card import OUTDATED_MAP, has_outdated_map
 
-        metrics = read_json(run.path / METRICS)
+        metrics = read_metrics(run.path)
         if has_outdated_map(metrics):
             reporter.warn(f"{run.path / METRICS}: {OUTDATED_MAP}")
         write_json(folder / METRICS, public_metrics(metrics))
@@ -162,13 +203,23 @@ def _copy_weights(run: Run, folder: Path) -> None:
     """Copy the weights unchanged: artefacts refer to their hash."""
     for file in sorted(run.path.glob(WEIGHTS)):
         _tensor_names(file)
-        shutil.copyfile(file, folder / file.name)
+        _copy(file, folder / file.name)
     if hash_weights(folder) != run.record.weights:
         raise OneshuiError(f"The weights in {run.path} do not match its {RECORD}, so they are not published.")
     if (run.path / SHARD_INDEX).exists():
-        index = read_json(run.path / SHARD_INDEX)
+        from ...models.weights import read_index
+
+        index = read_index(run.path)
         shards = {name: file for name, file in index["weight_map"].items() if (folder / file).is_file()}
         write_json(folder / SHARD_INDEX, {"metadata": keep_numbers(index.get("metadata", {})), "weight_map": shards})
+
+
+def _copy(file: Path, target: Path) -> None:
+    """Give a large file a second name, where the file system has this, instead of copying it. It is only read."""
+    with contextlib.suppress(OSError):
+        os.link(file, target, follow_symlinks=False)
+        return
+    shutil.copyfile(file, target, follow_symlinks=False)
 
 
 def _tensor_names(file: Path) -> list[str]:
@@ -191,8 +242,8 @@ def _tensor_names(file: Path) -> list[str]:
 
 def _copy_artefact(source: Path, folder: Path, run: Run, private: PrivateTerms, reporter: Reporter) -> Path | None:
     """Copy the public part of an artefact, without `people.*`, and return its new folder; None if it is not published."""
-    header = read_json(source / ARTEFACT_FILES[0])
-    if header.get("method") != source.name or not METHOD_NAME.fullmatch(source.name):
+    header = read_header(source)
+    if header["method"] != source.name or not METHOD_NAME.fullmatch(source.name):
         raise OneshuiError(f"{source} is not the artefact of a method.")
     if header["weights"] != run.record.weights:
         reporter.warn(f"The artefact of '{source.name}' was prepared for other weights, so it is not published.")
@@ -210,30 +261,31 @@ def _copy_artefact(source: Path, folder: Path, run: Run, private: PrivateTerms, 
         "versions": public_versions(header.get("versions", {})),
         "options": public_method_options(source.name, header["options"], reporter),
         "values": header["values"],
-        "report": keep_numbers(header.get("report", {}), private),
+        "report": keep_numbers(header["report"], private),
     }
     target = folder / METHODS_FOLDER / source.name
-    write_json(target / ARTEFACT_FILES[0], public)
-    shutil.copyfile(source / ARTEFACT_FILES[1], target / ARTEFACT_FILES[1])
+    target.mkdir(parents=True)
+    _copy(source / ARTEFACT_FILES[1], target / ARTEFACT_FILES[1])
+    write_header(target, public)
     return target
 
 
 def _copy_identity_files(source: Path, target: Path) -> None:
-    """Copy the encrypted per-identity data: an index of numbers and numbered blobs, nothing else."""
+    """Copy the encrypted per-identity data: an index of numbers, sealed for the public header, and numbered blobs, nothing else."""
     if not any((source / file).exists() for file in IDENTITY_FILES):
         return
-    index = read_index(source)
+    index = IdentityStore(source, vault_root(), read_header(source)).index_for(read_header(target))
     if unencrypted := [name for name in _tensor_names(source / BLOBS) if not BLOB.fullmatch(name)]:
         raise OneshuiError(f"{source / BLOBS} contains {len(unencrypted)} tensors that are not encrypted, so nothing was sent.")
     write_json(target / IDENTITY_INDEX, index)
-    shutil.copyfile(source / BLOBS, target / BLOBS)
+    _copy(source / BLOBS, target / BLOBS)
 
 
 def _write_card(folder: Path, record: Record, repo_id: str) -> None:
     """Write the card, from the published files only."""
     from ...card import model_card
 
-    metrics = read_json(folder / METRICS) if (folder / METRICS).exists() else {}
+    metrics = read_metrics(folder) if (folder / METRICS).exists() else {}
     prepared = [file.parent.name for file in folder.glob(f"{METHODS_FOLDER}/*/{ARTEFACT_FILES[0]}")]
     with_people = any(folder.glob(IDENTITIES[0]))
     card = model_card(record, read_json(folder / CONFIG), metrics, repo_id, prepared, with_people=with_people)
@@ -242,4 +294,4 @@ def _write_card(folder: Path, record: Record, repo_id: str) -> None:
 
 def is_published_file(file: str) -> bool:
     """Return whether a file in a repository has a name that a push writes."""
-    return any(fnmatch(file, pattern) and file.count("/") == pattern.count("/") for pattern in PATTERNS)
+    return PUBLISHED.fullmatch(file) is not None

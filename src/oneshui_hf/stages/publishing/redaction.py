@@ -33,7 +33,7 @@ METRIC_PARTS = {
 ATTACK_NUMBERS = ("auc", "interval", "auc_either_way", "balanced_accuracy", "smallest_fpr")
 PREPROCESSOR_NUMBERS = (
     *("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor"),
-    *("do_normalize", "image_mean", "image_std", "do_convert_rgb"),
+    *("do_normalize", "image_mean", "image_std", "do_convert_rgb", "do_flip_channel_order"),
 )
 
 KEY = re.compile(r"[a-z][a-z0-9_]*")
@@ -142,7 +142,7 @@ def _is_hub_id(model: Any) -> bool:
 
 def _public_dataset(record: Record, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the public description of the data. Label names are public, because the model's config contains them."""
-    stored, names = record.dataset, config.get("id2label", {})
+    stored, names = record.dataset, config.get("id2label") or {}
     return {
         "name": dataset_name(record),
         "fingerprint": stored.get("fingerprint") if _matches(HASH, stored.get("fingerprint")) else None,

@@ -11,13 +11,16 @@ from accelerate import Accelerator
 
 from ...data.augment import augment
 from ...data.face_set import FaceSet
+from ...errors import OneshuiError
 from ...methods.weight_space import Weights
 from ...metrics.functional import is_scorable, score
 from ...models.outputs import losses, predict
+from ...models.weights import require_finite
+from ...processes import on_main
 from ...reporting import Reporter
 from ...seeding import generator, seeded
 from ..command_options import TrainOptions
-from ..distributed import autocast, on_main, training_dtype
+from ..distributed import autocast, training_dtype
 from . import checkpoint
 from .steps import has_unused_parameters, use_running_statistics
 
@@ -35,7 +38,7 @@ def fit(
     *,
     validate: Literal["each", "last"] = "each",
 ) -> dict[str, Any]:
-    """Train `model` in place, with a checkpoint in `path` after each epoch; return the training history.
+    """Train `model` in place, with a checkpoint in `path` after each epoch whose loss and weights are finite; return the training history.
 
     Args:
         model: The classifier; parameters without `requires_grad` are not updated.
@@ -48,6 +51,10 @@ def fit(
         accelerator: For several processes.
         reporter: For progress.
         validate: Epochs that are scored on val if the last epoch is kept. With few photos, scoring takes longer than training.
+
+    Raises:
+        NotResumableError: The checkpoint to continue from is damaged.
+        OneshuiError: The loss or the weights are no longer finite.
     """
     step_size = options.batch_size * accelerator.num_processes
     steps = math.ceil(len(faces) / step_size)
@@ -61,13 +68,14 @@ def fit(
         reporter.warn("No label varies over the photos of val, so no epoch has a score there; the last epoch is kept.")
     first = 0
     if options.resume and (folder := checkpoint.latest(path)):
-        weights, best, state, progress = checkpoint.load(folder)
-        model.load_state_dict(weights)
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        first = progress.pop("epoch")
-        scale = progress.pop("loss_scale", None)
-        if scale and scaler.is_enabled():
-            scaler.load_state_dict(scale)
+        with checkpoint.reading(folder):
+            weights, best, state, progress = checkpoint.load(folder)
+            model.load_state_dict(weights)
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+            first = progress.pop("epoch")
+            scale = progress.pop("loss_scale", None)
+            if scale and scaler.is_enabled():
+                scaler.load_state_dict(scale)
         reporter.info(f"Resuming after epoch {first}.")
     if accelerator.num_processes > 1 and accelerator.ddp_handler:  # the search costs time, and warns where it finds nothing
         accelerator.ddp_handler.find_unused_parameters = has_unused_parameters(model, faces.preprocess.size)
@@ -96,6 +104,7 @@ def fit(
                 scaler.update()
                 total += photo_losses.detach().sum()
         mean = accelerator.reduce(total, reduction="sum").item() / len(faces)
+        on_main(accelerator, lambda: _require_finite(mean, model, epoch + 1, options))  # noqa: B023
         entry, message = {"epoch": epoch + 1, "train_loss": mean}, f"Epoch {epoch + 1}: loss {mean:.4f}"
         if has_score and (validate == "each" or options.keep == "best" or epoch + 1 == options.epochs):
             value = score(predict(model, val, accelerator), val.labels, task)
@@ -114,6 +123,18 @@ def fit(
         model.load_state_dict(best)
     accelerator.free_memory()  # it holds references to prepared models, and one process may train many
     return progress | {"epochs": options.epochs}
+
+
+def _require_finite(loss: float, model: torch.nn.Module, epoch: int, options: TrainOptions) -> None:
+    """Check an epoch's loss and the weights after it.
+
+    Raises:
+        OneshuiError: One is NaN or infinite.
+    """
+    advice = f"train again with a smaller --lr than {options.lr:g}"
+    if not math.isfinite(loss):
+        raise OneshuiError(f"The loss of epoch {epoch} is {loss}, so training has stopped; {advice}.")
+    require_finite(f"epoch {epoch}", model, advice)
 
 
 def _is_better(value: float, best: float | None) -> bool:

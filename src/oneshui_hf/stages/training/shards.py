@@ -22,11 +22,12 @@ from ...metrics.functional import is_scorable, score
 from ...models.load import load_model
 from ...models.outputs import predict
 from ...models.sharded import ShardedClassifier, ShardWeights, combine_shards, shard_of, shard_weights, wrap_backbone
+from ...processes import on_main
 from ...reporting import Reporter
-from ...runs import Run, read_json, write_json
+from ...runs import Run
 from ...seeding import derive
 from ..command_options import TrainOptions
-from ..distributed import on_main
+from . import checkpoint
 from .loop import fit
 
 SHARDS = "shards"  # in a run that is being trained: one folder per shard, with its checkpoint and then with its adapter
@@ -110,10 +111,12 @@ class Shards:
                 reporter.info(f"{label}: no forget identity is in it, so it is reused.")
                 weights[shard], row = self._reused[shard]
             else:
-                if not (folder / WEIGHTS).exists():
+                if not ((folder / WEIGHTS).exists() or (folder / OUTCOME).exists()):
                     reporter.info(f"{label}: {len(faces)} photos of {len(faces.positions_of)} identities.")
                     self._train(shard, faces, val, task, folder, accelerator, reporter)
-                weights[shard], outcome = load_file(folder / WEIGHTS), read_json(folder / OUTCOME)
+                with checkpoint.reading(folder):
+                    outcome = checkpoint.read_sealed(folder / OUTCOME, WEIGHTS)
+                    weights[shard] = load_file(folder / WEIGHTS)
                 row = {"shard": shard, "people": len(faces.positions_of), "photos": len(faces), "trained": True, **outcome}
             rows.append(row)
         model = combine_shards(self._model, weights).to(accelerator.device)
@@ -138,7 +141,7 @@ class Shards:
         def write() -> None:
             with new_folder(folder, replace=True) as scratch:
                 save_file(adapter, scratch / WEIGHTS)
-                write_json(scratch / OUTCOME, outcome)
+                checkpoint.write_sealed(scratch / OUTCOME, outcome)
 
         on_main(accelerator, write)
 
