@@ -22,7 +22,7 @@ from ..methods.identity_store import discard_with_secrets, find_entry, find_stor
 from ..methods.resume import FILE, UNFINISHED
 from ..processes import locked_output, on_main
 from ..reporting import SILENT, Reporter
-from ..runs import DESTRUCTION, METHODS, Run, dump_json, read_object, write_json, write_record
+from ..runs import DESTRUCTION, METHODS, TUNED, Run, dump_json, read_object, write_json, write_record
 from ..vault import Secrets, is_id, vault_root
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def clear_killed_work(*paths: Path, vault: Path | None = None, reporter: Reporte
     places = [path.absolute() for path in paths]  # the parent of "." is "."
     parents, runs = ({place for place in group if _is_folder(place)} for group in ([place.parent for place in places], places))
     states = {state for run in runs for state in run.glob(f"{METHODS}/.*{UNFINISHED}")}
-    for folder in sorted({vault, *parents, *runs, *(run / METHODS for run in runs), *states}):
+    for folder in sorted({vault, *parents, *runs, *(run / inside for run in runs for inside in (METHODS, TUNED)), *states}):
         try:
             clear_leftovers(folder, discard)
             if folder.name.endswith(UNFINISHED) and not any(folder.iterdir()):

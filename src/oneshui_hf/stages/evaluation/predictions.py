@@ -89,6 +89,7 @@ class Predictor:
             OneshuiError: Predictions are missing or changed, and so is the model or the data to make them; or some are not finite.
         """
         folder, key = run.path / PREDICTIONS, predictions_key(run, self.batch_size)
+        on_main(self.accelerator, lambda: clear_leftovers(folder))
         found = {view: _load(folder, *view, key) for view in predicted_views(self.queries)}
         missing = [view for view, tensors in found.items() if tensors is None]
         if missing and not run.has_weights:
@@ -108,7 +109,6 @@ class Predictor:
                     )
 
             def store() -> None:
-                clear_leftovers(folder)
                 for name, view in missing:
                     write_bytes(_file(folder, name, view), _to_bytes(found[name, view] or {}, name, view, key), private=True)
 
