@@ -78,6 +78,8 @@ class Artefact:
                 save_identities(scratch, self.people, vault, header)
 
     def _require_finite(self) -> None:
+        from ..models.weights import is_finite
+
         tensors = [*self.tensors.values(), *(tensor for parts in self.people.values() for tensor in parts.values())]
         if not all(map(is_finite, tensors)) or not _has_finite_numbers([self.values, self.options, self.report]):
             raise OneshuiError(
@@ -205,6 +207,8 @@ def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    from ..models.weights import is_finite
+
     try:
         tensors = load_file(folder / TENSORS)
     except (SafetensorError, OSError) as error:
@@ -215,11 +219,6 @@ def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
         if not is_finite(tensor):
             raise OneshuiError(f"{folder} is damaged ({TENSORS} has a number that is not finite: {shown(name)}); prepare again.")
     return tensors
-
-
-def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether a tensor contains neither NaN nor infinity."""
-    return not tensor.is_floating_point() or bool(tensor.isfinite().all())
 
 
 def _has_finite_numbers(value: Any) -> bool:

@@ -156,14 +156,15 @@ def require_finite(name: str | Path, model: nn.Module, advice: str = "train agai
     Raises:
         OneshuiError: Some are NaN or infinite.
     """
-    wrong = [key for key, tensor in model.state_dict().items() if tensor.is_floating_point() and not _is_finite(tensor)]
+    wrong = [key for key, tensor in model.state_dict().items() if not is_finite(tensor)]
     if wrong:
         raise OneshuiError(f"The weights of {name} are NaN or infinite in {listed(wrong)}; {advice}.")
 
 
-def _is_finite(tensor: torch.Tensor) -> bool:
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether a tensor contains neither NaN nor infinity."""
     # The sum is several times faster. It is finite only if all elements are; otherwise it may have overflowed.
-    return math.isfinite(tensor.detach().sum().item()) or bool(tensor.isfinite().all())
+    return not tensor.is_floating_point() or math.isfinite(tensor.detach().sum().item()) or bool(tensor.isfinite().all())
 
 
 def listed(names: Iterable[Any]) -> str:

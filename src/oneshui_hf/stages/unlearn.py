@@ -21,10 +21,10 @@ from ..data.image_modes import is_nearly_constant
 from ..data.images import decode, to_pixels
 from ..data.preprocess import Preprocess
 from ..data.schema import Task
-from ..errors import OneshuiError, UsageError
+from ..errors import UsageError
 from ..files import new_folder, write_bytes
 from ..memory import PeakMemory
-from ..methods.artefact import Artefact, is_finite
+from ..methods.artefact import Artefact
 from ..methods.base import Context, DataAccess, Method
 from ..methods.identity_store import discard_with_secrets
 from ..methods.requests import Request
@@ -106,8 +106,6 @@ def unlearn(
         with PeakMemory(accelerator.device) as peak:
             unlearned = method_class().apply(model, DataAccess(granted, method_class.needs.apply), prepared, resolved, context)
         now = time.perf_counter()
-        if not all(map(is_finite, unlearned.state_dict().values())):
-            raise OneshuiError("The new model would have weights that are not finite, so nothing was written; use a smaller step.")
         record = Record(
             kind="unlearned",
             seed=options.seed,
@@ -132,10 +130,11 @@ def unlearn(
         def write() -> None:
             named = {person for person in request.people if person is not None}
             identities = find_entries([*runs, folder] if runs else [], named, vault, reporter)
-            pointers = write_pointers(runs if identities else [], path)
+            pointers: list[Path] = []
             with new_folder(path, replace=options.overwrite, private=True, discard=discard_with_secrets(vault, run.path)) as scratch:
                 _write_run(scratch, run, unlearned, preprocess, record)
                 if identities:
+                    pointers = write_pointers(runs, path)
                     write_journal(scratch, record.weights, identities, vault)
                 if named:
                     remove_resume_states(runs, reporter)
