@@ -221,6 +221,29 @@ def test_a_living_writer_is_not_disturbed(tmp_path: Path) -> None:
     assert (tmp_path / "one/file").read_text() == "x"
 
 
+def test_who_waited_for_another_writer_does_not_replace_what_it_wrote(tmp_path: Path) -> None:
+    body = """
+        import sys, time
+        from pathlib import Path
+        from oneshui_hf.files import new_folder
+        with new_folder(Path(sys.argv[1]) / "one", replace=True) as scratch:
+            (scratch / "file").write_text("first")
+            print("ready", flush=True)
+            time.sleep(0.2)
+    """
+    (tmp_path / "one").mkdir()
+    writer = subprocess.Popen([sys.executable, "-c", textwrap.dedent(body), str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert writer.stdout
+    assert writer.stdout.readline() == "ready\n"
+    with pytest.raises(OneshuiError, match="Another process"), new_folder(tmp_path / "one", replace=True):
+        pass
+    writer.communicate()
+    assert (tmp_path / "one/file").read_text() == "first"
+    with new_folder(tmp_path / "one", replace=True):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
+
+
 def test_a_process_may_enter_its_own_lock_again(tmp_path: Path) -> None:
     with lock_output(tmp_path / "a/b"):
         with new_folder(tmp_path / "a/b") as scratch:

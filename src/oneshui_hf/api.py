@@ -43,7 +43,7 @@ from .stages.command_options import (
     TuneOptions,
     UnlearnOptions,
 )
-from .stages.recovery import clear_killed_work
+from .stages.recovery import clear_killed_work, reserved_output
 
 if TYPE_CHECKING:
     import datasets
@@ -56,10 +56,10 @@ ANY_KIND: tuple[Kind, ...] = ("original", "oracle", "unlearned")
 def train(*, reporter: Reporter | None = None, **options: Any) -> Run:
     """Train the original model on all training identities and return its run."""
     resolved = read_options(TrainOptions, options, "train")
-    checks.check_train(resolved)
-    from .stages.train import train as stage
+    with reserved_output(checks.check_train(resolved), "--output-dir"):
+        from .stages.train import train as stage
 
-    return Run.of(stage(resolved, reporter=reporter or default_reporter()))
+        return Run.of(stage(resolved, reporter=reporter or default_reporter()))
 
 
 @with_options(RetrainOptions)
@@ -68,10 +68,10 @@ def retrain(run: AnyRun = None, *, reporter: Reporter | None = None, **options: 
     reporter = reporter or default_reporter()
     resolved = read_options(RetrainOptions, options, "retrain")
     original = open_run(run, ("original",), reporter, "retrain")
-    checks.check_retrain(original, resolved)
-    from .stages.train import retrain as stage
+    with reserved_output(checks.check_retrain(original, resolved), "--output-dir", original.path):
+        from .stages.train import retrain as stage
 
-    return Run.of(stage(original, resolved, reporter=reporter))
+        return Run.of(stage(original, resolved, reporter=reporter))
 
 
 @with_options(PrepareOptions, method=True)
@@ -89,9 +89,14 @@ def prepare_artefact(run: AnyRun = None, *, reporter: Reporter | None = None, **
     resolved = read_options(PrepareOptions, own, "prepare")
     original = open_run(run, ("original",), reporter, "prepare")
     checks.check_prepare(original, resolved, methods)
-    from .stages import prepare as stage
+    if resolved.dry_run:
+        from .stages.prepare import estimate_preparation
 
-    return (stage.estimate_preparation if resolved.dry_run else stage.prepare)(original, resolved, methods, reporter=reporter)
+        return estimate_preparation(original, resolved, methods, reporter=reporter)
+    with reserved_output(original.artefact(resolved.method)):
+        from .stages.prepare import prepare as stage
+
+        return stage(original, resolved, methods, reporter=reporter)
 
 
 @with_options(TuneOptions, method=True)
@@ -101,10 +106,10 @@ def tune(run: AnyRun = None, *, reporter: Reporter | None = None, **options: Any
     own, methods = split_options(TuneOptions, options)
     resolved = read_options(TuneOptions, own, "tune")
     original = open_run(run, ("original",), reporter, "tune")
-    checks.check_tune(original, resolved, methods)
-    from .stages.tune import tune as stage
+    with reserved_output(checks.check_tune(original, resolved, methods), "--output"):
+        from .stages.tune import tune as stage
 
-    return stage(original, resolved, methods, reporter=reporter)
+        return stage(original, resolved, methods, reporter=reporter)
 
 
 @with_options(UnlearnOptions, method=True)
@@ -115,10 +120,10 @@ def unlearn(run: AnyRun = None, images: Paths = (), *, reporter: Reporter | None
     given = {} if isinstance(images, tuple) and not images else {"images": images}  # the option may be given as `image`
     resolved = read_options(UnlearnOptions, given | own, "unlearn")
     original = open_run(run, ("original",), reporter, "unlearn", resolved.output_dir)
-    checks.check_unlearn(original, resolved, methods)
-    from .stages.unlearn import unlearn as stage
+    with reserved_output(checks.check_unlearn(original, resolved, methods), "--output-dir", original.path):
+        from .stages.unlearn import unlearn as stage
 
-    return Run.of(stage(original, resolved, methods, reporter=reporter))
+        return Run.of(stage(original, resolved, methods, reporter=reporter))
 
 
 @with_options(EvaluateOptions)
@@ -128,9 +133,10 @@ def evaluate(run: AnyRun = None, oracle: AnyRun = None, *, reporter: Reporter | 
     resolved = read_options(EvaluateOptions, {**options, "oracle": oracle}, "evaluate")
     evaluated = open_run(run, ANY_KIND, reporter, "evaluate")
     checks.check_evaluate(evaluated, resolved)
-    from .stages.evaluate import evaluate as stage
+    with reserved_output(evaluated.path):
+        from .stages.evaluate import evaluate as stage
 
-    return stage(evaluated, resolved, reporter=reporter)
+        return stage(evaluated, resolved, reporter=reporter)
 
 
 @with_options(PredictOptions)

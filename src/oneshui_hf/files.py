@@ -149,11 +149,22 @@ def lock_output(path: Path, discard: Discard = remove, flag: str | None = None) 
         flag: The option that names the path, for the message.
 
     Raises:
-        OneshuiError: Another process is writing it.
+        OneshuiError: Another process is writing it, or has written it during this call.
     """
+    before = _identity(path)
     with _new_parents(path.parent), _locked(path, wait=PROBE, flag=flag):
+        if _identity(path) != before:
+            raise OneshuiError(f"Another process has just written {path}; look at it before you repeat this command.")
         _clear(_place(path), discard)
         yield
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what distinguishes a file or folder from one that replaces it; None if there is none."""
+    with contextlib.suppress(OSError, ValueError):
+        found = path.lstat()
+        return found.st_dev, found.st_ino
+    return None
 
 
 def is_locked(path: Path) -> bool:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import errno
 import math
 import random
+from pathlib import Path
+
+from oneshui_hf.files import LEFTOVER
+from oneshui_hf.runs import RECORD, read_object
 
 from .cases import FAILED, RIGHT, SENTENCE, Case, Verdict
 from .injection import GROWING, Action, Fault
@@ -14,7 +18,8 @@ from .state import State, leftovers
 
 FULL, BROKEN, DENIED = "full", "broken", "denied"
 ERRORS = {FULL: errno.ENOSPC, BROKEN: errno.EIO, DENIED: errno.EACCES}
-UNFINISHED = ("checkpoint-", ".unfinished", "shards/")  # kept so that --resume continues
+# What a command keeps when it fails: states that --resume reads, and a replaced artefact whose secrets could not be overwritten.
+KEPT = ("checkpoint-", ".unfinished", "shards/", ".replaced")
 
 
 def cases(stage: Stage, points: int, seed: int, chosen: tuple[str, ...]) -> list[Case]:
@@ -25,9 +30,11 @@ def cases(stage: Stage, points: int, seed: int, chosen: tuple[str, ...]) -> list
         draws = random.Random(f"{seed} disk {scene.name}")
         operations = stage.reference(scene).operations
         growing = [number for number, operation in enumerate(operations, 1) if operation.kind in GROWING]
+        # A lock file that may not be removed stays, whatever the command does.
+        others = [number for number, one in enumerate(operations, 1) if one.kind != "unlink" or not LEFTOVER.fullmatch(Path(one.path).name)]
         for turn in range(math.ceil(points / max(1, len(scenes)))):
             what = (FULL, BROKEN, FULL, DENIED)[turn % 4]
-            number = draws.choice(growing) if what == FULL else draws.randrange(1, len(operations) + 1)
+            number = draws.choice(growing if what == FULL else others)
             found.append(Case("disk", scene.name, f"{number}-{what}", run))
     return found
 
@@ -58,10 +65,10 @@ def run(stage: Stage, case: Case) -> Verdict:
 
 def _half_written(stage: Stage, before: State) -> str:
     """Return which scratch a failed command left, or which file it removed; empty if none."""
-    if left := [name for name in leftovers(stage.root) if not any(part in name for part in UNFINISHED)]:
+    if left := [name for name in leftovers(stage.root) if not any(part in name for part in KEPT)]:
         return f"left behind: {left[0]}"
     now = stage.state()
     # `train --overwrite` replaces the old run when it starts, and leaves one that --resume completes.
-    resumable = [run.name for run in stage.root.iterdir() if any(run.glob("checkpoint-*"))]
+    resumable = [file.parent.name for file in stage.root.glob(f"*/{RECORD}") if read_object(file).get("state") == "training"]
     lost = [name for name in before if name not in now and name.partition("/")[0] not in resumable]
     return f"lost: {lost[0]}" if lost else ""

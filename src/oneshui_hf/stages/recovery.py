@@ -106,6 +106,27 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
+@contextlib.contextmanager
+def reserved_output(path: Path, flag: str | None = None, *kept: Path) -> Iterator[None]:
+    """Let no other command write an output from before torch is imported, which takes seconds. The stage locks the same output again.
+
+    Of several processes, only the stage's main one locks, since the others learn of a refusal through it.
+
+    Args:
+        path: The output.
+        flag: The option that names it, for the message.
+        kept: Runs whose artefacts keep their secrets if what a killed command left is removed.
+
+    Raises:
+        OneshuiError: Another command is writing it.
+    """
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        yield
+        return
+    with lock_output(path, discard_with_secrets(vault_root(), *kept), flag):
+        yield
+
+
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"The file system reports: {error.strerror or error} ({error.filename})."

@@ -510,6 +510,9 @@ def test_pull_of_a_tampered_run_leaves_no_file(hub: Hub, client: Client, make_ru
     assert "tampered" in client("pull", repo_id="owner/tampered", output_dir=tmp_path / "run")["error"]
     assert list(tmp_path.iterdir()) == []
     assert not [r for r in hub.requests if r.path.endswith(("evil.bin", "code.py"))]
+    hub.add("owner/tampered", {"oneshui.json": b"{"})
+    assert "owner/tampered: oneshui.json is not JSON" in client("pull", repo_id="owner/tampered", output_dir=tmp_path / "run")["error"]
+    assert list(tmp_path.iterdir()) == []
 
 
 LINKED = {

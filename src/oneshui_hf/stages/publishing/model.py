@@ -117,7 +117,10 @@ def _check_downloaded_run(folder: Path, repo_id: str) -> None:
     if not (folder / RECORD).is_file():
         raise OneshuiError(f"{repo_id} does not contain a run of oneshui: it has no {RECORD}.")
     reject_code(folder, repo_id)
-    record = Run.open(folder).record
+    try:
+        record = Run.open(folder).record
+    except OneshuiError as error:  # it names the temporary folder
+        raise OneshuiError(str(error).replace(f"{folder}{os.sep}", f"{repo_id}: ")) from None
     if hash_weights(folder) != record.weights:
         raise OneshuiError(f"The weights of {repo_id} do not match its record: they are damaged or were tampered with.")
 
