@@ -17,13 +17,13 @@ from oneshui_hf.errors import OneshuiError
 from oneshui_hf.vault import Secrets, draw_secrets, fingerprint, is_id, new_id, seal, vault_root
 
 ONE, OTHER = "1" * 32, "2" * 32
-WEIGHTS = "f" * 64
+WEIGHTS, FOLDER = "f" * 64, Path("methods/keys")
 
 
 @pytest.fixture
 def secrets(tmp_path: Path) -> Secrets:
     created = Secrets(tmp_path / "vault", "a" * 32)
-    created.create(draw_secrets([ONE, OTHER]))
+    created.create(draw_secrets([ONE, OTHER]), FOLDER)
     return created
 
 
@@ -47,12 +47,12 @@ def test_only_the_owner_can_read_and_every_secret_is_unique(secrets: Secrets) ->
         return stat.S_IMODE(path.stat().st_mode)
 
     files = sorted(secrets.folder.iterdir())
-    assert [file.name for file in files] == [f"{ONE}.key", f"{OTHER}.key", "artefact.key"]
+    assert [file.name for file in files] == [f"{ONE}.key", f"{OTHER}.key", "artefact.key", "folder.hmac"]
     assert mode(secrets.root) == mode(secrets.folder) == 0o700
     assert {mode(file) for file in files} == {0o600}
     assert {len(file.read_bytes()) for file in files} == {32}
     again = Secrets(secrets.root, "b" * 32)
-    again.create(draw_secrets([ONE, OTHER]))
+    again.create(draw_secrets([ONE, OTHER]), FOLDER)
     assert len({file.read_bytes() for file in secrets.root.rglob("*.key")}) == 6
     assert len(secrets) == len(again) == 2
     assert len(Secrets(secrets.root, "c" * 32)) == 0
@@ -126,7 +126,7 @@ def test_the_deletion_of_a_secret_is_on_the_disk(secrets: Secrets, monkeypatch: 
     synced: list[list[str]] = []
     monkeypatch.setattr(module, "sync_folder", lambda folder: synced.append(sorted(file.name for file in folder.iterdir())))
     secrets.destroy(ONE)
-    assert synced == [[f"{OTHER}.key", "artefact.key"]]
+    assert synced == [[f"{OTHER}.key", "artefact.key", "folder.hmac"]]
 
 
 def test_a_destroyed_secret_is_overwritten_and_deleted(secrets: Secrets, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +162,7 @@ def test_a_missing_vault_is_reported_in_one_sentence(secrets: Secrets) -> None:
 
 def test_destroy_all_affects_one_artefact_only(secrets: Secrets) -> None:
     other = Secrets(secrets.root, "b" * 32)
-    other.create(draw_secrets([ONE]))
+    other.create(draw_secrets([ONE]), FOLDER)
     secrets.destroy(OTHER)
     assert secrets.destroy_all() == 1
     assert [path.name for path in secrets.root.iterdir()] == ["b" * 32]
@@ -182,7 +182,7 @@ def test_a_secret_that_cannot_be_destroyed_is_reported(secrets: Secrets, monkeyp
 def test_secrets_are_written_all_or_none(tmp_path: Path) -> None:
     secrets = Secrets(tmp_path / "vault", "a" * 32)
     with pytest.raises(FileNotFoundError):
-        secrets.create(draw_secrets([ONE, "no/name"]))
+        secrets.create(draw_secrets([ONE, "no/name"]), FOLDER)
     assert list(secrets.root.iterdir()) == []
 
 
@@ -191,3 +191,18 @@ def test_ids_are_random_and_are_never_a_path() -> None:
     assert is_id(new_id())
     for value in ("../../.ssh/id", "a" * 31, "A" * 32, "a" * 32 + "\n", None, 7):
         assert not is_id(value)
+
+
+def test_secrets_belong_to_the_folder_that_the_artefact_was_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to("run")
+    created = Secrets(tmp_path / "vault", "b" * 32)
+    created.create(draw_secrets([ONE]), tmp_path / "link/keys")
+    assert created.belong_to(tmp_path / "run/keys")
+    monkeypatch.chdir(tmp_path / "run")
+    assert created.belong_to(Path("keys"))
+    assert not created.belong_to(tmp_path / "run/copy")
+    assert not Secrets(tmp_path / "vault", "c" * 32).belong_to(tmp_path / "run/keys")
+    assert str(tmp_path).encode() not in (created.folder / "folder.hmac").read_bytes()
+    assert created.destroy_all() == 1
+    assert not created.folder.exists()

@@ -3,10 +3,11 @@
 VAULT/
   <artefact>/           one folder per artefact, mode 0700, named by the artefact's random id
     artefact.key        the artefact's own secret, used to look up an identity's entry without storing a name
+    folder.hmac         HMAC of the folder that the artefact was written to, under its own secret: others are copies, or pretend to be it
     <entry>.key         an identity's secret, mode 0600; once it is destroyed, the data encrypted with it is unreadable
 
-Every file contains 32 random bytes and nothing else, so a vault alone reveals no identity. The vault itself is not encrypted: anyone who
-can read both the vault and the run can read the per-identity data.
+Every file contains 32 bytes and nothing else, so a vault alone reveals no identity. The vault itself is not encrypted: anyone who can read
+both the vault and the run can read the per-identity data.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import OneshuiError
-from .files import new_folder, sync_folder
+from .files import new_folder, sync_folder, write_bytes
 from .option_values import expand_home
 
 SECRET_BYTES, NONCE_BYTES = 32, 12  # a key of AES-256 and of HMAC-SHA256; the nonce of GCM
 SEAL = b"\xff"  # before a sealed message: no text in UTF-8 contains this byte, so a seal is never the fingerprint of an identity
-ARTEFACT_SECRET, SUFFIX = "artefact", ".key"
+ARTEFACT_SECRET, SUFFIX, OWNER = "artefact", ".key", "folder.hmac"
 ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -68,6 +69,10 @@ def seal(secret: bytes, message: bytes) -> str:
     return hmac.digest(secret, SEAL + message, "sha256").hex()
 
 
+def _owner_seal(secret: bytes, folder: Path) -> str:
+    return seal(secret, os.fsencode(os.path.realpath(folder)))
+
+
 @dataclass(frozen=True)
 class Secrets:
     """The secrets of one artefact.
@@ -85,14 +90,27 @@ class Secrets:
         """The folder of the secrets."""
         return self.root / self.artefact
 
-    def create(self, drawn: Mapping[str, bytes]) -> None:
-        """Write secrets that `draw_secrets` returned. All files are written or none."""
+    def create(self, drawn: Mapping[str, bytes], owner: Path) -> None:
+        """Write secrets that `draw_secrets` returned. All files are written or none.
+
+        Args:
+            drawn: The secrets.
+            owner: The artefact's folder, which need not exist yet; see `belong_to`.
+        """
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         with new_folder(self.folder, private=True) as scratch:
             for name, secret in drawn.items():
                 handle = os.open(scratch / f"{name}{SUFFIX}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
                 with os.fdopen(handle, "wb") as stream:
                     stream.write(secret)
+            write_bytes(scratch / OWNER, bytes.fromhex(_owner_seal(drawn[ARTEFACT_SECRET], owner)), private=True)
+
+    def belong_to(self, folder: Path) -> bool:
+        """Whether the artefact was written to this folder; not to another one, of which it is a copy, or which only has the same id."""
+        with contextlib.suppress(OneshuiError, OSError):
+            found = (self.folder / OWNER).read_bytes()
+            return hmac.compare_digest(found, bytes.fromhex(_owner_seal(self._secret(ARTEFACT_SECRET), folder)))
+        return False
 
     @property
     def exist(self) -> bool:
@@ -216,6 +234,7 @@ class Secrets:
         files = [file for file in self.folder.glob(f"*{SUFFIX}") if file != self._file(ARTEFACT_SECRET)]
         destroyed = sum([self.destroy(file.name.removesuffix(SUFFIX)) for file in files])
         self.destroy(ARTEFACT_SECRET)
+        (self.folder / OWNER).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # the folder contains other files, or is missing
             self.folder.rmdir()
         return destroyed

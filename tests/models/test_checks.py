@@ -112,7 +112,8 @@ def test_pipeline_of_a_run_refuses_code(tmp_path: Path, monkeypatch: pytest.Monk
     from support.architectures import classifier
 
     save_model(classifier("vit", "multi_label"), Preprocess(32), tmp_path)
-    description = {"name": "x", "labels": list("abcde"), "task": "multi_label"}
+    labels = list(json.loads((tmp_path / "config.json").read_text())["id2label"].values())
+    description = {"name": "x", "labels": labels, "task": "multi_label"}
     write_record(tmp_path, Record("original", 0, {}, description, weights=hash_weights(tmp_path)))
     assert oneshui_hf.Run.open(tmp_path).pipeline().model.config.num_labels == 5
     config = json.loads((tmp_path / "config.json").read_text())

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from oneshui_hf.data.preprocess import Preprocess
 from oneshui_hf.errors import OneshuiError
 from oneshui_hf.models.load import load_model, save_model
+from oneshui_hf.runs import Record, write_record
 from support import timm_stand_in
 from support.architectures import ARCHITECTURES, SIDE, classifier
 
@@ -89,6 +90,21 @@ def test_tensors_of_another_shape_are_refused(run: Path) -> None:
 def test_additional_tensor_is_refused(run: Path) -> None:
     rewrite(run, lambda tensors: tensors | {"hidden": torch.zeros(1000)})
     assert refusal(run).endswith("they have in excess 1 tensor: hidden.")
+
+
+def test_second_tensor_for_one_parameter_is_refused(run: Path) -> None:
+    """Transformers adds the prefix of the backbone to names without it."""
+    rewrite(run, lambda tensors: tensors | {"embeddings.cls_token": torch.zeros_like(tensors["vit.embeddings.cls_token"])})
+    assert "several tensors for one parameter" in refusal(run)
+
+
+def test_labels_of_another_order_than_in_the_record_are_refused(run: Path) -> None:
+    config = json.loads((run / "config.json").read_text())
+    names = list(config["id2label"].values())
+    write_record(run, Record("original", 0, {}, {"labels": names}, weights=None))
+    load_model(run)
+    (run / "config.json").write_text(json.dumps(config | {"id2label": dict(enumerate(reversed(names)))}))
+    assert "are not those of its oneshui.json" in refusal(run)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

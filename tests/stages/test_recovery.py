@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from oneshui_hf.errors import OneshuiError
-from oneshui_hf.files import lock_output
+from oneshui_hf.files import lock_output, new_folder
 from oneshui_hf.methods.artefact import Artefact
-from oneshui_hf.methods.identity_store import read_index
+from oneshui_hf.methods.identity_store import discard_with_secrets, read_index
 from oneshui_hf.reporting import Reporter
 from oneshui_hf.runs import Record, Run, read_json, write_record
 from oneshui_hf.stages import recovery
@@ -191,6 +191,14 @@ def test_a_command_on_the_source_finds_a_new_run_in_another_folder(source: Run, 
     assert not list(source.path.glob("methods/.request-*"))
 
 
+@pytest.mark.parametrize("target", ["a" * 5000, "relative", "/proc/1/root/x/y", "\\ud800", 5])
+def test_a_pointer_that_no_request_wrote_stops_no_command(source: Run, vault: Path, target: Any) -> None:
+    (source.path / "methods/.request-0.json").mkdir()
+    (source.path / "methods/.request-1.json").write_text(json.dumps({"run": target}))
+    clear_killed_work(source.path, vault=vault)
+    assert remaining(source.artefact("keys"), vault) == {ADA, BOB, ZOE}
+
+
 def test_a_new_run_that_is_not_complete_destroys_nothing(source: Run, unlearned: Run, vault: Path) -> None:
     unlearned.path.rename(unlearned.path.with_name(".unlearned.0123abcd.partial"))  # killed before the rename
     clear_killed_work(source.path, unlearned.path, vault=vault)
@@ -208,6 +216,8 @@ def test_a_new_run_that_is_not_complete_destroys_nothing(source: Run, unlearned:
         lambda content: content.update(identities=[["a"]]),
         lambda content: content.update(identities=[{"../x": "../y"}]),
         lambda content: content.pop("seals"),
+        lambda content: content.update(identities=[], seals={}),
+        lambda content: content.update(identities=[{}], seals={}),
     ],
 )
 def test_a_journal_that_no_request_here_wrote_destroys_nothing(source: Run, unlearned: Run, vault: Path, change: Any) -> None:
@@ -346,7 +356,7 @@ def test_a_killed_preparation_leaves_no_secret_that_is_not_destroyed(source: Run
 def test_the_index_is_on_the_disk_before_the_secrets_exist(source: Run, vault: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
 
-    def create(self: Secrets, drawn: Any) -> None:
+    def create(self: Secrets, drawn: Any, owner: Path) -> None:
         (partial,) = (source.path / "methods").glob(".new.*.partial")
         seen.append(read_index(partial)["artefact"])
         assert not self.folder.exists()
@@ -356,6 +366,48 @@ def test_the_index_is_on_the_disk_before_the_secrets_exist(source: Run, vault: P
     with pytest.raises(RuntimeError):
         prepare(source.artefact("new"), vault)
     assert len(seen) == 1
+
+
+def test_an_index_from_elsewhere_destroys_no_secret(source: Run, vault: Path, tmp_path: Path) -> None:
+    """A run of somebody else may contain a copy of a published index, in whatever looks like the leftover of a killed command."""
+    before = files_of(vault)
+    foreign = make_run(tmp_path / "foreign/run")
+    for place in ("methods/.keys.01234567.partial", "methods/.x.01234567.partial", "../.run.01234567.partial/methods/keys"):
+        shutil.copytree(source.artefact("keys"), foreign.path / place)
+    clear_killed_work(foreign.path, vault=vault)
+    assert [path.name for path in foreign.path.parent.iterdir()] == ["run"]
+    assert list((foreign.path / "methods").iterdir()) == []
+    with pytest.raises(ValueError), new_folder(foreign.path, replace=True, discard=discard_with_secrets(vault)) as scratch:
+        shutil.copytree(source.artefact("keys"), scratch / "methods/keys")
+        raise ValueError
+    shutil.copytree(source.artefact("keys"), foreign.path / "methods/keys")
+    with new_folder(foreign.path, replace=True, discard=discard_with_secrets(vault)):
+        pass
+    assert files_of(vault) == before
+
+
+def test_an_index_that_was_changed_is_reported_and_not_followed(source: Run, vault: Path) -> None:
+    reporter = RecordingReporter()
+    copy = source.path / "methods/copy"
+    shutil.copytree(source.artefact("keys"), copy)
+    index = read_json(copy / "people.json")
+    names, entries = list(index["index"]), list(index["index"].values())
+    index["index"] = dict(zip(names, entries[1:] + entries[:1], strict=True))
+    (copy / "people.json").write_text(json.dumps(index))
+    (found,) = find_entries([source.path], [ADA], vault, reporter)
+    assert found == find_entries([source.artefact("keys"), source.artefact("rows")], [ADA], vault, SILENT)[0]
+    (warning,) = reporter.warnings
+    assert str(copy) in warning
+    assert "its seal does not match" in warning
+
+
+@pytest.mark.parametrize("linked", ["methods/keys", "methods"])
+def test_a_person_is_found_where_a_link_leads(source: Run, vault: Path, tmp_path: Path, linked: str) -> None:
+    (expected,) = find_entries([source.path], [ADA], vault, SILENT)
+    shutil.move(source.path / linked, tmp_path / "large")
+    (source.path / linked).symlink_to(tmp_path / "large")
+    (tmp_path / "large/back").symlink_to(source.path)
+    assert find_entries([source.path], [ADA], vault, SILENT) == [expected]
 
 
 def test_clearing_keeps_the_secrets_of_a_living_copy(source: Run, vault: Path) -> None:
@@ -427,8 +479,17 @@ def test_a_request_is_refused_during_a_preparation(source: Run, tmp_path: Path) 
             pass
         with request_lock([]):
             pass
+    with other_process_holds(source.path / "methods/.request-0123abcd.json"), request_lock([source.path]):
+        pass
     with request_lock([source.path, source.path]):
         pass
+    assert sorted(path.name for path in (source.path / "methods").iterdir()) == ["keys", "rows"]
+
+
+def test_a_run_that_cannot_be_written_is_only_read(source: Run, vault: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recovery.os, "access", lambda path, mode: Path(path) != source.path / "methods")
+    with request_lock([source.path]):
+        assert write_pointers([source.path], tmp_path / "else/where") == []
     assert sorted(path.name for path in (source.path / "methods").iterdir()) == ["keys", "rows"]
 
 

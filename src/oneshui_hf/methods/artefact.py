@@ -19,12 +19,12 @@ from ..files import new_folder, write_bytes
 from ..option_values import shown
 from ..runs import has_valid_checksum, hash_file, read_object, versions, with_checksum, write_json
 from ..vault import vault_root
-from .identity_store import BLOBS, INDEX, IdentityStore, discard_with_secrets, save_identities
+from .identity_store import BLOBS, HEADER, INDEX, IdentityStore, discard_with_secrets, save_identities
 
 if TYPE_CHECKING:
     import torch
 
-HEADER, TENSORS = "artefact.json", "artefact.safetensors"
+TENSORS = "artefact.safetensors"
 FORMAT = 1
 FIELD_TYPES = {"weights": str, "values": dict, "options": dict, "report": dict}  # of artefact.json, besides format and method
 
@@ -75,7 +75,7 @@ class Artefact:
             header = {"format": FORMAT, "method": method, "weights": weights, "versions": versions()}
             header = write_header(scratch, header | {"options": self.options, "values": self.values, "report": self.report})
             if self.people:
-                save_identities(scratch, self.people, vault, header)
+                save_identities(scratch, self.people, vault, header, folder)
 
     def _require_finite(self) -> None:
         from ..models.weights import is_finite

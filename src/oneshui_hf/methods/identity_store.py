@@ -15,6 +15,7 @@ weights. So only the machine with the secrets can change an artefact. Artefacts 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,14 +31,16 @@ from ..vault import ARTEFACT_SECRET, Secrets, draw_secrets, fingerprint, is_id, 
 if TYPE_CHECKING:
     import torch
 
-INDEX, BLOBS = "people.json", "people.safetensors"
+HEADER, INDEX, BLOBS = "artefact.json", "people.json", "people.safetensors"
 FORMAT, UNSEALED = 2, 1  # the format that is written, and that of earlier versions
 BLOB = re.compile(r"[0-9a-f]{32}(/\d+)?")
 HMAC = re.compile(r"[0-9a-f]{64}")
 HEADER_BLOCK = 256  # bytes: headers are padded to a multiple of this, so that their length does not reveal that of the name
 
 
-def save_identities(folder: Path, people: Mapping[str, Mapping[str, torch.Tensor]], vault: Path, public: Mapping[str, Any]) -> None:
+def save_identities(
+    folder: Path, people: Mapping[str, Mapping[str, torch.Tensor]], vault: Path, public: Mapping[str, Any], target: Path | None = None
+) -> None:
     """Create secrets, encrypt the data, and write both files to a folder.
 
     The plain bytes are the same for the same seed. The written bytes are not: ids, secrets and nonces come from the system's random source.
@@ -48,6 +51,7 @@ def save_identities(folder: Path, people: Mapping[str, Mapping[str, torch.Tensor
         people: Tensors by name, for each identity.
         vault: Folder of the secrets.
         public: Content of `artefact.json`; it contains the hash of the model's weights and that of the artefact's tensors.
+        target: The artefact's folder, if `folder` will be renamed to it.
     """
     import numpy as np
     from safetensors.numpy import save
@@ -58,7 +62,7 @@ def save_identities(folder: Path, people: Mapping[str, Mapping[str, torch.Tensor
     index = {fingerprint(drawn[ARTEFACT_SECRET], identity): entry for identity, entry in entries.items()}
     content = {"format": FORMAT, "artefact": secrets.artefact, "index": index}
     write_json(folder / INDEX, content | {"seal": seal(drawn[ARTEFACT_SECRET], _sealed_message(content, public))})
-    secrets.create(drawn)
+    secrets.create(drawn, target or folder)
     blobs: dict[str, bytes] = {}
     for place, (identity, entry) in enumerate(entries.items()):
         for name, plain in _plain_bytes(identity, place, people[identity]).items():
@@ -68,6 +72,16 @@ def save_identities(folder: Path, people: Mapping[str, Mapping[str, torch.Tensor
 
 def _sealed_message(content: Mapping[str, Any], public: Mapping[str, Any]) -> bytes:
     return dump_json({"people": {name: value for name, value in content.items() if name != "seal"}, "public": dict(public)})
+
+
+def _require_seal(folder: Path, secrets: Secrets, content: Mapping[str, Any], public: Mapping[str, Any]) -> None:
+    """Check that neither the index nor `artefact.json` of a sealed artefact has changed.
+
+    Raises:
+        OneshuiError: One has.
+    """
+    if not secrets.has_sealed(_sealed_message(content, public), content["seal"]):
+        raise OneshuiError(f"{folder} has changed since it was prepared (its seal does not match); prepare again.")
 
 
 def _plain_bytes(identity: str, place: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, bytes]:
@@ -103,19 +117,33 @@ def artefact_id(folder: Path) -> str | None:
         return None
 
 
-def find_stores(folder: Path) -> list[Path]:
-    """Return the folders in `folder`, or itself, that contain per-identity data, hidden ones and copies included."""
-    return sorted(index.parent for index in folder.rglob(INDEX))
+def find_stores(folder: Path, *, follow_links: bool = False) -> list[Path]:
+    """Return the folders in `folder`, or itself, that contain per-identity data, hidden ones and copies included.
+
+    Args:
+        folder: The folder.
+        follow_links: Whether to search in folders that links lead to.
+    """
+    found, seen = [], set[str]()
+    for place, folders, files in os.walk(folder, followlinks=follow_links):
+        if (real := os.path.realpath(place)) in seen:  # a link that leads back
+            folders.clear()
+        elif INDEX in files:
+            found.append(Path(place))
+        seen.add(real)
+    return sorted(found)
 
 
 def find_entry(folder: Path, identity: str, vault: Path) -> tuple[str, str] | None:
     """Return the id of an artefact and that of its entry for an identity; None if this vault has no secret of the entry.
 
     Raises:
-        OneshuiError: The index or the artefact's own secret is damaged.
+        OneshuiError: The index or the artefact's own secret is damaged, or the index was changed.
     """
     content = read_index(folder)
     secrets = Secrets(vault, content["artefact"])
+    if content["format"] == FORMAT and secrets.exist:
+        _require_seal(folder, secrets, content, read_object(folder / HEADER))
     entry = content["index"].get(secrets.fingerprint(identity)) if secrets.exist else None
     return (secrets.artefact, entry) if entry and secrets.has_secret(entry) else None
 
@@ -123,7 +151,8 @@ def find_entry(folder: Path, identity: str, vault: Path) -> tuple[str, str] | No
 def discard_with_secrets(vault: Path, *kept: Path) -> Discard:
     """Return a function that removes what a writer of a folder left, and destroys the secrets of the artefacts in it.
 
-    Secrets of an artefact that still exists are kept: in the folder of the same name, in a run next to it, or in a kept run.
+    Only the secrets of an artefact that was written there are destroyed: an index from elsewhere may name any. And they are kept as long as
+    the artefact still exists: in the folder of the same name, in a run next to it, or in a kept run.
 
     Args:
         vault: Folder of the secrets. Those of an artefact in a cache are next to it.
@@ -136,9 +165,11 @@ def discard_with_secrets(vault: Path, *kept: Path) -> Discard:
             name = match["name"] if match else leftover.name
             near = [index.parent for index in folder.glob(f"*/{METHODS}/*/{INDEX}") if not _is_leftover(index.relative_to(folder))]
             alive = {artefact_id(store) for store in (folder / name, *near, *(store for run in kept for store in find_stores(run)))}
-            for artefact in {artefact_id(store) for store in stores} - alive - {None}:
-                for place in (vault, folder / f"{name}{VAULT}"):
-                    Secrets(place, str(artefact)).destroy_all()
+            for store in stores:
+                artefact = artefact_id(store)
+                for secrets in (Secrets(place, artefact) for place in (vault, folder / f"{name}{VAULT}") if artefact is not None):
+                    if artefact not in alive and secrets.belong_to(folder / name / store.relative_to(leftover)):
+                        secrets.destroy_all()
         remove(leftover)
 
     return discard
@@ -177,8 +208,8 @@ class IdentityStore(Mapping[str, Mapping[str, "torch.Tensor"]]):
         self._secrets = Secrets(vault, self._content["artefact"])
         self._weights = public["weights"] if self._content["format"] == FORMAT else None
         self.sealed = self._content["format"] == FORMAT and self._secrets.exist
-        if self.sealed and not self._secrets.has_sealed(_sealed_message(self._content, public), self._content["seal"]):
-            raise OneshuiError(f"{folder} has changed since it was prepared (its seal does not match); prepare again.")
+        if self.sealed:
+            _require_seal(folder, self._secrets, self._content, public)
         try:
             self._blobs: Any = safe_open(folder / BLOBS, "np")  # maps the file; a blob is read on access
         except (SafetensorError, OSError) as error:

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from ..runs import METRICS, read_object
+from ..errors import OneshuiError
+from ..runs import METRICS, has_valid_checksum, read_object
 from ..sets import EVALUATED
 from ..validation import Count, Schema, Text, check_fields
 
@@ -209,4 +210,6 @@ def read_metrics(folder: Path, schema: type[Schema] = StoredMetrics) -> dict[str
     """
     found = read_object(folder / METRICS)
     check_fields(schema, found, folder / METRICS)
+    if "content" in found and not has_valid_checksum(found):  # earlier versions wrote none
+        raise OneshuiError(f"{folder / METRICS} has changed since it was written; run `oneshui evaluate` again.")
     return found

@@ -15,7 +15,7 @@ from ..data.preprocess import Preprocess
 from ..data.quiet import quiet
 from ..data.schema import Task
 from ..errors import OneshuiError, first_line
-from ..runs import PREPROCESSOR
+from ..runs import PREPROCESSOR, RECORD, Run
 from .checks import missing_package, reject_code, reject_pickles
 from .config_schema import CONFIG, read_config
 from .register import register
@@ -44,12 +44,14 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[PreTra
         runs = _accepts_photo(folder, skeleton, preprocess.size)
         tensors = load_tensors(folder, skeleton)
         model, info = _load_tensors_into(type(skeleton), config, tensors, folder)
-        require_all_weights(folder, info)
+        require_all_weights(folder, info, tensors, model)
         require_finite(folder, model)
         if not runs:
             _accepts_photo(folder, model.eval(), preprocess.size)
     names = tuple(model.config.id2label[i] for i in range(model.config.num_labels))
     kind = "multi_label" if model.config.problem_type == "multi_label_classification" else "single_label"
+    if (folder / RECORD).exists() and Run.open(folder).record.dataset.get("labels") not in (None, list(names)):
+        raise OneshuiError(f"The labels in {folder / CONFIG} are not those of its {RECORD}: one of them was changed. Restore it.")
     return model.eval().to(device), preprocess, Task(kind, names)  # type: ignore[arg-type]
 
 

@@ -127,8 +127,14 @@ def _require_size(folder: Path, headers: list[tuple[str, tuple[str, int]]], skel
         raise OneshuiError(f"The weights of {folder} are not all floating-point numbers ({listed(name for name, _ in whole)}).")
 
 
-def require_all_weights(folder: Path, info: Mapping[str, Any]) -> None:
+def require_all_weights(folder: Path, info: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], model: nn.Module) -> None:
     """Check what transformers reports about loading a run's own weights.
+
+    Args:
+        folder: The run.
+        info: What transformers reports.
+        tensors: The content of the files.
+        model: The loaded model.
 
     Raises:
         OneshuiError: Tensors are missing, not of the model, or have another shape.
@@ -141,6 +147,9 @@ def require_all_weights(folder: Path, info: Mapping[str, Any]) -> None:
     found = [f"they {what} {listed(names)}" for what, names in problems.items() if names]
     if found:
         raise OneshuiError(f"The weights of {folder} do not fit its config.json: {', and '.join(found)}.")
+    # Transformers adds and removes prefixes, so two tensors of a file may be for one parameter, and one of them is ignored.
+    if sum(tensor.numel() for tensor in tensors.values()) > sum(tensor.numel() for tensor in model.state_dict().values()):
+        raise OneshuiError(f"The weights of {folder} do not fit its config.json: they have several tensors for one parameter.")
     if info.get("error_msgs"):
         raise OneshuiError(f"The weights of {folder} do not fit its config.json.")
 

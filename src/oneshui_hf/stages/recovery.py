@@ -63,7 +63,7 @@ def clear_killed_work(*paths: Path, vault: Path | None = None, reporter: Reporte
 
 def _complete_destructions(parents: Iterable[Path], runs: Iterable[Path], vault: Path, reporter: Reporter) -> None:
     """Complete what killed requests began to destroy: those whose new run is in one of some folders, or which runs point to."""
-    pointers = {pointer: _read_pointer(pointer) for run in runs for pointer in run.glob(POINTERS)}
+    pointers = {pointer: target for run in runs for pointer in run.glob(POINTERS) if (target := _read_pointer(pointer)) is not None}
     near = {journal.parent for parent in parents for journal in parent.glob(f"*/{DESTRUCTION}")}
     discard = discard_with_secrets(vault)
     for run in sorted(run for run in {*near, *pointers.values()} if (run / DESTRUCTION).exists()):
@@ -77,8 +77,11 @@ def _complete_destructions(parents: Iterable[Path], runs: Iterable[Path], vault:
         else:
             reporter.note(f"Completed the destruction of the data prepared for {destroyed} of the identities that {run} forgot.")
     for pointer, run in pointers.items():
-        if not run.parent.is_dir() or not ((run / DESTRUCTION).exists() or is_locked(run)):
-            pointer.unlink(missing_ok=True)
+        try:
+            if not run.parent.is_dir() or not ((run / DESTRUCTION).exists() or is_locked(run)):
+                pointer.unlink(missing_ok=True)
+        except OSError as error:
+            reporter.warn(f"{pointer} could not be removed. {_reason(error)}")
 
 
 @contextlib.contextmanager
@@ -145,13 +148,13 @@ def find_entries(folders: Iterable[Path], people: Iterable[str], vault: Path, re
         vault: Folder of the secrets.
         reporter: Warns about artefacts that cannot be searched.
     """
-    stores = {store.resolve(): store for folder in folders for store in find_stores(folder)}.values()
+    stores = {store.resolve(): store for folder in folders for store in find_stores(folder, follow_links=True)}.values()
     found: dict[str, Entries] = {person: {} for person in sorted(people)}
     for store in stores if found else ():
         try:
             for person, entries in found.items():
-                if entry := find_entry(store, person, vault):
-                    entries.update([entry])
+                if (entry := find_entry(store, person, vault)) and entries.setdefault(*entry) != entry[1]:
+                    raise OneshuiError("It names another entry than a copy of it.")
         except OneshuiError as error:
             reporter.warn(f"Data prepared for the requested identities may remain in {store}. {error}")
     return [entries for entries in found.values() if entries]
@@ -188,18 +191,20 @@ def write_pointers(runs: Iterable[Path], run: Path) -> list[Path]:
     """
     target = run.resolve()
     sources = {source.resolve() for source in runs}
-    pointers = [source / POINTERS.replace("*", secrets.token_hex(4)) for source in sources if source.parent != target.parent]
+    far = [source for source in sources if source.parent != target.parent and _is_writable(source)]
+    pointers = [source / POINTERS.replace("*", secrets.token_hex(4)) for source in far]
     for pointer in pointers:
         write_json(pointer, {"run": str(target)}, private=True)
     return pointers
 
 
-def _read_pointer(pointer: Path) -> Path:
-    """Return the run that a file of `write_pointers` names; if the file is damaged, a path where no run is."""
-    try:
-        return Path(str(read_object(pointer).get("run")))
-    except OneshuiError:
-        return pointer
+def _read_pointer(pointer: Path) -> Path | None:
+    """Return the run that a file of `write_pointers` names; None if it is damaged, or names none that can exist."""
+    with contextlib.suppress(OneshuiError, OSError, ValueError):
+        run = Path(str(read_object(pointer).get("run")))
+        (run / DESTRUCTION).exists()  # an error for a name that is too long, for example
+        return run if run.is_absolute() else None
+    return None
 
 
 def complete_destruction(run: Path, vault: Path, reporter: Reporter) -> int:
@@ -250,8 +255,8 @@ def _read_journal(run: Path, weights: str | None, vault: Path) -> list[Entries]:
     file = run / DESTRUCTION
     content = read_object(file)
     identities, seals = content.get("identities"), content.get("seals")
-    if not isinstance(identities, list) or not isinstance(seals, dict) or not all(map(_is_entries, identities)):
-        raise OneshuiError(f"{file} is damaged; remove it.")
+    if not isinstance(identities, list) or not isinstance(seals, dict) or not identities or not all(map(_is_entries, identities)):
+        raise OneshuiError(f"{file} is damaged, so it is not known what to destroy; repeat the request, then remove the file.")
     for artefact in {artefact for entries in identities for artefact in entries}:
         owner = Secrets(vault, artefact)
         if not owner.exist:
@@ -262,7 +267,7 @@ def _read_journal(run: Path, weights: str | None, vault: Path) -> list[Entries]:
 
 
 def _is_entries(value: object) -> bool:
-    return isinstance(value, dict) and all(is_id(artefact) and is_id(entry) for artefact, entry in value.items())
+    return isinstance(value, dict) and bool(value) and all(is_id(artefact) and is_id(entry) for artefact, entry in value.items())
 
 
 # Preparations and requests that exclude each other
@@ -279,15 +284,22 @@ def request_lock(runs: Iterable[Path]) -> Iterator[None]:
     """
     with contextlib.ExitStack() as held:
         for run in {run.resolve() for run in runs}:
-            if not os.access(run, os.W_OK):  # nobody like us can prepare it
+            if not _is_writable(run):  # this user cannot prepare it
                 continue
             held.enter_context(lock_output(run / METHODS / f"request.{secrets.token_hex(4)}"))
-            if running := [name for name in _locked_names(run / METHODS) if not REQUEST.fullmatch(name)]:
+            names = [name for name in _locked_names(run / METHODS) if not name.startswith(".")]  # of artefacts, and of requests
+            if running := [name for name in names if not REQUEST.fullmatch(name)]:
                 raise OneshuiError(
                     f"Another process prepares method '{running[0]}' for {run} and may write data of a person whose data this request "
                     "destroys; wait until it has ended, or keep the data with --keep."
                 )
         yield
+
+
+def _is_writable(run: Path) -> bool:
+    """Whether this user can write an artefact of a run."""
+    folder = run / METHODS
+    return os.access(folder if folder.exists() else run, os.W_OK | os.X_OK)
 
 
 def refuse_during_request(folder: Path) -> None:

@@ -23,8 +23,8 @@ from typing import Any
 from ...errors import OneshuiError
 from ...files import new_folder, scratch_folder, write_bytes
 from ...hub import Repository, hub_errors, logged_in_client
-from ...methods.artefact import HEADER, TENSORS, read_header, write_header
-from ...methods.identity_store import BLOB, BLOBS, IdentityStore, discard_with_secrets
+from ...methods.artefact import TENSORS, read_header, write_header
+from ...methods.identity_store import BLOB, BLOBS, HEADER, IdentityStore, discard_with_secrets
 from ...methods.identity_store import INDEX as IDENTITY_INDEX
 from ...metrics.schema import read_metrics
 from ...models.checks import reject_code
