@@ -168,7 +168,9 @@ def discard_with_secrets(vault: Path, *kept: Path) -> Discard:
             for store in stores:
                 artefact = artefact_id(store)
                 for secrets in (Secrets(place, artefact) for place in (vault, folder / f"{name}{VAULT}") if artefact is not None):
-                    if artefact not in alive and secrets.belong_to(folder / name / store.relative_to(leftover)):
+                    is_own = secrets.belong_to(folder / name / store.relative_to(leftover))
+                    # Without any entry left, a killed call may have destroyed the artefact's own secret, which would show whose it is.
+                    if artefact not in alive and (is_own or not len(secrets)):
                         secrets.destroy_all()
         remove(leftover)
 
