@@ -18,8 +18,8 @@ from .state import State, leftovers
 
 FULL, BROKEN, DENIED = "full", "broken", "denied"
 ERRORS = {FULL: errno.ENOSPC, BROKEN: errno.EIO, DENIED: errno.EACCES}
-# What a command keeps when it fails: states that --resume reads, and a replaced artefact whose secrets could not be overwritten.
-KEPT = ("checkpoint-", ".unfinished", "shards/", ".replaced")
+# What a command keeps when it fails: states that --resume reads, and an artefact whose secrets could not be overwritten (cleared next).
+KEPT = ("checkpoint-", ".unfinished", "shards/", "/methods/.")
 
 
 def cases(stage: Stage, points: int, seed: int, chosen: tuple[str, ...]) -> list[Case]:
