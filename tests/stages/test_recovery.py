@@ -8,8 +8,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,22 +32,12 @@ from oneshui_hf.stages.recovery import (
     write_pointers,
 )
 from oneshui_hf.vault import Secrets
+from support.processes import another_writer
+from support.recording_reporter import RecordingReporter
 
 WEIGHTS, NEW_WEIGHTS = "a" * 64, "b" * 64
 ADA, BOB, ZOE = "Ada", "Bob", "Zoë"
 SILENT = Reporter()
-
-
-class RecordingReporter(Reporter):
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-        self.notes: list[str] = []
-
-    def warn(self, message: str) -> None:
-        self.warnings.append(message)
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
 
 
 @pytest.fixture
@@ -165,7 +153,7 @@ def test_a_run_may_be_the_current_folder(source: Run, unlearned: Run, vault: Pat
 
 
 def test_the_destruction_of_a_living_process_is_left_to_it(source: Run, unlearned: Run, vault: Path) -> None:
-    with other_process_holds(unlearned.path):
+    with another_writer(unlearned.path):
         clear_killed_work(source.path, unlearned.path, vault=vault)
     assert (unlearned.path / "destruction.json").exists()
     assert remaining(source.artefact("keys"), vault) == {ADA, BOB, ZOE}
@@ -182,7 +170,7 @@ def test_a_command_on_the_source_finds_a_new_run_in_another_folder(source: Run, 
     write_pointers([source.path], elsewhere)
     elsewhere.parent.mkdir()
     unlearned.path.rename(elsewhere)
-    with other_process_holds(elsewhere):
+    with another_writer(elsewhere):
         clear_killed_work(source.path, vault=vault)
         assert len(list(source.path.glob("methods/.request-*"))) == 1
     clear_killed_work(source.path, vault=vault)
@@ -455,21 +443,8 @@ def test_what_cannot_be_cleared_is_a_warning(source: Run, vault: Path, monkeypat
 # Preparations and requests exclude each other.
 
 
-@contextmanager
-def other_process_holds(path: Path) -> Iterator[None]:
-    code = "import sys; from pathlib import Path; from oneshui_hf.files import lock_output\n"
-    code += "with lock_output(Path(sys.argv[1])):\n    print('ready', flush=True)\n    sys.stdin.readline()"
-    other = subprocess.Popen([sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert other.stdout
-    assert other.stdout.readline() == "ready\n"
-    try:
-        yield
-    finally:
-        other.communicate("\n")
-
-
 def test_a_request_is_refused_during_a_preparation(source: Run, tmp_path: Path) -> None:
-    with other_process_holds(source.artefact("keys")):
+    with another_writer(source.artefact("keys")):
         with (
             pytest.raises(
                 OneshuiError, match=r"^Another process prepares method 'keys' for .*source and may write .*; wait until.*--keep\.$"
@@ -479,7 +454,7 @@ def test_a_request_is_refused_during_a_preparation(source: Run, tmp_path: Path) 
             pass
         with request_lock([]):
             pass
-    with other_process_holds(source.path / "methods/.request-0123abcd.json"), request_lock([source.path]):
+    with another_writer(source.path / "methods/.request-0123abcd.json"), request_lock([source.path]):
         pass
     with request_lock([source.path, source.path]):
         pass
@@ -494,7 +469,7 @@ def test_a_run_that_cannot_be_written_is_only_read(source: Run, vault: Path, tmp
 
 
 def test_a_preparation_is_refused_during_a_request_of_another_process(source: Run) -> None:
-    with other_process_holds(source.path / "methods/request.0123abcd"):
+    with another_writer(source.path / "methods/request.0123abcd"):
         with pytest.raises(OneshuiError, match=r"^A request is destroying data in .*methods, so nothing is prepared there now"):
             refuse_during_request(source.artefact("keys"))
         with request_lock([source.path]):  # requests do not exclude each other

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import os
 import shutil
@@ -10,7 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,10 @@ from oneshui_hf.errors import OneshuiError, UsageError
 from oneshui_hf.methods import Artefact, Context, DataAccess, Method, Needs, Request
 from oneshui_hf.methods.artefact import write_header
 from oneshui_hf.models.load import load_model
-from oneshui_hf.reporting import Reporter
 from oneshui_hf.runs import Run, hash_file, read_json
 from oneshui_hf.vault import Secrets
+from support.processes import another_writer
+from support.recording_reporter import RecordingReporter
 
 METHODS = ["do-nothing", "gradient-ascent", "metaunlearn"]
 
@@ -266,18 +266,6 @@ class Keys(Method[SpyOptions]):
         return new
 
 
-class RecordingReporter(Reporter):
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-        self.notes: list[str] = []
-
-    def warn(self, message: str) -> None:
-        self.warnings.append(message)
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
-
-
 @pytest.fixture
 def keys(trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A copy of the original model with a key per training identity, and a separate vault."""
@@ -452,19 +440,6 @@ def test_an_oracle_receives_the_request_with_unseen_identities(
 # Crashes, copies and other processes.
 
 
-@contextlib.contextmanager
-def other_process_holds(path: Path) -> Iterator[None]:
-    code = "import sys; from pathlib import Path; from oneshui_hf.files import lock_output\n"
-    code += "with lock_output(Path(sys.argv[1])):\n    print('ready', flush=True)\n    sys.stdin.readline()"
-    other = subprocess.Popen([sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert other.stdout
-    assert other.stdout.readline() == "ready\n"
-    try:
-        yield
-    finally:
-        other.communicate("\n")
-
-
 def test_who_asked_is_readable_by_the_owner_only(keys: Run, photo: Path) -> None:
     former = os.umask(0o022)
     try:
@@ -482,7 +457,7 @@ def test_who_asked_is_readable_by_the_owner_only(keys: Run, photo: Path) -> None
 def test_a_second_request_into_one_folder_ends_with_a_sentence(keys: Run, photo: Path, oneshui: Any) -> None:
     before, output = identities_with_key(keys), f"{keys.path}-out"
     words = ["unlearn", "--run", keys.path, "--method", "spy", "--image", photo, "--output-dir", output]
-    with other_process_holds(Path(output)):
+    with another_writer(Path(output)):
         code, out, err = oneshui(*words, "--identity", min(before))
     assert (code, out) == (1, "")
     assert f"Another process is writing {output}; wait until it has ended" in err.splitlines()[-1]
@@ -546,7 +521,7 @@ def test_a_request_that_destroys_is_refused_during_a_preparation(keys: Run, phot
     monkeypatch.setattr(Keys, "apply", lambda self, model, *rest: applied.append(1) or copy.deepcopy(model))
     for run in (keys, child):
         for locked in {keys.path, run.path} if run is child else {keys.path}:
-            with other_process_holds(locked / "methods/any-method"):
+            with another_writer(locked / "methods/any-method"):
                 with pytest.raises(OneshuiError, match=r"^Another process prepares method 'any-method' for .*; wait until it has ended"):
                     oneshui_hf.unlearn(run, [photo], identity=[min(before)], method="spy", output_dir=f"{keys.path}-no")
                 assert not applied
@@ -560,10 +535,10 @@ def test_a_request_that_destroys_is_refused_during_a_preparation(keys: Run, phot
 def test_a_preparation_is_refused_during_another_one_and_during_a_request(keys: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     before = identities_with_key(keys)
     monkeypatch.setattr(Keys, "prepare", lambda *everything: pytest.fail("the preparation was started"))
-    with other_process_holds(keys.artefact("spy")), pytest.raises(OneshuiError, match=r"Another process is writing .*methods/spy; wait"):
+    with another_writer(keys.artefact("spy")), pytest.raises(OneshuiError, match=r"Another process is writing .*methods/spy; wait"):
         oneshui_hf.prepare(keys, method="spy", overwrite=True)
     with (
-        other_process_holds(keys.path / "methods/request.0123abcd"),
+        another_writer(keys.path / "methods/request.0123abcd"),
         pytest.raises(OneshuiError, match=r"^A request is destroying data in .*methods, so nothing is prepared there now"),
     ):
         oneshui_hf.prepare(keys, method="spy", overwrite=True)
