@@ -16,7 +16,7 @@ from oneshui_hf.metrics.comparison import Comparison, Predictions, PredictionsBy
 from oneshui_hf.metrics.measure import measure
 from oneshui_hf.metrics.schema import MeasuredMetrics, StoredMetrics, read_metrics
 from oneshui_hf.models.outputs import losses
-from oneshui_hf.runs import write_json
+from oneshui_hf.runs import with_checksum, write_json
 from oneshui_hf.sets import ATTACKED, PREDICTED
 
 
@@ -102,3 +102,13 @@ def test_stored_metrics_may_lack_what_is_not_published_and_measured_ones_may_not
         assert read_metrics(tmp_path) == changed
         with pytest.raises(OneshuiError):
             read_metrics(tmp_path, MeasuredMetrics)
+
+
+def test_metrics_that_were_edited_are_refused(tmp_path: Path) -> None:
+    metrics = with_checksum(measured("multi_label"))
+    write_json(tmp_path / "metrics.json", metrics)
+    assert read_metrics(tmp_path) == metrics
+    metrics["forget"]["map"] = 1.0
+    write_json(tmp_path / "metrics.json", metrics)
+    with pytest.raises(OneshuiError, match="has changed since it was written; run `oneshui evaluate` again"):
+        read_metrics(tmp_path)
