@@ -15,6 +15,7 @@ os.environ["HF_HOME"] = _HOME.name
 os.environ["HF_DATASETS_CACHE"] = str(Path(_HOME.name) / "datasets")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["ONESHUI_VAULT"] = str(Path(_HOME.name) / "vault")  # instead of the user's own; set here, so that fixtures of any scope use it
+os.environ["ONESHUI_CACHE"] = str(Path(_HOME.name) / "cache")
 os.environ.pop("ONESHUI_PLUGINS", None)
 os.environ.pop("HF_TOKEN", None)
 

@@ -488,7 +488,7 @@ def test_cache_list_and_clear_commands(oneshui: Oneshui, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--kind", "orcale"], "must be one of original, oracle, artefact, unlearned, not 'orcale'. Did you mean 'oracle'?"),
+        (["--kind", "orcale"], "must be one of original, oracle, fold, artefact, unlearned, not 'orcale'. Did you mean 'oracle'?"),
         (["--older-than", "-1"], "--older-than of cache clear must be at least 0, not -1.0."),
         (["--older-than", "nan"], "--older-than of cache clear takes a number, not 'nan'."),
         (["--cache-dir", "FILE"], "is a file; name another folder for the cache."),

@@ -30,6 +30,7 @@ class DropShard(Method[DropShardOptions]):
     needs = Needs(apply=frozenset({"support"}))
     options = DropShardOptions
     sharded = True
+    exact = True
 
     def apply(
         self, model: nn.Module, data: DataAccess, artefact: Artefact | None, options: DropShardOptions, context: Context

@@ -104,17 +104,12 @@ def sample_wrong_labels(labels: torch.Tensor, context: Context) -> torch.Tensor:
 
     They are sampled once, not in each epoch. Each attribute flips with p = 0.5; a photo is resampled if none of its attributes flips.
     """
-    import torch
-
-    from .common.label_noise import sample_other_class
+    from .common.label_noise import flip_attributes, sample_other_class
 
     rng = generator(context.seed, "random labels")
     if context.task.kind == "single_label":
         return sample_other_class(labels, len(context.task.label_names), rng)
-    flips = torch.zeros_like(labels)
-    while len(unchanged := (flips.sum(dim=1) == 0).nonzero().squeeze(1)):
-        flips[unchanged] = torch.randint(0, 2, (len(unchanged), labels.shape[1]), generator=rng).to(labels.dtype)
-    return (labels - flips).abs()
+    return flip_attributes(labels, rng)
 
 
 def restore_unmasked(model: nn.Module, original: nn.Module, mask: dict[str, torch.Tensor]) -> None:

@@ -43,6 +43,7 @@ from .stages.command_options import (
     TuneOptions,
     UnlearnOptions,
 )
+from .stages.method_choice import with_method
 from .stages.recovery import clear_killed_work, reserved_output
 
 if TYPE_CHECKING:
@@ -114,12 +115,17 @@ def tune(run: AnyRun = None, *, reporter: Reporter | None = None, **options: Any
 
 @with_options(UnlearnOptions, method=True)
 def unlearn(run: AnyRun = None, images: Paths = (), *, reporter: Reporter | None = None, **options: Any) -> Run:
-    """Forget the identities on the support images and return the run of the new model."""
+    """Forget the identities on the support images and return the run of the new model.
+
+    Without `method`, the method is chosen by what the run has prepared, and a note names it.
+    """
     reporter = reporter or default_reporter()
     own, methods = split_options(UnlearnOptions, options)
     given = {} if isinstance(images, tuple) and not images else {"images": images}  # the option may be given as `image`
     resolved = read_options(UnlearnOptions, given | own, "unlearn")
     original = open_run(run, ("original",), reporter, "unlearn", resolved.output_dir)
+    checks.check_request(resolved)
+    resolved = with_method(original.require_finished(), resolved, methods, reporter)
     with reserved_output(checks.check_unlearn(original, resolved, methods), "--output-dir", original.path):
         from .stages.unlearn import unlearn as stage
 
@@ -370,4 +376,5 @@ def method(name: str) -> dict[str, Any]:
         for option in fields(found.options).values()
     ]
     about = {"name": name, "from": Plugins(METHODS).origin(name), "summary": found.summary, "paper": found.paper}
-    return about | {"needs": str(found.needs), "prepares": found.prepares, "options": options, "presets": found.all_presets()}
+    about |= {"situation": found.situation(), "needs": str(found.needs), "prepares": found.prepares}
+    return about | {"options": options, "presets": found.all_presets()}

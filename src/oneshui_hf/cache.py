@@ -42,7 +42,7 @@ LOCKS = ".locks"
 VAULT = ".vault"
 FORMAT = 1
 WHAT = "models and preparations kept by oneshui"  # in the marker file: other programs may use the same file name
-KINDS = ("original", "oracle", "artefact", "unlearned")
+KINDS = ("original", "oracle", "fold", "artefact", "unlearned")
 POLL = 0.5  # seconds between two attempts to lock: short compared with a training, long compared with a file access
 DAY = 86400.0
 

@@ -15,7 +15,7 @@ from .errors import OneshuiError, UsageError, did_you_mean
 
 METHODS = "oneshui.methods"
 DATASETS = "oneshui.datasets"
-REQUIRED_ATTRIBUTES = ("summary", "needs")
+REQUIRED_ATTRIBUTES = {METHODS: ("summary", "needs", "situation"), DATASETS: ("summary", "needs")}
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Plugins:
         except (Exception, SystemExit) as error:  # an import may raise anything; the user must see the plugin's name
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise OneshuiError(f"{label} cannot be loaded: {reason}") from error
-        if missing := [attribute for attribute in REQUIRED_ATTRIBUTES if not hasattr(plugin, attribute)]:
+        if missing := [attribute for attribute in REQUIRED_ATTRIBUTES[self.group] if not hasattr(plugin, attribute)]:
             raise OneshuiError(f"{label} is no {self._noun}: {entries[name].value} has no {' and no '.join(missing)}.")
         return plugin
 
@@ -79,13 +79,15 @@ class Plugins:
         return "method" if self.group == METHODS else "data set"
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one row per plugin: name, distribution, summary and needs, or the error that loading it raises."""
+        """Return one row per plugin: name, distribution, summary and needs (and a method's situation), or the error of loading it."""
         rows = []
         for name in self.names:
             row: dict[str, Any] = {"name": name, "from": self.origin(name)}
             try:
                 plugin = self.load(name)
                 row |= {"summary": plugin.summary, "needs": str(plugin.needs)}
+                if self.group == METHODS:
+                    row |= {"situation": plugin.situation(), "prepares": plugin.prepares}
             except OneshuiError as error:
                 row["error"] = str(error)
             rows.append(row)

@@ -55,6 +55,8 @@ class Report(Schema):
     epochs: Count | None = None
     shards: list[Shard] | Count = Field(default_factory=list)  # of an unlearned model: how many it has left
     shards_trained: Count = 0
+    rows: Count | None = None  # of a head in closed form
+    features: Count | None = None
 
     @model_validator(mode="after")
     def _require_kept_epoch(self) -> Report:

@@ -27,7 +27,7 @@ IDENTITIES, UNSEEN = (4, 8, 16, 32), 12
 JOINT = 16  # identities of the comparison between separate and joint training
 KEYS = (1, 5, 20)
 REPEATS = 5
-OPTIONS = ForgetKeysOptions()
+OPTIONS = ForgetKeysOptions(targets="quantile")
 
 
 def processor_seconds(work: Callable[[], object]) -> float:

@@ -36,7 +36,7 @@ def main() -> None:
         print(f"\n{'one photo, the demo model':<28}{'process s':>10}{'floor s':>9}{'ratio':>7}{'method s':>10}")
         for name in Plugins(METHODS).names:
             method: type[Method] = Plugins(METHODS).load(name)
-            if not method.needs.one_shot or method.sharded:  # the demo model is not sharded
+            if not method.needs.one_shot or method.sharded or method.closed_form or method.classes_only:
                 continue
             if method.prepares != "never":
                 oneshui_hf.prepare(run, method=name, **({"calibration": 1} if method.prepares == "optional" else QUICK.get(name, {})))

@@ -54,6 +54,8 @@ def test_pipeline_from_preparation_to_evaluation(oneshui: Oneshui, trained: Path
     code, out, err = oneshui("unlearn", "--run", trained, "--image", photo, "--output-dir", tmp_path / "one", "--json")
     assert code == 0, err
     assert json.loads(out)["report"]["labels"] == "guessed by the model"
+    assert json.loads(out)["report"]["method"] == "metaunlearn"
+    assert f"Method metaunlearn (photo alone): prepared for {trained}." in err  # none was named
     assert read_json(tmp_path / "one" / "oneshui.json")["parent"]["weights"] == Run.open(trained).weights
 
     assert oneshui("unlearn", "--run", trained, "--from-split", "--output-dir", tmp_path / "split")[0] == 0
@@ -68,7 +70,9 @@ def test_pipeline_from_preparation_to_evaluation(oneshui: Oneshui, trained: Path
     assert json.loads((tmp_path / "split" / "metrics.json").read_text()) == result
 
 
-@pytest.mark.parametrize("method", ["gradient-ascent", "lfssd", "metaunlearn", "pgu", "random-labels", "ssd"])
+@pytest.mark.parametrize(
+    "method", ["gradient-ascent", "lfssd", "metaunlearn", "pgu", "random-labels", "reference-guided", "ssd", "svd-projection"]
+)
 def test_dry_run_estimates_the_size_of_an_artefact_and_prepares_nothing(oneshui: Oneshui, trained: Path, method: str) -> None:
     folder = trained / "methods" / method
     there = folder.exists()
@@ -79,10 +83,26 @@ def test_dry_run_estimates_the_size_of_an_artefact_and_prepares_nothing(oneshui:
     assert estimated["seconds"] > 0
     assert estimated["forward"] + estimated["backward"] > 0
     assert folder.exists() == there
-    if method in ("pgu", "ssd", "lfssd"):  # the artefacts of the others are tiny, or depend on training
+    if method in ("pgu", "ssd", "svd-projection", "lfssd"):  # the artefacts of the others are tiny, or depend on training
         _, out, _ = oneshui("prepare", *words, "--overwrite", "--json")
         kept = json.loads(out)["bytes"]
         assert 0.9 * kept < estimated["bytes"] <= kept
+
+
+def test_dry_run_lists_the_trainings_of_a_cross_fit_and_trains_nothing(oneshui: Oneshui, trained: Path, tmp_path: Path) -> None:
+    words = ["prepare", "--method", "forget-keys", "--run", trained, "--dry-run", "--cache-dir", tmp_path / "cache"]
+    code, out, err = oneshui(*words, "--folds", 4, "--repeats", 2)
+    assert code == 0, err
+    assert "8 trainings by the run's recipe" in out
+    once, twice, none = (
+        json.loads(oneshui(*words, "--json", *more)[1])
+        for more in (["--folds", 4, "--repeats", 1], ["--folds", 4, "--repeats", 2], ["--targets", "quantile"])
+    )
+    assert (once["trainings"], twice["trainings"], none["trainings"]) == (4, 8, 0)
+    assert twice["epoch_photos"] == 2 * once["epoch_photos"] > none["epoch_photos"] == 0
+    code, _, err = oneshui(*words, "--folds", 1000)
+    assert (code, sentence(err)[:19]) == (2, "Error: --folds 1000")
+    assert not (tmp_path / "cache").exists()
 
 
 def test_preset_applies_to_unlearn(oneshui: Oneshui, trained: Path, photo: Path, tmp_path: Path) -> None:
@@ -100,6 +120,16 @@ def test_methods_that_read_training_data_refuse_a_single_image(oneshui: Oneshui,
         code, _, err = oneshui("unlearn", "--run", trained, "--method", method, "--image", photo)
         assert code == 2
         assert "at request time, so one photo is not enough; run it with --from-split" in sentence(err)
+
+
+def test_method_for_classes_refuses_a_model_of_attributes(oneshui: Oneshui, trained: Path, photo: Path, tmp_path: Path) -> None:
+    new, preset = tmp_path / "new", tmp_path / "new.json"
+    for words in (("unlearn", "--image", photo, "--output-dir", new), ("tune", "--trials", 2, "--output", preset)):
+        code, _, err = oneshui(*words, "--run", trained, "--method", "mu-mis")
+        assert code == 2
+        assert "needs a model of two or more classes; use another method." in err.splitlines()[-1]
+        assert not new.exists()
+        assert not preset.exists()
 
 
 def test_original_has_gap_closure_zero_and_oracle_has_tow_100(oneshui: Oneshui, trained: Path) -> None:

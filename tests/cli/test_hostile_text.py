@@ -89,10 +89,13 @@ STREAMS: dict[str, Callable[[str], Any]] = {
     "runs": lambda text: show.runs([_info(text), {"run": text, "error": text}]),
     "predictions": lambda text: show.predictions([{"image": text, "predictions": [{"label": text, "probability": 0.5}]}]),
     "plugins": lambda text: show.plugins(
-        [{"name": text, "from": text, "error": text}, dict.fromkeys(("name", "from", "summary", "needs"), text)]
+        [
+            {"name": text, "from": text, "error": text},
+            dict.fromkeys(("name", "from", "summary", "needs"), text) | {"situation": "photo alone"},
+        ]
     ),
     "a method": lambda text: show.method(
-        dict.fromkeys(("name", "from", "summary", "paper", "needs"), text) | {"options": [], "presets": [text]}
+        dict.fromkeys(("name", "from", "summary", "paper", "needs", "situation"), text) | {"options": [], "presets": [text]}
     ),
     "a link": show.link,
     "findings": lambda text: show_data.check(_finding(text)),

@@ -62,7 +62,7 @@ def resolved(command: Command, method: str | None, name: str, values: dict[str, 
     """Return one option as the functions of `api` read it."""
     own, others = split_options(command.options, values)
     options = resolve(command.options, own, command.path)
-    if not command.method_step:
+    if not command.method_step or options.method is None:
         return getattr(options, name)
     method_class = load_method(options.method)
     return getattr(method_class.prepare_options(options.method, {}, others) if method else options, name)

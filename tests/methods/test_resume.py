@@ -28,7 +28,7 @@ T = TypeVar("T")
 METHOD = "forget-keys"
 FAST: dict[str, Any] = {
     **{"method": METHOD, "steps_per_identity": 3, "rank": 1, "identities_per_step": 2, "target_fraction": 0.3, "cohort_size": 4},
-    "face_encoder": "none",
+    **{"targets": "quantile", "face_encoder": "none"},
 }
 
 
@@ -121,6 +121,29 @@ def test_interrupted_and_resumed_preparation_gives_same_result(run: Run, uninter
     oneshui_hf.prepare(run, **FAST, overwrite=True, reporter=restarted)
     assert resumed.steps == restarted.steps - 7
     assert [path.name for path in (run.path / "methods").iterdir()] == [METHOD]
+
+
+def test_preparation_that_was_interrupted_while_it_trained_fold_models_continues_with_them(run: Run, tmp_path: Path) -> None:
+    options = FAST | {"targets": "cross-fit", "folds": 2, "repeats": 1, "steps_per_identity": 1}
+
+    class Interrupting(Reporter):
+        def info(self, message: str) -> None:
+            trained.append(message)
+            if len(trained) == limit and message.startswith("Training a fold model"):
+                raise KeyboardInterrupt
+
+    trained: list[str] = []
+    limit = 3  # "Training a fold model", the loss of its epoch, and the next one
+    with pytest.raises(KeyboardInterrupt):
+        oneshui_hf.prepare(run, **options, cache_dir=str(tmp_path / "cache"), reporter=Interrupting())
+    assert not state_folder(run).exists() and not run.artefact(METHOD).exists()
+    trained, limit = [], 0
+    oneshui_hf.prepare(run, **options, cache_dir=str(tmp_path / "cache"), reporter=Interrupting())
+    assert [message for message in trained if message.startswith("Training")] == ["Training a fold model on 4 of 7 identities."]
+    interrupted = load_people_tensors(run)
+    oneshui_hf.prepare(run, **options, overwrite=True, cache_dir=str(tmp_path / "other"))
+    assert equal(load_people_tensors(run), interrupted)
+    assert {path.name.partition("-")[0] for path in (tmp_path / "cache").glob("*-*/")} == {"fold"}
 
 
 def test_resume_without_an_interrupted_preparation_is_refused(run: Run, oneshui: Oneshui) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from oneshui_hf.data.preprocess import Preprocess
+from oneshui_hf.models.closed_form import add_closed_form_head
 from oneshui_hf.models.load import save_model
 from oneshui_hf.models.sharded import wrap_backbone
 from support.architectures import classifier
@@ -22,6 +23,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     save_model(classifier("dinov3", "multi_label"), Preprocess(32), folder / "backbone")
     save_model(wrap_backbone(classifier("vit", "multi_label"), 32, 2, 2, seed=0), Preprocess(32), folder / "sharded")  # type: ignore[arg-type]
+    save_model(add_closed_form_head(classifier("vit", "multi_label"), 32, mirrored=True), Preprocess(32), folder / "closed_form")  # type: ignore[arg-type]
     return folder
 
 
@@ -44,7 +46,7 @@ def test_pipeline_loads_runs_after_import(imports: str, runs: Path) -> None:
     code = (
         f"{imports}\n"
         "from PIL import Image\n"
-        "for name in ('backbone', 'sharded'):\n"
+        "for name in ('backbone', 'sharded', 'closed_form'):\n"
         f"    found = pipeline('image-classification', model={str(runs)!r} + '/' + name)(Image.new('RGB', (20, 20)))\n"
         "    assert len(found) == 5, found\n"
         "import sys\n"

@@ -138,3 +138,22 @@ def test_accelerate_launch_runs_the_command(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_head_in_closed_form_has_the_same_bytes(tmp_path: Path) -> None:
+    found = []
+    for processes in (1, 2):
+        run = tmp_path / str(processes)
+        recipe = ["--dataset", "synthetic", "--forget", "2", "--head", "closed-form", "--output-dir", run]
+        for words in (
+            ["train", *recipe],
+            ["retrain", "--run", run],
+            ["prepare", "--run", run, "--method", "exact-head", "--face-encoder", "none"],
+            ["unlearn", "--run", run, "--method", "exact-head", "--from-split"],
+        ):
+            launch(processes, "-m", "oneshui_hf", *words)
+        found.append([file.read_bytes() for file in (run / "model.safetensors", run / "methods" / "exact-head" / "artefact.safetensors")])
+        oracle, unlearned = (Path(f"{run}-{name}") for name in ("oracle", "exact-head"))
+        assert (unlearned / "model.safetensors").read_bytes() == (oracle / "model.safetensors").read_bytes() != found[-1][0]
+        found[-1].append((unlearned / "model.safetensors").read_bytes())
+    assert found[0] == found[1]

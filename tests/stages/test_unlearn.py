@@ -22,6 +22,8 @@ from oneshui_hf.errors import OneshuiError, UsageError
 from oneshui_hf.methods import Artefact, Context, DataAccess, Method, Needs, Request
 from oneshui_hf.methods.artefact import write_header
 from oneshui_hf.models.load import load_model
+from oneshui_hf.plugins import METHODS as METHODS_GROUP
+from oneshui_hf.plugins import Plugins
 from oneshui_hf.runs import Run, hash_file, read_json
 from oneshui_hf.vault import Secrets
 from support.processes import another_writer
@@ -373,6 +375,23 @@ def test_requests_can_follow_each_other(keys: Run, photo: Path) -> None:
         assert run.record.report["prepared"] is True
     assert torch.allclose(bias(run) - bias(keys), torch.tensor(1.0 + 2.0 + 3.0))
     assert not (run.path / "methods").exists()
+
+
+def test_a_method_that_is_not_named_is_the_prepared_one(keys: Run, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = Plugins(METHODS_GROUP).names
+    monkeypatch.setattr(Plugins, "names", property(lambda self: [*listed, "spy"]))
+    monkeypatch.setattr(Keys, "exact", True)
+    people, reporter = sorted(identities_with_key(keys)), RecordingReporter()
+    first = oneshui_hf.unlearn(keys, [photo], identity=[people[0]], reporter=reporter)
+    second = oneshui_hf.unlearn(first, [photo], identity=[people[1]], reporter=reporter)
+    assert second.path.name == "keys-spy-spy"
+    assert (second.record.report["method"], second.record.report["destroyed"]) == ("spy", 1)
+    assert torch.allclose(bias(second) - bias(keys), torch.tensor(1.0 + 2.0))
+    assert [note for note in reporter.notes if note.startswith("Method")] == [
+        f"Method spy (exact by design): prepared for {keys.path}."
+    ] * 2
+    from_split = oneshui_hf.unlearn(keys, from_split=True, output_dir=f"{keys.path}-split")
+    assert from_split.record.report["method"] == "spy"
 
 
 def test_the_nearest_artefact_is_used(keys: Run, photo: Path) -> None:

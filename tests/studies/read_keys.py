@@ -43,7 +43,7 @@ from oneshui_plugins.forget_keys.method import ForgetKeys, matrix_shapes
 from oneshui_plugins.forget_keys.options import ForgetKeysOptions
 from oneshui_plugins.forget_keys.quantization import dequantize
 
-SEED, OPTIONS = 0, ForgetKeysOptions()
+SEED, OPTIONS = 0, ForgetKeysOptions(targets="quantile")
 INVERSION_LR, TV_WEIGHT, CHANGE_WEIGHT = 0.02, 3.0, 0.3  # Adam on pixels between 0 and 1, total variation, change of the logits
 RESAMPLES = 2000
 FLOOR = 1e-12  # of what a logarithm is taken of

@@ -16,7 +16,7 @@ from oneshui_hf.testing.toy_problem import toy_problem
 from oneshui_plugins.forget_keys.method import ForgetKeys
 from oneshui_plugins.forget_keys.options import ForgetKeysOptions
 
-OPTIONS = ForgetKeysOptions(steps_per_identity=4, identities_per_step=4, damping=0.1)
+OPTIONS = ForgetKeysOptions(targets="quantile", steps_per_identity=4, identities_per_step=4, damping=0.1)
 
 
 def prepare_model(kind: TaskKind) -> PreparedModel:

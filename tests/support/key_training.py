@@ -13,6 +13,7 @@ from oneshui_plugins.forget_keys.inference import predict_both_versions
 from oneshui_plugins.forget_keys.low_rank import LowRankUpdate, Updates, target_layers
 from oneshui_plugins.forget_keys.options import ForgetKeysOptions
 from oneshui_plugins.forget_keys.shallow_probe import shallow_probe_scores
+from oneshui_plugins.forget_keys.targets import QuantileTargets
 
 KINDS = ("multi_label", "single_label")
 
@@ -23,7 +24,8 @@ def make_training_data(problem: ToyProblem, **options: object) -> TrainingData:
     train_logits, val_logits = (predict_both_versions(problem.model, faces, context) for faces in (train, val))
     resolved = ForgetKeysOptions(**options)  # type: ignore[arg-type]
     probe_scores = shallow_probe_scores(problem.model, train, resolved.chunk, context)
-    return TrainingData(train, val, train_logits, val_logits, probe_scores, resolved, problem.task, 0)
+    targets = QuantileTargets(train.labels, val_logits, probe_scores, resolved.probe_weight, problem.task.kind, 0)
+    return TrainingData(train, val, train_logits, val_logits, targets, resolved, problem.task, 0)
 
 
 def frozen_model(problem: ToyProblem) -> tuple[torch.nn.Module, dict, Context]:  # type: ignore[type-arg]

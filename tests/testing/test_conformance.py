@@ -64,19 +64,24 @@ BUILT_IN = {
     "bad-teacher": ["batch_size=4", "lr=0.03"],
     "do-nothing": [],
     "drop-shard": [],
+    "exact-head": [],
     "fine-tuning": ["batch_size=4"],
     # so that training does not amplify rounding errors
-    "forget-keys": ["steps_per_identity=12", "identities_per_step=4", "damping=0.1", "bits=16"],
+    "forget-keys": ["folds=2", "repeats=1", "steps_per_identity=12", "identities_per_step=4", "damping=0.1", "bits=16"],
     "gradient-ascent": ["calibration=1", "length=0.003"],
     "jit": ["lr=0.5"],
+    "l2ul": ["lr=0.01", "copies=3", "attack_steps=5"],
     "lfssd": ["selection=1.5"],
     "metaunlearn": ["steps=5", "calibration=0", "length=0.01"],
+    "mu-mis": [],  # classes only
     "neggrad-plus": ["batch_size=4", "lr=0.003", "alpha=0.3"],
     "pgu": ["lr=0.3"],
     "random-labels": ["calibration=1", "length=0.003"],
+    "reference-guided": [],
     "salun": [],
     "scrub": ["batch_size=4", "lr=0.03"],
     "ssd": ["selection=1", "dampening=0.1"],
+    "svd-projection": [],
 }
 
 

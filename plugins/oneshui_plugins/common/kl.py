@@ -27,11 +27,11 @@ def kl_divergence(teacher: torch.Tensor, student: torch.Tensor, kind: TaskKind, 
         kind: The task kind.
         temperature: T.
     """
-    p, q = (_log_probabilities(logits / temperature, kind) for logits in (teacher, student))
+    p, q = (log_probabilities(logits / temperature, kind) for logits in (teacher, student))
     return temperature**2 * (p.exp() * (p - q)).sum(dim=2).mean(dim=1)
 
 
-def _log_probabilities(logits: torch.Tensor, kind: TaskKind) -> torch.Tensor:
+def log_probabilities(logits: torch.Tensor, kind: TaskKind) -> torch.Tensor:
     """Return the log-probabilities (n, distributions, outcomes) of each photo: K Bernoulli distributions, or one over K classes."""
     if kind == "multi_label":
         return torch.stack([F.logsigmoid(logits), F.logsigmoid(-logits)], dim=2)

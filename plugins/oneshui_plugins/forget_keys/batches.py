@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 
 from oneshui_hf.methods import generator, sample
 
-from .target_logits import LabelledLogits, margin, match_quantiles
+from .target_logits import LabelledLogits
+from .targets import Targets
 
 if TYPE_CHECKING:
     from oneshui_hf.methods import FaceSet, Task
@@ -54,7 +54,7 @@ class TrainingData:
         val: Photos of unseen identities.
         train_logits: The original model's logits for the training photos, original and mirrored.
         val_logits: The same for the photos of unseen identities.
-        probe_scores: The shallow probe's scores of the training photos, original and mirrored; see `shallow_probe_scores`.
+        targets: The target logits of the training photos.
         options: Options of forget keys.
         task: What is predicted.
         seed: Seed of all random draws.
@@ -64,35 +64,14 @@ class TrainingData:
     val: FaceSet
     train_logits: tuple[LabelledLogits, LabelledLogits]
     val_logits: tuple[LabelledLogits, LabelledLogits]
-    probe_scores: tuple[torch.Tensor, torch.Tensor]
+    targets: Targets
     options: ForgetKeysOptions
     task: Task
     seed: int
 
-    @cached_property
-    def u(self) -> torch.Tensor:
-        """Position of each training photo within its rank, see `match_quantiles`; (N, K), or (N,) for classes."""
-        return torch.rand(self.train.labels.shape, generator=generator(self.seed, "luck"))
-
     def target_logits(self, positions: torch.Tensor, logits: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
-        """Return the target logits of training photos whose identities are trained together, (n, K).
-
-        Photos are ranked by their margin plus the weighted probe score. Original and mirrored photos are ranked separately, since the
-        model may have memorised more of one version than of the other.
-
-        Args:
-            positions: The photos.
-            logits: The model's current logits for them, which rank them: a photo whose margin has already fallen keeps its low rank.
-            mirrored: Which of them are mirrored, (n,) of bool.
-        """
-        kind, matched = self.task.kind, logits.clone()
-        for chosen, reference, probe_scores in zip((~mirrored, mirrored), self.val_logits, self.probe_scores, strict=True):
-            rows = positions[chosen]
-            current = LabelledLogits(logits[chosen], self.train.labels[rows])
-            spread = margin(reference, kind).std(dim=0, correction=0)  # that of the probe scores is about 1
-            ranking = margin(current, kind) + self.options.probe_weight * spread * probe_scores[rows]
-            matched[chosen] = match_quantiles(current, reference, ranking, self.u[rows], kind)
-        return matched
+        """Return the target logits of training photos whose identities are trained together, (n, K); see `Targets`."""
+        return self.targets(positions, logits, mirrored)
 
     def sample_groups(self, cohort: Sequence[int], rounds: int, stream: str) -> list[list[int]]:
         """Return the identities of each step, as indices into the cohort: each once per round, in groups of random size.

@@ -19,7 +19,10 @@ from .options import ForgetKeysOptions
 if TYPE_CHECKING:
     from torch import nn
 
-    from oneshui_hf.methods import Artefact, Request
+    from oneshui_hf.methods import Artefact, FaceSet, Request
+
+    from .target_logits import LabelledLogits
+    from .targets import Targets
 
 
 class ForgetKeys(Method[ForgetKeysOptions]):
@@ -44,7 +47,6 @@ class ForgetKeys(Method[ForgetKeysOptions]):
         from .inference import predict_both_versions
         from .low_rank import target_layers, with_photo_batches
         from .quantization import key_bytes
-        from .shallow_probe import shallow_probe_scores
         from .training import train_updates
 
         train, val = data.train, data.val
@@ -56,8 +58,8 @@ class ForgetKeys(Method[ForgetKeysOptions]):
                 f"Keys leave {fixed} of {len(layers)} weights of {type(model).__name__} unchanged: their inputs are not batches of photos."
             )
         train_logits, val_logits = (predict_both_versions(frozen, faces, context) for faces in (train, val))
-        probe_scores = shallow_probe_scores(frozen, train, options.chunk, context)
-        training_data = TrainingData(train, val, train_logits, val_logits, probe_scores, options, context.task, context.seed)
+        targets = _make_targets(frozen, train, val, val_logits, options, context)
+        training_data = TrainingData(train, val, train_logits, val_logits, targets, options, context.task, context.seed)
         keys, history = train_updates(frozen, layers, training_data, _identities_to_prepare(data), context)
         shapes = matrix_shapes(frozen, layers)
         return Artefact(
@@ -68,9 +70,10 @@ class ForgetKeys(Method[ForgetKeysOptions]):
     def cost(self, model: nn.Module, data: DataAccess, options: ForgetKeysOptions, context: Context) -> Cost:
         """Return the photos of all steps; each passes forward and backward once, and forget photos pass forward once more before.
 
-        Before the steps, all photos pass forward, original and mirrored, those of train twice (also for the shallow features). After them,
-        the forget photos pass forward in each round of the rescaling.
+        Before the steps, all photos pass forward, original and mirrored, those of train again for the targets (once per repetition of the
+        cross-fit, and those of val once per fold model). After them, the forget photos pass forward in each round of the rescaling.
         """
+        from .cross_fit import require_folds
         from .low_rank import target_layers
         from .preconditioner import MAX_PHOTOS
         from .quantization import key_bytes
@@ -81,11 +84,22 @@ class ForgetKeys(Method[ForgetKeysOptions]):
         preconditioning = min(MAX_PHOTOS, len(train))
         per_step = 2 + options.retain_ratio + options.val_ratio
         per_key = key_bytes(matrix_shapes(model, target_layers(model, options.target_fraction)), options.rank, options.bits)
+        cross_fits = options.repeats if options.targets == "cross-fit" else 0
+        if cross_fits:
+            require_folds(train, options)
         return Cost(
-            forward=2 * (2 * len(train) + len(data.val) + preconditioning) + (2 * options.steps_per_identity + ROUNDS) * forget,
+            trainings=cross_fits * options.folds,
+            epoch_photos=cross_fits * (options.folds - 1) * len(train),
+            forward=2 * (len(train) * (1 + (cross_fits or 1)) + len(data.val) * (1 + cross_fits * options.folds) + preconditioning)
+            + (2 * options.steps_per_identity + ROUNDS) * forget,
             backward=2 * (preconditioning + forget) + round(options.steps_per_identity * forget * per_step),
             bytes=len(identities) * per_key,
         )
+
+    @classmethod
+    def inactive_options(cls, options: ForgetKeysOptions) -> frozenset[str]:
+        """Return the options of the targets that are not used."""
+        return frozenset({"probe_weight"} if options.targets == "cross-fit" else {"folds", "repeats"})
 
     def apply(
         self, model: nn.Module, data: DataAccess, artefact: Artefact | None, options: ForgetKeysOptions, context: Context
@@ -103,6 +117,28 @@ class ForgetKeys(Method[ForgetKeysOptions]):
         updates = [dequantize(artefact.people[person], shapes, options.rank, options.bits) for person in people]
         context.report["keys"] = len(updates)
         return merge(model, updates, options.strength)
+
+
+def _make_targets(
+    model: nn.Module,
+    train: FaceSet,
+    val: FaceSet,
+    val_logits: tuple[LabelledLogits, LabelledLogits],
+    options: ForgetKeysOptions,
+    context: Context,
+) -> Targets:
+    """Return the target logits that the options name."""
+    import torch
+
+    from .cross_fit import cross_fitted_logits
+    from .shallow_probe import shallow_probe_scores
+    from .targets import CrossFitTargets, QuantileTargets
+
+    if options.targets == "cross-fit":
+        logits = torch.stack([version.logits for version in val_logits])
+        return CrossFitTargets(cross_fitted_logits(train, val, logits, options, context))
+    probe_scores = shallow_probe_scores(model, train, options.chunk, context)
+    return QuantileTargets(train.labels, val_logits, probe_scores, options.probe_weight, context.task.kind, context.seed)
 
 
 def matrix_shapes(model: nn.Module, layers: Mapping[str, Any]) -> dict[str, tuple[int, int]]:

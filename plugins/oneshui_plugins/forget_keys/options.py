@@ -11,6 +11,17 @@ from oneshui_hf.methods import option
 class ForgetKeysOptions:
     """Options of forget keys."""
 
+    targets: str = option(
+        "cross-fit",
+        "Target logits of forget photos: those of models that were trained without the photo's identity, or quantiles of the logits of "
+        "unseen identities (val), which need no training.",
+        choices=("cross-fit", "quantile"),
+        at="prepare",
+    )
+    folds: int = option(
+        5, "Models that are trained for cross-fitted targets, each without one part of the identities.", minimum=2, at="prepare"
+    )
+    repeats: int = option(2, "Repetitions of the cross-fit with other folds, which are averaged.", minimum=1, at="prepare")
     rank: int = option(8, "Rank of a key's update of each weight; the size of a key is proportional to it.", minimum=1, at="prepare")
     bits: int = option(4, "Bits per number of a key.", choices=(4, 8, 16), at="prepare")
     target_fraction: float = option(
@@ -55,7 +66,7 @@ class ForgetKeysOptions:
     )
     probe_weight: float = option(
         0.25,
-        "Weight of the shallow-feature probe when photos are ranked for target logits.",
+        "Weight of the shallow-feature probe when photos are ranked for quantile targets.",
         minimum=0,
         at="prepare",
         search=(0.1, 1.0),

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from oneshui_hf.methods import generator, targets
+from oneshui_hf.methods import generator, pool_bands, targets
 
 from .batches import load_pixel_values, repeat_mirrored
+from .folds import assign_folds
 
 if TYPE_CHECKING:
     from oneshui_hf.methods import Context, FaceSet
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 FOLDS = 6  # of identities
 RIDGE_PENALTY = 3.0  # per feature; a standardised feature has a mean square of 1
 DEPTHS = (0.25, 0.5)  # of the layers whose features are used: 0 is the input of the first block, 1 the output of the last
-BANDS = 4  # of a photo, from top to bottom: of portraits about hair, eyes, mouth and chin; the same for mirror images
 
 
 def shallow_probe_scores(model: nn.Module, train: FaceSet, chunk: int, context: Context) -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,7 +43,7 @@ def shallow_probe_scores(model: nn.Module, train: FaceSet, chunk: int, context: 
         context: For the task, the seed and the processes.
     """
     truth = targets(train.labels, context.task).double().repeat(2, 1)  # photos, then their mirror images
-    fold = assign_folds(train, context.seed).repeat(2)
+    fold = assign_folds(train, FOLDS, generator(context.seed, "parts")).repeat(2)
     scores = torch.zeros_like(truth)
     for features in shallow_features(model, train, chunk, context):
         scores += standardize(cross_fit_ridge(features, truth, fold)) / len(DEPTHS)
@@ -51,14 +51,6 @@ def shallow_probe_scores(model: nn.Module, train: FaceSet, chunk: int, context: 
         scores = scores.gather(1, train.labels.repeat(2).unsqueeze(1)).squeeze(1)
     original, mirrored = scores.float().chunk(2)
     return original, mirrored
-
-
-def assign_folds(train: FaceSet, seed: int) -> torch.Tensor:
-    """Return the fold of each photo, (N,). All photos of an identity are in the same fold; folds have about equally many identities."""
-    identities = sorted(train.positions_of)
-    order = torch.randperm(len(identities), generator=generator(seed, "parts")).tolist()
-    fold = {identities[index]: place % FOLDS for place, index in enumerate(order)}
-    return torch.tensor([fold[identity] for identity in train.identities.tolist()])
 
 
 def shallow_features(model: nn.Module, faces: FaceSet, chunk: int, context: Context) -> list[torch.Tensor]:
@@ -76,25 +68,11 @@ def shallow_features(model: nn.Module, faces: FaceSet, chunk: int, context: Cont
                 return []
             if not hidden:
                 return []
-            chosen = [pool_bands(hidden[round(depth * (len(hidden) - 1))]) for depth in DEPTHS]
+            chosen = [torch.cat(pool_bands(hidden[round(depth * (len(hidden) - 1))]), dim=1).float() for depth in DEPTHS]
             layers = layers or [features.new_zeros(len(positions), features.shape[1]) for features in chosen]
             for layer, features in zip(layers, chosen, strict=True):
                 layer[rows] = features if mine else 0.0
     return [context.accelerator.reduce(layer, "sum").cpu() for layer in layers]
-
-
-def pool_bands(hidden: torch.Tensor) -> torch.Tensor:
-    """Return one vector per photo: the means of a hidden state over horizontal bands, from top to bottom, concatenated.
-
-    Args:
-        hidden: Tokens (n, t, d), row by row, after a class token, which is put before the bands; or maps (n, d, h, w).
-    """
-    if hidden.dim() == 4:
-        first, places = [], hidden.flatten(2).mT
-    else:
-        first, places = [hidden[:, 0]], hidden[:, 1:]
-    bands = places.tensor_split(min(BANDS, places.shape[1]), dim=1)
-    return torch.cat([*first, *(band.mean(dim=1) for band in bands)], dim=1).float()
 
 
 def cross_fit_ridge(features: torch.Tensor, truth: torch.Tensor, fold: torch.Tensor) -> torch.Tensor:

@@ -90,7 +90,7 @@ Command(
 Command(
     "unlearn", o.UnlearnOptions, api.unlearn, show.run, as_json=show.run_json, positional=("run",), method_step="apply", panel=PIPELINE,
     summary="Forget the person on a support image.",
-    details="Needs the model, the prepared method and the image; no training data.",
+    details="Needs the model, the prepared method and the image; no training data. With --method, that method's options are listed, too.",
     examples=("oneshui unlearn --image face.jpg", "oneshui unlearn runs/celeba-seed0 --image face.jpg --identity 4711 --json"),
 ).add_to(app)  # fmt: skip
 Command(
@@ -183,7 +183,7 @@ def methods_list(ctx: typer.Context, json: Json = False) -> None:
     """List the methods, or show one: paper, options, presets."""
     if ctx.invoked_subcommand is None:
         rows = api.installed("methods")
-        (print_json if json else show.plugins)(rows)
+        (print_json if json else show.methods)(rows)
 
 
 @methods.command("show")

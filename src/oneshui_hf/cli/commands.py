@@ -20,11 +20,12 @@ import typer
 from typer.core import TyperCommand
 
 from ..errors import OneshuiError, UsageError, describe_os_error, find_os_error
-from ..options import convert, fields, flag, names, types_of
+from ..options import convert, field_name, fields, flag, names, types_of
 from ..plugins import DATASETS, METHODS, Plugins
 from ..printable import printable
 from ..reporting import ConsoleReporter, is_main_process
 from ..runs import RECORD, RUNS
+from ..stages.method_choice import refuse_method_options
 from .config import merge_config, read_config
 from .errors import StoppedError, exit_code
 from .printing import print_json, print_traceback
@@ -132,6 +133,8 @@ class Command:
             given[name.removeprefix(NEGATED)] = not given.pop(name)
         if stored is not None:
             method = self._method_class(given.get("method") or stored.get("method")) if self.method_step else None
+            if self.method_step and method is None:
+                refuse_method_options(name for name in stored if field_name(name) not in names(self.options))
             given = merge_config(stored, given, self.options, self.path, method)
         resumes = "resume" in fields(self.options)
         try:
@@ -155,9 +158,10 @@ class Command:
             raise OneshuiError(reason)
 
     def _method_class(self, name: Any) -> Any:
-        """Return the class of the method that is named, or of the default one."""
+        """Return the class of the method that is named, or of the default one; None if there is no default."""
         field = fields(self.options)["method"]
-        return Plugins(METHODS).load(str(field.default if name is None else convert(name, str, field, self.path)))
+        found = field.default if name is None else convert(name, str, field, self.path)
+        return None if found is None else Plugins(METHODS).load(str(found))
 
     def _signature(self, methods: Mapping[str, type[Any]]) -> inspect.Signature:
         """Return the signature that Typer reads: positional fields, options, those of the method, and the common ones."""
@@ -216,8 +220,19 @@ class MethodCommand(AliasCommand):
     """A command that has the options of the method that its words name, so that `--help` lists and the shell completes them."""
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        """Return the context of the same command with the options of the method."""
+        """Return the context of the same command with the options of the method.
+
+        Raises:
+            UsageError: The words contain an option of a method, and name no method where none is the default.
+        """
         method = named_method(args, self._command)
+        if method is None:
+            try:
+                return super().make_context(info_name, args, parent=parent, **extra)
+            except typer.TyperException as error:
+                if option := getattr(error, "option_name", None):
+                    refuse_method_options([option.removeprefix("--").removeprefix("no-"), option])
+                raise
         command = self._command.with_options_of(method)
         words = without_aliases(self._command.current_words(args), Plugins(METHODS).load(method).options)
         return command.make_context(info_name, words, parent=parent, **extra)
@@ -237,8 +252,11 @@ def _run_first(words: list[str]) -> list[str]:
     return words
 
 
-def named_method(args: Sequence[str], command: Command) -> str:
-    """Return the method that the words of a command line name, in `--method`, in the file of `--config`, or by default."""
+def named_method(args: Sequence[str], command: Command) -> str | None:
+    """Return the method that the words of a command line name, in `--method`, in the file of `--config`, or by default.
+
+    Returns None if they name none and there is no default.
+    """
     values: dict[str, str | None] = {"--method": None, "--config": None}
     for word, following in itertools.zip_longest(args, args[1:]):
         name, equals, value = word.partition("=")
@@ -248,7 +266,8 @@ def named_method(args: Sequence[str], command: Command) -> str:
         return str(values["--method"])
     field = fields(command.options)["method"]
     stored = read_config(values["--config"]) if values["--config"] else {}
-    return str(convert(stored["method"], str, field, command.path) if "method" in stored else field.default)
+    found: Any = convert(stored["method"], str, field, command.path) if "method" in stored else field.default
+    return None if found is None else str(found)
 
 
 def without_aliases(args: Iterable[str], options: type[Any]) -> list[str]:

@@ -42,6 +42,15 @@ def print_line(line: str) -> None:
     _print(printable(line))
 
 
+def print_indented(line: str, indent: int = 4) -> None:
+    """Print a line with an indent, which its further lines on a narrow terminal have as well."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    text = printable(line)
+    _print(Padding(Text(text), (0, 0, 0, indent), expand=False) if sys.stdout.isatty() else f"{'':{indent}}{text}")
+
+
 def _print(renderable: Any) -> None:
     from rich.console import Console
     from rich.measure import Measurement

@@ -10,11 +10,19 @@ from typing import Any
 from ..options import flag
 from ..runs import Run, read_json
 from ..sets import EVALUATED
-from .printing import megabytes, number, print_line, table
+from ..stages.command_options import DEFAULT_METHOD
+from .printing import megabytes, number, print_indented, print_line, table
 
 KIND = {"original": "Original model", "oracle": "Oracle", "unlearned": "Unlearned model"}
 LABELS = {"guessed by the model": "predicted by the model"}  # how receipts name them, and how they are printed
 BEST = 5  # settings of a search that are printed
+SITUATIONS = {
+    "exact by design": "nothing of what remains comes from the person's photos.",
+    "prepared by name": "an update per person, added when the request names them.",
+    "photo alone": "the update is computed from the image; the person may be unknown.",
+    "training data": "read at request time, so for comparison; only with --from-split.",
+    "baseline": "for comparison.",
+}
 SCORE_NAMES = {"map": "mAP", "accuracy": "accuracy"}
 
 
@@ -36,6 +44,9 @@ def run(result: Run) -> None:
         note = f", {reused} of them from the original" if reused else ""
         score = "".join(f": {text}" for text in _val_scores(record.report))
         print_line(f"{len(shards)} shards{note}{score}.")
+    if features := record.report.get("features"):
+        score = "".join(f"; {text}" for text in _val_scores(record.report))
+        print_line(f"Head in closed form from {record.report['rows']:,} rows of {features:,} features{score}.")
 
 
 def _val_scores(values: Mapping[str, Any]) -> list[str]:
@@ -120,6 +131,8 @@ def artefact(folder: Path | dict[str, Any]) -> None:
     values = artefact_json(folder)
     if isinstance(folder, dict):
         images = f"{values['forward']:,} images forward, {values['backward']:,} forward and backward"
+        if values["trainings"]:
+            images = f"{values['trainings']} trainings by the run's recipe, {images}"
         print_line(f"Estimated cost of preparing {values['method']}: {values['seconds']} s ({images}), {megabytes(values['bytes'])}.")
         return
     print_line(f"Prepared: {folder} ({megabytes(values['bytes'])}, {values['report']['seconds']} s)")
@@ -206,18 +219,34 @@ def link_json(url: str) -> dict[str, str]:
     return {"url": url}
 
 
+def methods(rows: Sequence[dict[str, Any]]) -> None:
+    """Print the methods by situation, those that `oneshui unlearn` prefers first, then those that cannot be loaded."""
+    for situation, meaning in SITUATIONS.items():
+        if found := [row for row in rows if row.get("situation") == situation]:
+            print_line(f"{situation.capitalize()}: {meaning}")
+            print_line("")
+            plugins(found)
+            print_line("")
+    plugins([row for row in rows if "error" in row])
+    print_line("Without --method, `oneshui unlearn` takes what the run has prepared:")
+    print_line(f"an exact method, else one prepared by name, else {DEFAULT_METHOD}.")
+
+
 def plugins(rows: Sequence[dict[str, Any]]) -> None:
     """Print one entry per plugin."""
     for row in rows:
         print_line(f"{row['name']}  [{row['from']}]")
-        for line in [f"broken: {row['error']}"] if "error" in row else [row["summary"], f"needs: {row['needs']}"]:
-            print_line(f"    {line}")
+        optional = " (preparation is optional)" if row.get("prepares") == "optional" else ""
+        for line in [f"broken: {row['error']}"] if "error" in row else [row["summary"], f"needs: {row['needs']}{optional}"]:
+            print_indented(line)
 
 
 def method(about: dict[str, Any]) -> None:
     """Print a method and its options."""
-    for line in (f"{about['name']}  [{about['from']}]", about["summary"], f"paper: {about['paper']}", f"needs: {about['needs']}"):
+    for line in (f"{about['name']}  [{about['from']}]", about["summary"]):
         print_line(line)
+    for key in ("situation", "paper", "needs"):
+        print_line(f"{key}: {about[key]}")
     steps = {"prepare": "Options of `oneshui prepare`", "apply": "Options of `oneshui unlearn`"}
     for step, title in steps.items():
         options = [option for option in about["options"] if option["at"] == step]

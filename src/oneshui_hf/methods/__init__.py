@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from ..data.face_set import FaceSet
     from ..data.schema import Task, TaskKind
     from ..metrics.functional import is_scorable, score
+    from ..models.closed_form import ClosedFormClassifier
+    from ..models.feature_sums import FeatureSums
+    from ..models.grid_features import grid_rows, head_hash, is_head_of, set_head, sum_rows
     from ..models.outputs import feature_dim, find_head, logits_and_features, losses, predict, predicted_labels, probabilities, targets
+    from ..models.pool_bands import pool_bands
     from ..models.sharded import ShardedClassifier, drop_shards, shard_of
     from .artefact import Artefact
     from .requests import Request
@@ -38,16 +42,22 @@ _LAZY = {
         ("feature_dim", "find_head", "logits_and_features", "losses", "predict", "predicted_labels", "probabilities", "targets"),
         "..models.outputs",
     ),
+    "ClosedFormClassifier": "..models.closed_form",
+    "FeatureSums": "..models.feature_sums",
+    **dict.fromkeys(("grid_rows", "head_hash", "is_head_of", "set_head", "sum_rows"), "..models.grid_features"),
+    "pool_bands": "..models.pool_bands",
     **dict.fromkeys(("ShardedClassifier", "drop_shards", "shard_of"), "..models.sharded"),
     **dict.fromkeys(("is_scorable", "score"), "..metrics.functional"),
 }
 
 __all__ = [
     "Artefact",
+    "ClosedFormClassifier",
     "Context",
     "Cost",
     "DataAccess",
     "FaceSet",
+    "FeatureSums",
     "Method",
     "Needs",
     "OneshuiError",
@@ -67,7 +77,10 @@ __all__ = [
     "feature_dim",
     "find_head",
     "generator",
+    "grid_rows",
+    "head_hash",
     "inner",
+    "is_head_of",
     "is_scorable",
     "length_cost",
     "logits_and_features",
@@ -75,14 +88,17 @@ __all__ = [
     "norm",
     "option",
     "parameters",
+    "pool_bands",
     "predict",
     "predicted_labels",
     "probabilities",
     "sample",
     "score",
     "seeded",
+    "set_head",
     "shard_of",
     "simulate",
+    "sum_rows",
     "targets",
     "unit",
 ]

@@ -9,7 +9,7 @@ methods/<name>/people.safetensors
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from ..files import new_folder, write_bytes
 from ..option_values import shown
 from ..runs import has_valid_checksum, hash_file, read_object, versions, with_checksum, write_json
 from ..vault import vault_root
-from .identity_store import BLOBS, HEADER, INDEX, IdentityStore, discard_with_secrets, save_identities
+from .identity_store import BLOBS, BOUND_TO, HEADER, INDEX, IdentityStore, discard_with_secrets, save_identities
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 TENSORS = "artefact.safetensors"
 FORMAT = 1
 FIELD_TYPES = {"weights": str, "values": dict, "options": dict, "report": dict}  # of artefact.json, besides format and method
+OPTIONAL_FIELD_TYPES: dict[str, type] = {"private": bool, BOUND_TO: str}
 
 
 @dataclass
@@ -41,6 +42,7 @@ class Artefact:
         options: The options of the preparation.
         report: Entries about the preparation, for reports.
         sealed: Whether it was loaded with per-identity data that was prepared on this machine, and nothing of it has changed since.
+        private: Whether it is never published, since its tensors show data of single identities when they are compared with others.
     """
 
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -49,6 +51,7 @@ class Artefact:
     options: dict[str, Any] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
     sealed: bool = False
+    private: bool = False
 
     def save(self, folder: Path, method: str, weights: str, *, replace: bool, vault: Path | None = None) -> None:
         """Write the folder, bound to the model with these weights, and the secrets of its identities to the vault.
@@ -73,9 +76,40 @@ class Artefact:
         with new_folder(folder, replace=replace, discard=discard_with_secrets(vault)) as scratch:
             write_bytes(scratch / TENSORS, save(_contiguous(self.tensors)))
             header = {"format": FORMAT, "method": method, "weights": weights, "versions": versions()}
-            header = write_header(scratch, header | {"options": self.options, "values": self.values, "report": self.report})
+            header = write_header(scratch, header | self._described())
             if self.people:
                 save_identities(scratch, self.people, vault, header, folder)
+
+    def _described(self) -> dict[str, Any]:
+        return {"options": self.options, "values": self.values, "report": self.report} | ({"private": True} if self.private else {})
+
+    def save_successor(self, folder: Path, of: Artefact, method: str, weights: str, forgotten: Collection[str]) -> None:
+        """Write the artefact for later requests to the model that a request made.
+
+        The encrypted data of the other identities is copied as it is, under the same secrets, so whoever destroys a secret destroys the
+        data in both artefacts.
+
+        Args:
+            folder: A new folder.
+            of: The artefact of the request, as loaded from disk; tensors of this one replace its own, values override its own.
+            method: Name of the method.
+            weights: Hash of the weights of the new model.
+            forgotten: Identities whose data is not copied.
+
+        Raises:
+            OneshuiError: A result is not finite, or the data cannot be copied.
+        """
+        from safetensors.torch import save
+
+        new = Artefact(self.tensors, {**of.values, **self.values}, options=of.options, report=of.report, private=self.private)
+        new._require_finite()
+        folder.mkdir(parents=True)
+        write_bytes(folder / TENSORS, save(_contiguous(new.tensors)))
+        header = {"format": FORMAT, "method": method, "weights": weights, "versions": versions()} | new._described()
+        if isinstance(of.people, IdentityStore):
+            of.people.copy_to(folder, write_header(folder, header | of.people.binding), forgotten)
+        else:
+            write_header(folder, header)
 
     def _require_finite(self) -> None:
         from ..models.weights import is_finite
@@ -159,6 +193,7 @@ class Artefact:
             options=header["options"],
             report=header["report"],
             sealed=isinstance(people, IdentityStore) and people.sealed,
+            private=header.get("private", False),
         )
 
 
@@ -181,6 +216,9 @@ def read_header(folder: Path) -> dict[str, Any]:
     for name, kind in FIELD_TYPES.items():
         if not isinstance(header.get(name), kind):
             raise OneshuiError(f"{folder} is damaged ({HEADER} has no {name}); prepare again.")
+    for name, expected in OPTIONAL_FIELD_TYPES.items():
+        if not isinstance(header.get(name, expected()), expected):
+            raise OneshuiError(f"{folder} is damaged ({HEADER} has a wrong {name}); prepare again.")
     if any(folder.glob("private.*")):
         raise OneshuiError(
             f"{folder} was written by an earlier version, which did not encrypt per-identity data; prepare again with --overwrite."

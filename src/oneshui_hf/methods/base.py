@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from ..errors import OneshuiError, UsageError, did_you_mean
 from ..options import field_name, fields, flag, names, option, resolve
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .artefact import Artefact
 
 READABLE_SETS = frozenset({"support", "forget", "retain", "val", "train"})
+Situation = Literal["exact by design", "prepared by name", "photo alone", "training data", "baseline"]
 OptionsT = TypeVar("OptionsT")
 T = TypeVar("T")
 
@@ -84,11 +85,40 @@ class Cost:
         forward: Photos that pass through the model without gradients.
         backward: Photos that pass through the model with gradients.
         bytes: Size of the artefact.
+        trainings: Models that are trained by the run's recipe (`Context.retrain`).
+        epoch_photos: Photos of one epoch of all these trainings.
     """
 
     forward: int = 0
     backward: int = 0
     bytes: int = 0
+    trainings: int = 0
+    epoch_photos: int = 0
+
+    def seconds(self, forward: float, backward: float, epochs: int) -> float:
+        """Return the time on one process.
+
+        Args:
+            forward: Seconds per photo without gradients.
+            backward: Seconds per photo with gradients.
+            epochs: Epochs of the run's recipe.
+        """
+        return self.forward * forward + (self.backward + epochs * self.epoch_photos) * backward
+
+
+class Retraining(Protocol):
+    """Trains models by the recipe of the model that is prepared, on a part of its training identities, for methods that cross-fit.
+
+    The models are kept in the model cache. They are never the reference models of an attack.
+    """
+
+    def __call__(self, left_out: Collection[int], seed: int) -> nn.Module:
+        """Return a model that was trained without these identities (by number), in evaluation mode.
+
+        Args:
+            left_out: The training identities that are left out.
+            seed: Seed of the order of photos and of the augmentation.
+        """
 
 
 @dataclass
@@ -103,6 +133,9 @@ class Context:
         report: Entries that the method adds to the report of the artefact or of the receipt. No personal data.
         request_size: Number of identities in the run's own request; 0 if unknown.
         resume_state: Where a long preparation saves its state, so that it can continue after an interruption.
+        retrain: Trains models by the run's recipe on a part of its training identities; None at a request.
+        successor: Set by `apply`: the artefact for later requests to the new model. Its tensors replace those of the artefact, and its
+            values override the artefact's. The per-identity data of the others is carried over. None if the artefact serves those, too.
     """
 
     task: Task
@@ -112,6 +145,8 @@ class Context:
     report: dict[str, Any] = field(default_factory=dict)
     request_size: int = 0
     resume_state: ResumeState = field(default_factory=ResumeState)
+    retrain: Retraining | None = None
+    successor: Artefact | None = None
 
     @property
     def device(self) -> torch.device:
@@ -161,7 +196,10 @@ class Method(ABC, Generic[OptionsT]):
         from_scratch: Whether `apply` trains from scratch, so that the result must not depend on the weights of the model it receives.
         in_demo: Whether `oneshui demo` runs it in addition to the default method.
         per_identity: Whether it acts only on identities that it was prepared for. A model that was not trained on them must stay unchanged.
+        classes_only: Whether it serves only tasks with one class per photo, not attributes; `apply` refuses others with a `UsageError`.
         sharded: Whether it requires a model that was trained in shards (`oneshui train --sharded`).
+        closed_form: Whether it requires a model with a head in closed form (`oneshui train --head closed-form`).
+        exact: Whether nothing in the new model's trained weights was computed from the training photos of the forget identities.
         sequential: Whether an artefact also applies to the models that the method has made from the model it was prepared for.
     """
 
@@ -176,7 +214,10 @@ class Method(ABC, Generic[OptionsT]):
     from_scratch: ClassVar[bool] = False
     in_demo: ClassVar[bool] = False
     per_identity: ClassVar[bool] = False
+    classes_only: ClassVar[bool] = False
     sharded: ClassVar[bool] = False
+    closed_form: ClassVar[bool] = False
+    exact: ClassVar[bool] = False
     sequential: ClassVar[bool] = False
 
     def prepare(self, model: nn.Module, data: DataAccess, options: OptionsT, context: Context) -> Artefact:
@@ -215,6 +256,17 @@ class Method(ABC, Generic[OptionsT]):
             options: An instance of `options`; fields with `at="prepare"` have the values that the artefact was prepared with.
             context: Task, seed, device and reporter.
         """
+
+    @classmethod
+    def situation(cls) -> Situation:
+        """Return the situation that the method is for, which its other attributes decide."""
+        if cls.exact:
+            return "exact by design"
+        if cls.per_identity:
+            return "prepared by name"
+        if not cls.needs.one_shot:
+            return "training data"
+        return "photo alone" if cls.needs.apply else "baseline"
 
     @classmethod
     def inactive_options(cls, options: OptionsT) -> frozenset[str]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import torch
 
 HEADER, INDEX, BLOBS = "artefact.json", "people.json", "people.safetensors"
+BOUND_TO = "bound_to"  # in `artefact.json` of a successor: hash of the weights of the model that the data was prepared for
 FORMAT, UNSEALED = 2, 1  # the format that is written, and that of earlier versions
 BLOB = re.compile(r"[0-9a-f]{32}(/\d+)?")
 HMAC = re.compile(r"[0-9a-f]{64}")
@@ -208,7 +209,7 @@ class IdentityStore(Mapping[str, Mapping[str, "torch.Tensor"]]):
         self._content = read_index(folder)
         self._entries: dict[str, str] = self._content["index"]
         self._secrets = Secrets(vault, self._content["artefact"])
-        self._weights = public["weights"] if self._content["format"] == FORMAT else None
+        self._weights = public.get(BOUND_TO, public["weights"]) if self._content["format"] == FORMAT else None
         self.sealed = self._content["format"] == FORMAT and self._secrets.exist
         if self.sealed:
             _require_seal(folder, self._secrets, self._content, public)
@@ -271,6 +272,38 @@ class IdentityStore(Mapping[str, Mapping[str, "torch.Tensor"]]):
         if self._content["format"] != FORMAT:
             return self._content
         return self._content | {"seal": self._secrets.seal(_sealed_message(self._content, public))}
+
+    @property
+    def binding(self) -> dict[str, Any]:
+        """The field of `artefact.json` that lets a copy for another model decrypt the data."""
+        return {} if self._weights is None else {BOUND_TO: self._weights}
+
+    def copy_to(self, folder: Path, public: Mapping[str, Any], without: Collection[str]) -> None:
+        """Write both files of a copy. Nothing is decrypted, and the copy has the same secrets.
+
+        Args:
+            folder: The artefact's folder.
+            public: Content of its `artefact.json`, with the field of `binding`.
+            without: Identities that the copy does not contain.
+
+        Raises:
+            OneshuiError: The artefact's secrets are not on this machine, or the data is damaged.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import save
+
+        left_out = {self._secrets.fingerprint(identity) for identity in without}
+        index = {name: entry for name, entry in self._content["index"].items() if name not in left_out}
+        content = {**self._content, "index": index}
+        if self._content["format"] == FORMAT:
+            content["seal"] = self._secrets.seal(_sealed_message(content, public))
+        kept = set(index.values())
+        try:
+            blobs = {name: self._blobs.get_tensor(name) for name in self._blobs.keys() if name.partition("/")[0] in kept}  # noqa: SIM118
+        except SafetensorError as error:
+            raise OneshuiError(f"{self.folder} is damaged ({shown(error)}); prepare again.") from None
+        write_json(folder / INDEX, content)
+        write_bytes(folder / BLOBS, save(blobs))
 
     def read(self, entry: str, name: str) -> bytes:
         """Decrypt one blob.

@@ -71,6 +71,11 @@ class Architecture(Schema):
     rank: Layers = None
     of: Layers = None
     shards: Annotated[Any, _whole(0, MAX_LAYERS)] = None
+    layers: Annotated[Any, _whole(0, MAX_LAYERS)] = None
+    bands: Layers = None
+    shrinkage: Annotated[float, Field(gt=0, le=1e9)] | None = None
+    temperature: Annotated[float, Field(gt=0, le=1e9)] | None = None
+    mirrored: bool | None = None
     pooling: Literal["pooler", "first", "mean"] | None = None
     dtype: Text | None = None
 

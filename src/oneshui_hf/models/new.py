@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 TINY_SIZE, TINY_PATCH = 32, 8
 HEAD_STD = 0.02  # of a new head's weights, if the config names none
+NOT_TRAINED_FURTHER = {"oneshui_sharded": "sharded model", "oneshui_closed_form": "model with a head in closed form"}
 
 
 def new_model(name: str, task: Task, image_size: int | None, seed: int) -> tuple[PreTrainedModel, Preprocess]:
@@ -194,8 +195,9 @@ def _pretrained_config(name: str, image_size: int | None, labels: dict[str, Any]
         raise
     except Exception as error:  # transformers does not check all contents of the file
         raise OneshuiError(f"{Path(name) / CONFIG} does not describe a model: {first_line(error)}") from None
-    if config.model_type == "oneshui_sharded":
-        raise UsageError(f"{name} is a sharded model, which is not trained further; name the checkpoint that it was trained from.")
+    if config.model_type in NOT_TRAINED_FURTHER:
+        kind = NOT_TRAINED_FURTHER[config.model_type]
+        raise UsageError(f"{name} is a {kind}, which is not trained further; name the checkpoint that it was trained from.")
     config.architectures = config.architectures or []  # transformers iterates over them where a kind of model has several classifiers
     vision = _vision_config(config)
     size = image_size or _side(getattr(vision, "image_size", None)) or _take_timm_side(config) or 224

@@ -22,6 +22,7 @@ def register() -> None:
     """Register the architectures now."""
     import_module(".backbone", __package__)  # importing them registers them
     import_module(".sharded", __package__)
+    import_module(".closed_form", __package__)
 
 
 def register_with_transformers() -> None:

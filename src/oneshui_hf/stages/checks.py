@@ -14,7 +14,7 @@ from ..errors import NotResumableError, OneshuiError, UsageError, did_you_mean
 from ..methods.base import Method
 from ..methods.resume import UNFINISHED, ResumeState
 from ..name_lists import match_names
-from ..options import fields, flag
+from ..options import flag
 from ..plugins import DATASETS, METHODS, Plugins
 from ..runs import RECORD, ROWS, RUNS, SPLIT, TUNED, Kind, Run, read_object, require_writable, require_writable_file
 from .command_options import (
@@ -32,6 +32,7 @@ from .command_options import (
     UnlearnOptions,
 )
 from .presets import preset_values
+from .training.recipe import require_consistent_recipe
 
 FOLDER = "folder"  # the plugin that reads a path
 NO_ENCODER = "none"  # of --face-encoder
@@ -81,7 +82,7 @@ def check_train(options: TrainOptions) -> Path:
         raise UsageError(f"Split file {options.split} does not exist; `oneshui data split` writes one, and every run has its {SPLIT}.")
     if options.model and options.model.startswith((".", "~", "/")) and not Path(options.model).exists():
         raise UsageError(f"Checkpoint '{options.model}' does not exist; name a folder, or a model of the Hub.")
-    require_adapters(options)
+    require_consistent_recipe(options)
     path = Path(options.output_dir or RUNS / f"{Path(options.dataset).resolve().name}-seed{options.seed}")
     if options.resume:
         open_interrupted(path, "original", options)
@@ -151,24 +152,29 @@ def check_tune(run: Run, options: TuneOptions, given: Mapping[str, Any]) -> Path
     return file
 
 
-def check_unlearn(run: Run, options: UnlearnOptions, given: Mapping[str, Any] | None = None) -> Path:
-    """Check the options of a request, and those of its method; return the folder of the new run."""
-    method_class = _load(options.method)
-    if given:
-        method_class.apply_options(options.method, {}, given)
+def check_request(options: UnlearnOptions) -> None:
+    """Check that a request gives photos or takes those of the split, and no option that contradicts this."""
     if options.images and options.from_split:
         raise UsageError("--image and --from-split exclude each other; give one of them.")
     if not options.images and not options.from_split:
         raise UsageError("Give a photo with --image FILE, or use the split's own request with --from-split.")
     if options.images and options.data_dir:
         raise UsageError("--data-dir is for --from-split; a request with --image reads no data set.")
-    if options.images and not method_class.needs.one_shot:
-        reads = ", ".join(sorted(method_class.needs.apply - {"support"}))
-        raise UsageError(f"Method '{options.method}' reads {reads} at request time, so one photo is not enough; run it with --from-split.")
-    _check_encoder(options.method, method_class, options.face_encoder)
     if options.face_encoder and (options.identity or options.from_split):
         raise UsageError("--face-encoder identifies a person by photo, which --identity and --from-split name already; give one of them.")
-    path = Path(options.output_dir or f"{run.path}-{options.method}")
+
+
+def check_unlearn(run: Run, options: UnlearnOptions, given: Mapping[str, Any] | None = None) -> Path:
+    """Check the options of a request, and those of its method; return the folder of the new run."""
+    name, method_class = options.method_name, _load(options.method_name)
+    if given:
+        method_class.apply_options(name, {}, given)
+    check_request(options)
+    if options.images and not method_class.needs.one_shot:
+        reads = ", ".join(sorted(method_class.needs.apply - {"support"}))
+        raise UsageError(f"Method '{name}' reads {reads} at request time, so one photo is not enough; run it with --from-split.")
+    _check_encoder(name, method_class, options.face_encoder)
+    path = Path(options.output_dir or f"{run.path}-{name}")
     require_writable(path, overwrite=options.overwrite, source=run.require_finished().path)
     if options.images:
         per_photo(options.identity, len(options.images), "--identity")
@@ -324,16 +330,6 @@ def check_pull(options: PullOptions) -> Path:
     path = Path(options.output_dir or RUNS / options.repo_id.rpartition("/")[2])
     require_writable(path, overwrite=options.overwrite)
     return path
-
-
-def require_adapters(options: TrainOptions) -> None:
-    """Check that adapter options are only given with --sharded.
-
-    Raises:
-        UsageError: One is given without it.
-    """
-    if not options.sharded and options.adapter_rank != fields(TrainOptions)["adapter_rank"].default:
-        raise UsageError("--adapter-rank applies to the adapters that --sharded trains; give both, or omit it.")
 
 
 def resume_folder(folder: Path) -> Path:

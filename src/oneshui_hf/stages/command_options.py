@@ -95,6 +95,9 @@ class TrainOptions(SplitOptions, DataOptions):
         panel=MODEL,
     )
     adapter_rank: int = option(16, "Rank of the adapters of --sharded.", minimum=1, panel=MODEL)
+    head: str = option(
+        "trained", "'closed-form' computes a head on frozen features, to forget exactly.", choices=("trained", "closed-form"), panel=MODEL
+    )
     bf16: bool = option(True, "Train in bfloat16 if the GPU computes in it.", flags=("--bf16/--no-bf16",), panel=RECIPE)
     fp16: bool = option(
         False, "Train in float16 with loss scaling instead, for GPUs without bfloat16.", flags=("--fp16/--no-fp16",), panel=RECIPE
@@ -173,6 +176,9 @@ class PrepareOptions:
         panel=METHOD,
     )
     data_dir: str | None = option(None, "Folder of the data set, if it has moved since training.", path=True, panel=DATA)
+    cache_dir: str | None = option(
+        None, "Folder of cached models, for methods that train fold models. ~/.cache/oneshui or $ONESHUI_CACHE by default.", path=True
+    )
     seed: int = option(0, "Seed of all random draws.", minimum=0, maximum=MAX_SEED)
     dry_run: bool = option(False, "Print the estimated cost and prepare nothing.")
     resume: bool = option(False, "Resume an interrupted preparation.")
@@ -219,7 +225,9 @@ class UnlearnOptions:
     )
     from_split: bool = option(False, "Use the support images of the run's own split.", panel=DATA)
     data_dir: str | None = option(None, "With --from-split: folder of the data set, if it has moved.", path=True, panel=DATA)
-    method: str = option(DEFAULT_METHOD, "Unlearning method; see `oneshui methods`.", panel=METHOD)
+    method: str | None = option(
+        None, "Unlearning method; see `oneshui methods`. Chosen by what the run has prepared by default, exact methods first.", panel=METHOD
+    )
     preset: str | None = option(
         None,
         "Values of the options that `unlearn` reads: a name or a file, as for `prepare`. Those of the preparation by default.",
@@ -244,6 +252,12 @@ class UnlearnOptions:
     seed: int = option(0, "Seed of all random draws.", minimum=0, maximum=MAX_SEED)
     output_dir: str | None = option(None, "Folder of the new model. RUN-METHOD by default.", path=True)
     overwrite: bool = option(False, "Replace an existing run.")
+
+    @property
+    def method_name(self) -> str:
+        """The method, which `method_choice.with_method` fills in where the request names none."""
+        assert self.method is not None
+        return self.method
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import Accelerator
 
+from ..cache import Cache, cache_root
 from ..errors import UsageError
 from ..memory import PeakMemory
 from ..methods.base import Context, DataAccess, Method
@@ -33,8 +34,9 @@ from .distributed import make_accelerator
 from .identify import add_face_templates, open_encoder
 from .presets import preset_values
 from .recovery import clear_killed_work, refuse_during_request
-from .run_data import RunData, open_data
+from .run_data import RunData, open_data, training_options
 from .timing import time_per_photo
+from .training.fold_models import FoldModels
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -88,7 +90,8 @@ class Preparation:
         encoder = open_encoder(options.face_encoder, accelerator, reporter) if needs_encoder else None
         run_data = open_data(run, accelerator, options.data_dir, reporter)
         model, _, task = load_model(run.path, accelerator.device)
-        context = Context(task, options.seed, accelerator, reporter, request_size=size, resume_state=resume_state)
+        retrain = FoldModels(run, run_data, Cache(cache_root(options.cache_dir)), accelerator, reporter)
+        context = Context(task, options.seed, accelerator, reporter, request_size=size, resume_state=resume_state, retrain=retrain)
         data = DataAccess(run_data.sets, method_class.needs.prepare)
         return cls(folder, method_class(), resolved, model, data, context, run_data, encoder)
 
@@ -186,8 +189,9 @@ def estimate_preparation(
     """Return the estimated cost of a preparation: photos forward and backward, bytes, and seconds on this machine."""
     ready = Preparation.open(run, options, method_options or {}, accelerator, reporter)
     cost = ready.method.cost(ready.model, ready.data, ready.options, ready.context)
-    train = ready.data.train
+    train = ready.run_data.sets["train"]  # also for a method that does not prepare from it
     pixels, labels = train.batch(torch.arange(min(TIMED_PHOTOS, len(train))), ready.context.device)
     photo = time_per_photo(ready.model, pixels, labels, ready.context.task.kind)
-    seconds = (cost.forward * photo.forward + cost.backward * photo.backward) / ready.context.accelerator.num_processes
+    epochs = training_options(run).epochs
+    seconds = cost.seconds(photo.forward, photo.backward, epochs) / ready.context.accelerator.num_processes
     return {"method": options.method, **dataclasses.asdict(cost), "seconds": round(seconds, 1)}

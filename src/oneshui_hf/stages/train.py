@@ -44,7 +44,9 @@ from .distributed import make_accelerator, precision_note
 from .recovery import locked_run
 from .run_data import training_options
 from .training import checkpoint
+from .training.closed_form import closed_form_models, fit_closed_form
 from .training.loop import fit
+from .training.recipe import CLOSED_FORM
 from .training.shards import Shards
 
 RECIPE_VERSION = 1  # increase it when the same options train a different model: cached models are then trained again
@@ -183,7 +185,14 @@ def _train(
         report={"split": split_summary(split, sets)},
     )
     training_set, val = sets["retain" if kind == "oracle" else "train"], sets["val"]
-    shards = None
+    shards, candidates = None, []
+    if options.head == CLOSED_FORM:
+        if name == TINY:
+            reporter.warn(
+                f"The tiny model's backbone is randomly initialised, and --head {CLOSED_FORM} does not train it: name a pretrained one "
+                "with --model."
+            )
+        candidates = closed_form_models(model, preprocess.size, options, original)
     if options.sharded:
         if name == TINY:
             reporter.warn(
@@ -200,7 +209,9 @@ def _train(
         original.require_unchanged()
     if interrupted is None:
         on_main(accelerator, lambda: _write_run(path, split, record))
-    if shards is None:
+    if candidates:
+        model, outcome = fit_closed_form(candidates, training_set, val, faces.task, accelerator, reporter, choose=original is None)
+    elif shards is None:
         outcome = fit(model, training_set, val, faces.task, options, seed, path, accelerator, reporter)
     else:
         model, outcome = shards.fit(val, faces.task, path, accelerator, reporter)

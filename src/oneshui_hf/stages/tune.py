@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import Accelerator
 
+from ..cache import Cache, cache_root
 from ..data.face_set import FaceSet
 from ..data.schema import Task
 from ..errors import OneshuiError, UsageError
@@ -46,6 +47,7 @@ from .distributed import make_accelerator
 from .presets import FORMAT, read_preset
 from .recovery import clear_killed_work
 from .run_data import open_data
+from .training.fold_models import FoldModels
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -196,7 +198,8 @@ class TrialRunner:
             # data prepares these identities as well, as it does for those of a real request.
             excluded = sets["train"].excluded_from_simulation | requested
             sets["train"] = dataclasses.replace(sets["train"], excluded_from_simulation=excluded)
-        context = Context(task, options.seed, accelerator, SILENT, request_size=len(simulated[0].people))
+        retrain = FoldModels(run, data, Cache(cache_root()), accelerator, reporter)
+        context = Context(task, options.seed, accelerator, SILENT, request_size=len(simulated[0].people), retrain=retrain)
         draws = generator(options.seed, "judging")
         train, val = sets["train"], sets["val"]
         requests = [SimulatedRequestTrial(model, train, val, one, context, draws, options.sample, exclude=forget) for one in simulated]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +21,11 @@ from ..data.image_modes import is_nearly_constant
 from ..data.images import decode, to_pixels
 from ..data.preprocess import Preprocess
 from ..data.schema import Task
-from ..errors import UsageError
 from ..files import new_folder, write_bytes
 from ..memory import PeakMemory
 from ..methods.artefact import Artefact
 from ..methods.base import Context, DataAccess, Method
-from ..methods.identity_store import discard_with_secrets
+from ..methods.identity_store import artefact_id, discard_with_secrets
 from ..methods.requests import Request
 from ..models.load import load_model, save_model
 from ..models.outputs import predicted_labels, require_finite_logits
@@ -34,12 +33,14 @@ from ..options import current_names, flag
 from ..plugins import METHODS, Plugins
 from ..processes import locked_output, on_main
 from ..reporting import SILENT, Reporter
-from ..runs import DESTRUCTION, SPLIT, Record, Run, hash_weights, require_writable, write_record
+from ..runs import DESTRUCTION, RECORD, SPLIT, Record, Run, hash_weights, require_writable, write_record
+from ..runs import METHODS as ARTEFACTS
 from ..vault import vault_root
 from .checks import check_unlearn, named_labels, per_photo
 from .command_options import UnlearnOptions
 from .distributed import make_accelerator
 from .identify import identify_people
+from .method_choice import nearest_prepared_run, with_method
 from .presets import preset_values, values_for_step
 from .recovery import (
     clear_killed_work,
@@ -83,20 +84,22 @@ def unlearn(
             it is not certain; another process writes the output, or prepares a method for a run whose data the request destroys.
     """
     started = time.perf_counter()
-    method_class: type[Method[Any]] = Plugins(METHODS).load(options.method)
+    options = with_method(run, options, method_options, reporter)
+    method_class: type[Method[Any]] = Plugins(METHODS).load(options.method_name)
     path, vault = check_unlearn(run, options), vault or vault_root()
     accelerator = accelerator or make_accelerator()
     on_main(accelerator, lambda: clear_killed_work(run.path, path, vault=vault, reporter=reporter))
     with locked_output(path, accelerator, discard_with_secrets(vault, run.path), "--output-dir"), contextlib.ExitStack() as held:
         require_writable(path, overwrite=options.overwrite, source=run.path)  # another process may have written it meanwhile
         is_inherited = method_class.sequential and artefact is None
-        owner = _nearest_prepared_run(run.require_complete(), options.method) if is_inherited else run.require_complete()
-        folder = artefact or owner.artefact(options.method)
-        runs = [] if _keeps_identity_data(options) else [run.path, owner.path]  # where the person's data is destroyed
+        owner = nearest_prepared_run(run.require_complete(), options.method_name) if is_inherited else run.require_complete()
+        folder = artefact or owner.artefact(options.method_name)
+        lineage = [run.path, owner.path, *_runs_with_copies(owner, options.method_name)]
+        runs = [] if _keeps_identity_data(options) else lineage  # where the person's data is destroyed
         on_main(accelerator, lambda: held.enter_context(request_lock(runs)))
         prepared = _load_artefact(owner, method_class, options, folder, vault)
         earlier = (prepared.options if prepared else {}) | _preset_values(run, method_class, options, prepared, reporter)
-        resolved = method_class.apply_options(options.method, earlier, method_options or {})
+        resolved = method_class.apply_options(options.method_name, earlier, method_options or {})
 
         model, preprocess, task = load_model(run.path, accelerator.device)
         granted, identification = _read_request(run, options, method_class, prepared, (model, preprocess, task), accelerator, reporter)
@@ -133,6 +136,9 @@ def unlearn(
             pointers: list[Path] = []
             with new_folder(path, replace=options.overwrite, private=True, discard=discard_with_secrets(vault, run.path)) as scratch:
                 _write_run(scratch, run, unlearned, preprocess, record)
+                if is_inherited and context.successor is not None and prepared is not None:
+                    target = scratch / ARTEFACTS / options.method_name
+                    context.successor.save_successor(target, prepared, options.method_name, str(record.weights), named)
                 if identities:
                     pointers = write_pointers(runs, path)
                     write_journal(scratch, record.weights, identities, vault)
@@ -178,13 +184,14 @@ def _preset_values(
     run: Run, method_class: type[Method[Any]], options: UnlearnOptions, artefact: Artefact | None, reporter: Reporter
 ) -> dict[str, Any]:
     """Return the preset values that `apply` reads. Warn about values that `prepare` reads and that differ from the artefact's options."""
-    values = preset_values(run, options.method, method_class, options.preset, reporter)
+    name = options.method_name
+    values = preset_values(run, name, method_class, options.preset, reporter)
     used = values_for_step(method_class, values, "apply")
     prepared = artefact.options if artefact else {}
     if ignored := [flag(key) for key, value in values.items() if key not in used and (artefact is None or prepared.get(key) != value)]:
         reason = "was prepared with other values" if artefact else "is not prepared"
         reporter.warn(
-            f"Method '{options.method}' {reason}, and the preset's {', '.join(ignored)} apply to preparation only, so they are ignored; "
+            f"Method '{name}' {reason}, and the preset's {', '.join(ignored)} apply to preparation only, so they are ignored; "
             f"`oneshui prepare --preset {options.preset}` uses them."
         )
     return used
@@ -195,8 +202,8 @@ def _receipt(options: UnlearnOptions, method_class: type[Method[Any]], request: 
     named = {person for person in request.people if person is not None}
     unnamed = request.people.count(None)
     return {
-        "method": options.method,
-        "method_from": Plugins(METHODS).origin(options.method),
+        "method": options.method_name,
+        "method_from": Plugins(METHODS).origin(options.method_name),
         "photos": len(request),
         # Several photos without a name may show one person or several, so their number is unknown.
         "people": len(named) + unnamed if unnamed <= 1 else None,
@@ -211,31 +218,21 @@ def _load_artefact(owner: Run, method_class: type[Method[Any]], options: Unlearn
     """Return the artefact of a run's model with its options under their current names; None if the method runs without one."""
     if method_class.prepares == "never" or (method_class.prepares == "optional" and not folder.exists()):
         return None
-    artefact = Artefact.load(folder, options.method, owner.weights, force=options.force, vault=vault)
+    artefact = Artefact.load(folder, options.method_name, owner.weights, force=options.force, vault=vault)
     artefact.options = current_names(method_class.options, artefact.options)
     return artefact
 
 
-def _nearest_prepared_run(run: Run, method: str) -> Run:
-    """Return the run with the method's artefact: this run, or its nearest ancestor if all runs in between were unlearned by the method.
-
-    Returns this run if no such run has an artefact, so that the error message names it.
-
-    Raises:
-        UsageError: A run in between was moved or has changed.
-    """
-    found = run
-    while not found.artefact(method).is_dir():
-        parent = found.record.parent or {}
-        if found.record.kind != "unlearned" or found.record.report.get("method") != method or "run" not in parent:
-            return run
-        path = Path(str(parent["run"]))
-        if not path.is_dir() or Run.open(path).weights != parent.get("weights"):
-            raise UsageError(
-                f"{found.path} was computed from {path}, which is missing or has changed, so the artefact of '{method}' cannot be found."
-            )
-        found = Run.open(path)
-    return found
+def _runs_with_copies(run: Run, method: str) -> Iterator[Path]:
+    """Yield the earlier runs from whose artefact of a method that of this run was carried over (`Context.successor`)."""
+    artefact, found, seen = artefact_id(run.artefact(method)), run, set[Path]()
+    while artefact is not None and found.record.kind == "unlearned" and found.path not in seen:
+        seen.add(found.path)
+        earlier = Path(str((found.record.parent or {}).get("run")))
+        if artefact_id(earlier / ARTEFACTS / method) != artefact or not (earlier / RECORD).is_file():
+            return
+        yield earlier
+        found = Run.open(earlier)
 
 
 def _keeps_identity_data(options: UnlearnOptions) -> bool:

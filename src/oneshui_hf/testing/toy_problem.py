@@ -6,7 +6,9 @@ model predicts those of a training identity from memory alone, and forgetting is
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -19,6 +21,8 @@ from ..data.preprocess import Preprocess
 from ..data.schema import Task, TaskKind
 from ..methods.base import Context
 from ..methods.requests import Request
+from ..models.closed_form import ClosedFormClassifier, add_closed_form_head
+from ..models.grid_features import set_head, sum_photos
 from ..models.outputs import losses
 from ..models.sharded import ShardedClassifier, combine_shards, shard_of, shard_weights, wrap_backbone
 from ..seeding import generator, seeded
@@ -64,7 +68,11 @@ class ToyProblem:
 
     def context(self, seed: int = SEED) -> Context:
         """Return a new context."""
-        return Context(self.task, seed, make_accelerator(), request_size=IDENTITIES["forget"])
+        return Context(self.task, seed, make_accelerator(), request_size=IDENTITIES["forget"], retrain=self.retrain)
+
+    def retrain(self, left_out: Collection[int], seed: int) -> torch.nn.Module:
+        """Return a model that was trained without some training identities."""
+        return copy.deepcopy(_retrained(self.task.kind, _head_kind(self.model), tuple(sorted(left_out)), seed))
 
     def loss(self, model: torch.nn.Module, name: str) -> float:
         """Return the mean loss of a model on a set, in nats."""
@@ -75,20 +83,42 @@ class ToyProblem:
 
 
 @cache
-def toy_problem(kind: TaskKind, sharded: bool = False) -> ToyProblem:
-    """Return the toy problem of a task, with its model trained as a whole or in shards. Made once per process."""
+def toy_problem(kind: TaskKind, sharded: bool = False, closed_form: bool = False) -> ToyProblem:
+    """Return the toy problem of a task, its model trained as a whole, in shards or with a head in closed form. Made once per process."""
     task = Task(kind, ("a", "b", "c", "d"))
-    sets, model = _sets(task), _model(task)
+    sets = _sets(task)
+    return ToyProblem(_trained_model(task, sets["train"], sharded, closed_form, SEED), task, sets)
+
+
+@cache
+def _retrained(kind: TaskKind, trained: tuple[bool, bool], left_out: tuple[int, ...], seed: int) -> torch.nn.Module:
+    problem = toy_problem(kind, *trained)
+    train = problem.sets["train"]
+    return _trained_model(problem.task, train.subset(train.positions_without(left_out)), *trained, seed)
+
+
+def _head_kind(model: torch.nn.Module) -> tuple[bool, bool]:
+    """Return whether a model is sharded, and whether its head is in closed form."""
+    return isinstance(model, ShardedClassifier), isinstance(model, ClosedFormClassifier)
+
+
+def _trained_model(task: Task, train: FaceSet, sharded: bool, closed_form: bool, seed: int) -> torch.nn.Module:
+    """Return a model that was trained on a set, in evaluation mode; the seed sets the order of the photos."""
+    model = _model(task)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a fixed order of sums: training amplifies rounding differences, and every process must get the same model
     try:
-        if sharded:
-            model = _train_in_shards(model, sets["train"], task)
+        if closed_form:
+            model = add_closed_form_head(model, IMAGE_SIZE, mirrored=True)
+            accelerator = make_accelerator()
+            set_head(model, sum_photos(model, train, task, accelerator), accelerator)
+        elif sharded:
+            model = _train_in_shards(model, train, task, seed)
         else:
-            _train(model, sets["train"], task)
+            _train(model, train, task, seed)
     finally:
         torch.set_num_threads(threads)
-    return ToyProblem(model.eval(), task, sets)
+    return model.eval()
 
 
 def _sets(task: Task) -> dict[str, FaceSet]:
@@ -135,26 +165,26 @@ def _model(task: Task) -> Any:
         return ViTForImageClassification(config)
 
 
-def _train_in_shards(backbone: Any, train: FaceSet, task: Task) -> ShardedClassifier:
+def _train_in_shards(backbone: Any, train: FaceSet, task: Task, seed: int) -> ShardedClassifier:
     """Return a sharded model over an untrained backbone, each shard trained on its own identities."""
     model = wrap_backbone(backbone, IMAGE_SIZE, SHARDS, RANK, SEED)
     shard_of_photo = torch.tensor([shard_of(train.people[person], SEED, SHARDS) for person in train.identities.tolist()])
     parts = {}
     for shard in sorted(set(shard_of_photo.tolist())):
         model.initialize_shard(shard)
-        _train(model, train.subset((shard_of_photo == shard).nonzero().squeeze(1)), task)
+        _train(model, train.subset((shard_of_photo == shard).nonzero().squeeze(1)), task, seed)
         parts[shard] = shard_weights(model, shard)
     return combine_shards(model, parts)
 
 
-def _train(model: torch.nn.Module, train: FaceSet, task: Task) -> None:
+def _train(model: torch.nn.Module, train: FaceSet, task: Task, seed: int) -> None:
     pixels, labels = train.batch(torch.arange(len(train)))
     schedule = SCHEDULES[task.kind]
     optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.lr)
     model.train()
     for step in range(schedule.steps):
         optimizer.param_groups[0]["lr"] = schedule.lr * 0.5 * (1 + math.cos(math.pi * step / schedule.steps))
-        batch = torch.randperm(len(train), generator=generator(SEED, "order", step))[: schedule.batch_size]
+        batch = torch.randperm(len(train), generator=generator(seed, "order", step))[: schedule.batch_size]
         loss = losses(model(pixel_values=pixels[batch]).logits, labels[batch], task.kind).mean()
         optimizer.zero_grad()
         loss.backward()

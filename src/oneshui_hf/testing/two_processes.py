@@ -16,7 +16,7 @@ from .toy_problem import toy_problem
 def main(spec: str, kind: str, output: str, *words: str) -> None:
     """Prepare and apply the method, and write the model."""
     subject = Subject.load(spec, words)
-    problem = toy_problem(kind, subject.method.sharded)  # type: ignore[arg-type]
+    problem = toy_problem(kind, subject.method.sharded, subject.method.closed_form)  # type: ignore[arg-type]
     result = subject.apply(problem, subject.prepare(problem))
     accelerator = problem.context().accelerator
     if accelerator.is_main_process:

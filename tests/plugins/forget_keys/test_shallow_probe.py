@@ -12,12 +12,12 @@ import torch
 from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score
 
-from oneshui_hf.methods import Context, FaceSet
+from oneshui_hf.methods import Context, FaceSet, generator
 from oneshui_hf.testing.toy_problem import toy_problem
+from oneshui_plugins.forget_keys.folds import assign_folds
 from oneshui_plugins.forget_keys.shallow_probe import (
     FOLDS,
     RIDGE_PENALTY,
-    assign_folds,
     cross_fit_ridge,
     pool_bands,
     shallow_features,
@@ -57,14 +57,14 @@ def test_single_fold_has_predictions_of_zero() -> None:
 
 def test_an_identity_is_in_one_fold_and_folds_are_even() -> None:
     train = toy_problem("multi_label").sets["train"]
-    fold = assign_folds(train, 0)
+    fold = assign_folds(train, FOLDS, generator(0, "parts"))
     folds = [fold[train.positions_of[identity]].unique().tolist() for identity in train.positions_of]
     assert all(len(some) == 1 for some in folds)
     counts = Counter(some[0] for some in folds)
     assert set(counts) == set(range(FOLDS))
     assert max(counts.values()) - min(counts.values()) <= 1
-    assert torch.equal(fold, assign_folds(train, 0))
-    assert not torch.equal(fold, assign_folds(train, 1))
+    assert torch.equal(fold, assign_folds(train, FOLDS, generator(0, "parts")))
+    assert not torch.equal(fold, assign_folds(train, FOLDS, generator(1, "parts")))
 
 
 @pytest.mark.parametrize("chunk", [7, 500])
@@ -86,8 +86,8 @@ def test_shallow_features_are_those_of_each_photo_and_its_mirror_image(chunk: in
 def test_maps_are_averaged_over_bands() -> None:
     maps = noise(3, 5, 8, 6)
     by_hand = maps.numpy().reshape(3, 5, 4, 2, 6).mean(axis=(3, 4)).transpose(0, 2, 1).reshape(3, 20)
-    np.testing.assert_allclose(pool_bands(maps), by_hand, atol=1e-6)
-    np.testing.assert_allclose(pool_bands(maps[:, :, :1, :1]), maps[:, :, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(torch.cat(pool_bands(maps), dim=1), by_hand, atol=1e-6)
+    np.testing.assert_allclose(torch.cat(pool_bands(maps[:, :, :1, :1]), dim=1), maps[:, :, 0, 0], atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["multi_label", "single_label"])
@@ -125,7 +125,7 @@ def test_scores_are_the_mean_of_the_standardized_predictions_of_the_layers() -> 
     problem = toy_problem("multi_label")
     train = problem.sets["train"]
     scores = torch.cat(shallow_probe_scores(problem.model, train, 64, problem.context()))
-    truth, fold = train.labels.double().repeat(2, 1), assign_folds(train, 0).repeat(2)
+    truth, fold = train.labels.double().repeat(2, 1), assign_folds(train, FOLDS, generator(0, "parts")).repeat(2)
     features = shallow_features(problem.model, train, 64, problem.context())
     each = [cross_fit_ridge(layer, truth, fold).numpy() for layer in features]
     by_hand = np.mean([(some - some.mean(axis=0)) / some.std(axis=0) for some in each], axis=0)

@@ -229,8 +229,8 @@ def test_target_logits_are_matched_within_the_group() -> None:
         for version, reference in enumerate(data.val_logits):
             mirrored = torch.full((len(positions),), version == 1)
             spread = torch.from_numpy(reference.logits.numpy().std(axis=0))
-            ranking = source.logits + 0.5 * spread * data.probe_scores[version][positions]
-            by_hand = match_quantiles(source, reference, ranking, data.u[positions], "multi_label")
+            ranking = source.logits + 0.5 * spread * data.targets.probe_scores[version][positions]
+            by_hand = match_quantiles(source, reference, ranking, data.targets.u[positions], "multi_label")
             assert torch.equal(data.target_logits(positions, current[positions], mirrored), by_hand)
     original = torch.zeros(len(together), dtype=torch.bool)
     three = data.target_logits(together, current[together], original)
@@ -238,7 +238,7 @@ def test_target_logits_are_matched_within_the_group() -> None:
     both = data.target_logits(together.repeat(2), current[together].repeat(2, 1), torch.cat([original, ~original]))
     assert torch.equal(both[: len(together)], three)  # mirror images do not change the ranks of original photos
     assert torch.equal(both[len(together) :], data.target_logits(together, current[together], ~original))
-    assert torch.equal(data.u, make_training_data(problem).u)
+    assert torch.equal(data.targets.u, make_training_data(problem).targets.u)
 
 
 def test_initial_update_has_zero_output_and_the_input_directions_of_the_gradient() -> None:

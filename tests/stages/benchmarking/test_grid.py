@@ -153,7 +153,7 @@ def test_all_is_every_loadable_method_that_reads_data(tmp_path: Path, monkeypatc
     for methods in ("all", ["all"], None):
         grid = read(tmp_path, methods=methods)
         labels = [entry.label for entry in grid.methods]
-        assert labels == [name for name in Plugins(METHODS).names if name not in ("do-nothing", "drop-shard")]
+        assert labels == [name for name in Plugins(METHODS).names if name not in ("do-nothing", "drop-shard", "exact-head", "mu-mis")]
         assert all(entry.method == entry.label and not entry.options and not entry.preset for entry in grid.methods)
     monkeypatch.setenv("ONESHUI_PLUGINS", "jit,ssd,do-nothing")
     assert [entry.label for entry in read(tmp_path, methods="all").methods] == ["jit", "ssd"]
@@ -168,6 +168,13 @@ def test_all_includes_methods_for_sharded_models_if_all_models_are_sharded(tmp_p
     for datasets, found in (([shards], ["drop-shard", "jit"]), ([whole], ["jit"]), ([whole, shards], ["jit"])):
         assert [entry.label for entry in read(tmp_path, datasets=datasets, methods="all").methods] == found
     assert [entry.label for entry in read(tmp_path, methods=["drop-shard"]).methods] == ["drop-shard"]  # if the grid names it
+
+
+def test_all_includes_methods_for_heads_in_closed_form_if_all_models_have_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONESHUI_PLUGINS", "jit,exact-head")
+    whole, closed = {"dataset": "synthetic"}, {"dataset": "synthetic", "name": "closed", "head": "closed-form"}
+    for datasets, found in (([closed], ["exact-head", "jit"]), ([whole], ["jit"]), ([whole, closed], ["jit"])):
+        assert [entry.label for entry in read(tmp_path, datasets=datasets, methods="all").methods] == found
 
 
 def test_all_leaves_out_methods_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -409,7 +416,7 @@ def test_demo_grid_runs_every_method_with_the_recipe_of_the_demo() -> None:
     assert [(cell.dataset, cell.forget, cell.seed) for cell in grid.cells] == [("synthetic", f, s) for f in (2, 4) for s in (0, 1)]
     recipe = {"epochs": 30, "batch_size": 32, "optimizer": "adamw", "lr": 1e-3, "augment": "flip", "keep": "last"}
     assert grid.cells[0].train == TrainOptions(dataset="synthetic", forget=2, seed=0, **recipe)  # type: ignore[arg-type]
-    assert {entry.method for entry in grid.methods} == set(Plugins(METHODS).names) - {"do-nothing", "drop-shard"}
+    assert {entry.method for entry in grid.methods} == set(Plugins(METHODS).names) - {"do-nothing", "drop-shard", "exact-head", "mu-mis"}
     assert not {entry.label for entry in grid.methods} & set(BUILTIN_ROWS.values())
     assert grid.evaluate.references == 1
 

@@ -69,6 +69,7 @@ def test_key_of_an_original_depends_on_every_option_of_the_recipe_and_on_no_loca
     keys = [model_cache.original_key(dataclasses.replace(options, **change)) for change in different]
     distinct = {json.dumps(found, sort_keys=True) for found in (key, *keys)}
     assert len(distinct) == 1 + len(different)
+    assert "head" not in key["options"]  # added later: keys of models that were cached before stay valid
     for same in ({"output_dir": "elsewhere"}, {"resume": True}, {"overwrite": True}, {"model": "tiny"}, {"reserve_supports": None}):
         assert model_cache.original_key(dataclasses.replace(options, **same)) == key
     assert not (tmp_path / "cache").exists()

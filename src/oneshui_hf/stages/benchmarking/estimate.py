@@ -158,7 +158,8 @@ class TimeEstimator:
         resolved = job.method.prepare_options(job.entry.method, {}, job.values)
         context = Context(faces.task, job.cell.seed, self.model_cache.accelerator, request_size=job.cell.forget)
         cost = job.method().cost(timing.model, DataAccess(sets, job.method.needs.prepare), resolved, context)
-        return evaluating + Estimate(unlearned * (cost.forward * timing.forward + cost.backward * timing.backward), at_least=True)
+        seconds = cost.seconds(timing.forward, timing.backward, job.cell.train.epochs)
+        return evaluating + Estimate(unlearned * seconds, at_least=True)
 
 
 class _BlankPixels:

@@ -34,6 +34,7 @@ from ...results.table_columns import BUILTIN_ROWS
 from ...yaml_lines import LocatedList, LocatedMapping, describe_value, is_null, prefix_errors, require_known_keys
 from ..command_options import EvaluateOptions, TrainOptions
 from ..presets import is_preset_file, resolve_preset
+from ..training.recipe import CLOSED_FORM
 from .grid_file import GridFile, read_grid_file
 
 OptionsT = TypeVar("OptionsT")
@@ -246,12 +247,14 @@ def _read_methods(grid: LocatedMapping, cells: Sequence[Cell], file: GridFile) -
 
 
 def _default_methods(cells: Sequence[Cell]) -> list[str]:
-    """Return the installed methods that can be loaded, read some data, and accept the models of all cells."""
+    """Return the installed methods that can be loaded, read some data, and accept the models of all cells, of either kind of task."""
     loadable = [row["name"] for row in Plugins(METHODS).rows() if "error" not in row]
     classes: dict[str, type[Method[Any]]] = {name: Plugins(METHODS).load(name) for name in loadable}
     all_sharded = all(cell.train.sharded for cell in cells)
-    reading = [name for name, method in classes.items() if method.needs.prepare or method.needs.apply]
-    return [name for name in reading if all_sharded or not classes[name].sharded]
+    all_closed = all(cell.train.head == CLOSED_FORM for cell in cells)
+    reading = [name for name, method in classes.items() if (method.needs.prepare or method.needs.apply) and not method.classes_only]
+    accepted = [name for name in reading if all_sharded or not classes[name].sharded]
+    return [name for name in accepted if all_closed or not classes[name].closed_form]
 
 
 def _read_method(item: LocatedMapping, cells: Sequence[Cell], file: GridFile) -> MethodEntry:

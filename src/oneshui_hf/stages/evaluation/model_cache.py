@@ -44,6 +44,8 @@ NOT_IN_KEY = {
     *(field.name for field in dataclasses.fields(SplitOptions)),
     *("output_dir", "resume", "overwrite", "bf16", "fp16"),
 }
+# Options that were added after models were first cached. Their defaults are not part of a key, so that old keys stay valid.
+ADDED_OPTIONS = ("head",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +166,14 @@ class ModelCache:
         with self._entry("artefact", self._method_key(run, method, resolved, seed), about) as path:
             if not path.exists():
                 resume = ResumeState(resume_folder(path)).exists
-                options = PrepareOptions(method=method, seed=seed, data_dir=self.data_dir, face_encoder=NONE, resume=resume)
+                options = PrepareOptions(
+                    method=method,
+                    seed=seed,
+                    data_dir=self.data_dir,
+                    cache_dir=str(self.cache.root),
+                    face_encoder=NONE,
+                    resume=resume,
+                )
                 given = dataclasses.asdict(resolved)
                 prepare(run, options, given, self.accelerator, self.reporter, folder=path, vault=vault_folder(path))
             return path
@@ -225,6 +234,9 @@ class ModelCache:
     def _recipe(self, kind: str, options: TrainOptions, fingerprint: Any, split: str, seed: int) -> dict[str, Any]:
         """Return everything a training depends on. The options' seed draws the head, `seed` the order of photos and the augmentation."""
         recipe = {field.name: getattr(options, field.name) for field in dataclasses.fields(options) if field.name not in NOT_IN_KEY}
+        for name in ADDED_OPTIONS:
+            if recipe[name] == fields(TrainOptions)[name].default:
+                del recipe[name]
         return {
             "kind": kind,
             "code": RECIPE_VERSION,

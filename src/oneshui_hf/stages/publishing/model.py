@@ -24,7 +24,7 @@ from ...errors import OneshuiError
 from ...files import new_folder, scratch_folder, write_bytes
 from ...hub import Repository, hub_errors, logged_in_client
 from ...methods.artefact import TENSORS, read_header, write_header
-from ...methods.identity_store import BLOB, BLOBS, HEADER, IdentityStore, discard_with_secrets
+from ...methods.identity_store import BLOB, BLOBS, BOUND_TO, HEADER, IdentityStore, discard_with_secrets
 from ...methods.identity_store import INDEX as IDENTITY_INDEX
 from ...metrics.schema import read_metrics
 from ...models.checks import reject_code
@@ -37,6 +37,7 @@ from ..checks import check_people_flags, check_pull
 from ..command_options import PullOptions, PushOptions
 from ..recovery import clear_killed_work
 from .redaction import (
+    HASH,
     PrivateTerms,
     iter_strings,
     keep_numbers,
@@ -251,6 +252,9 @@ def _copy_artefact(source: Path, folder: Path, run: Run, private: PrivateTerms, 
     if header["weights"] != run.record.weights:
         reporter.warn(f"The artefact of '{source.name}' was prepared for other weights, so it is not published.")
         return None
+    if header.get("private", False):
+        reporter.warn(f"The artefact of '{source.name}' shows data of single identities when compared with others; it is not published.")
+        return None
     tensors = _tensor_names(source / ARTEFACT_FILES[1])
     if private.occurs_in([*iter_strings(header["values"]), *tensors]):
         raise OneshuiError(
@@ -265,6 +269,7 @@ def _copy_artefact(source: Path, folder: Path, run: Run, private: PrivateTerms, 
         "options": public_method_options(source.name, header["options"], reporter),
         "values": header["values"],
         "report": keep_numbers(header["report"], private),
+        **{name: header[name] for name in (BOUND_TO,) if HASH.fullmatch(header.get(name, ""))},
     }
     target = folder / METHODS_FOLDER / source.name
     target.mkdir(parents=True)

@@ -1,0 +1,27 @@
+"""Checks of the options of a training recipe that exclude each other. It imports nothing heavy."""
+
+from __future__ import annotations
+
+from ...errors import UsageError
+from ...options import fields, flag
+from ..command_options import TrainOptions
+
+CLOSED_FORM = "closed-form"  # of --head
+GRADIENT_OPTIONS = (  # without effect on a head in closed form
+    *("epochs", "batch_size", "optimizer", "lr", "weight_decay", "momentum", "warmup_epochs"),
+    *("keep", "sharded", "adapter_rank", "bf16", "fp16"),
+)
+
+
+def require_consistent_recipe(options: TrainOptions) -> None:
+    """Check that no option is given that has no effect with the others.
+
+    Raises:
+        UsageError: An option of adapters is given without --sharded, or one of gradient training with --head closed-form.
+    """
+    known = fields(TrainOptions)
+    given = [name for name in GRADIENT_OPTIONS if getattr(options, name) != known[name].default]
+    if options.head == CLOSED_FORM and given:
+        raise UsageError(f"{flag(given[0])} has no effect with --head {CLOSED_FORM}, which trains nothing by gradients; omit it.")
+    if not options.sharded and "adapter_rank" in given:
+        raise UsageError("--adapter-rank applies to the adapters that --sharded trains; give both, or omit it.")
