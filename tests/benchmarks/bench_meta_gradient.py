@@ -26,7 +26,7 @@ def one_step(kind: str, forget: int) -> None:
     from oneshui_hf.data.preprocess import Preprocess
     from oneshui_hf.data.schema import Task
     from oneshui_hf.methods import losses, norm, seeded
-    from oneshui_plugins.metaunlearn.loss_network import MetaLoss, SupportImages, meta_gradient, outputs, trainable_parameters
+    from oneshui_plugins.metaunlearn.loss_network import MetaLoss, StepSize, SupportImages, meta_gradient, outputs, trainable_parameters
     from oneshui_plugins.metaunlearn.objectives import LossAlignment, score_weight
 
     task = Task("multi_label", tuple(f"label{k}" for k in range(LABELS)))
@@ -49,7 +49,7 @@ def one_step(kind: str, forget: int) -> None:
     started = time.perf_counter()
     if kind == "ours":
         objective = LossAlignment({"forget": faces.subset(positions), "val": faces.subset(unseen)}, {"val": 0.5}, task)
-        _, parts, _ = meta_gradient(model, theta, h, images, objective, task.kind, length=0.05, normalised=True, seed=0)
+        _, parts, _ = meta_gradient(model, theta, h, images, objective, task.kind, StepSize.normalised(0.05, theta), seed=0)
     else:
         leaves = {name: p.requires_grad_() for name, p in theta.items()}
         with sdpa_kernel(SDPBackend.MATH):

@@ -28,7 +28,7 @@ def main(run: Run, output: Path) -> None:
     plan = plan_requests(data, options, context)
     assert len(plan[0]) == 4
     trainer = MetaLossTrainer(model, data, plan, options, context)
-    value, parts, by_length = trainer.mean_meta_gradient(plan[0], 0, 0.05)
+    value, parts, (by_length,) = trainer.mean_meta_gradient(plan[0], 0, trainer.step_size([0.05]))
     if accelerator.is_main_process:
         named = {name: part for (name, _), part in zip(trainer.h.named_parameters(), parts, strict=True)}
         tensors = {**named, "value": parts[0].new_tensor(value), "by_length": parts[0].new_tensor(by_length)}

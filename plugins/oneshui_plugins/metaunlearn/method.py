@@ -10,6 +10,8 @@ embedding uses an 'unknown' row; and the simulated support image is one that the
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Collection
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from oneshui_hf.methods import Artefact, Request
+    from oneshui_hf.methods import Artefact, Request, SimulatedRequest
 
 TRAINED, INITIAL = "learned", "drawn"  # names of an identity's embedding: whether it was in a simulated request, so that its row is trained
 
@@ -38,8 +40,9 @@ class MetaUnlearn(Method[MetaUnlearnOptions]):
 
     @classmethod
     def inactive_options(cls, options: MetaUnlearnOptions) -> frozenset[str]:
-        """Return `length` for a raw step, `eta` for a normalised one."""
-        return frozenset({"length" if options.step == "raw" else "eta"})
+        """Return `length` and `length_by` for a raw step, `eta` for a normalised one; without held-out identities what is for them."""
+        step = {"length", "length_by"} if options.step == "raw" else {"eta"}
+        return frozenset(step if options.holdout else step | {"evaluate_every", "early_stopping"})
 
     def prepare(self, model: nn.Module, data: DataAccess, options: MetaUnlearnOptions, context: Context) -> Artefact:
         """Train phi and the step length on simulated requests, and select the length."""
@@ -50,17 +53,27 @@ class MetaUnlearn(Method[MetaUnlearnOptions]):
         _check_length(options)
         plan = plan_requests(data, options, context)
         trainer = MetaLossTrainer(model, data, plan, options, context)
-        learned, history = trainer.train()
-        length, scale, normalised = learned, trainer.scale, options.step == "normalised"
+        state = trainer.train()
+        learned = state.lengths
+        length, scale, normalised = math.hypot(*learned), trainer.scale, options.step == "normalised"
         calibration: list[dict[str, Any]] = []
         if normalised and options.calibration:
-            length, calibration = choose_length(model, data, partial(trainer.direction, length=learned), options, context)
-        values: dict[str, float | None] = {"length": length / scale}
-        if normalised and options.unlearning_steps > 1:  # the direction of several steps depends on their length, that of one step does not
-            values = {"length": length / scale if options.calibration else None, "walked": learned / scale}
-        artefact = Artefact(
-            tensors=trainer.h.state_dict(), values=values, report={"meta_steps": len(plan), "history": history, "calibration": calibration}
-        )
+            length, calibration = choose_length(model, data, partial(trainer.direction, lengths=learned), options, context)
+        values: dict[str, Any] = {"length": length / scale}
+        shares = [part / scale for part in learned]
+        if normalised and options.length_by == "layer":
+            values = {"length": length / scale if options.calibration else None, "lengths": shares}
+        elif normalised and options.unlearning_steps > 1:  # the direction of several steps depends on their length, that of one does not
+            values = {"length": length / scale if options.calibration else None, "walked": shares[0]}
+        report: dict[str, Any] = {"meta_steps": len(plan), "history": state.history, "calibration": calibration}
+        if trainer.held_out:
+            report["held_out"] = {
+                "identities": len(trainer.held_out),
+                "original": trainer.original_objective,
+                "curve": state.curve,
+                "kept": state.kept_step(options.early_stopping),
+            }
+        artefact = Artefact(tensors=trainer.h.state_dict(), values=values, report=report)
         if options.use_identity:
             table = artefact.tensors.pop("embedding.weight")
             artefact.tensors["unknown"] = table[:1]
@@ -79,28 +92,31 @@ class MetaUnlearn(Method[MetaUnlearnOptions]):
 
         from .loss_network import build_loss_network
         from .objectives import sets_after_update, sets_before_update
-        from .training import plan_requests
+        from .training import held_out_identities, held_out_requests, plan_requests
 
         _check_length(options)
-        images = {"forget": 0, "val": 0, "retain": 0}
-        support_images = 0
-        for request in (request for group in plan_requests(data, options, context) for request in group):
-            forget = min(options.images_per_set, len(request.forget))
-            retain = len(data.train) - sum(len(data.train.positions_of[person]) for person in request.people)
-            images["forget"] += forget
-            images["val"] += min(forget, len(data.val))
-            images["retain"] += min(forget, retain)
-            support_images += len(request.support)
-        before = images | {"val": len(data.val)}  # theta's logits on val are computed once for all requests
-        selection = length_cost(data, options, context) if options.step == "normalised" else Cost()
+        after, before = sets_after_update(options.objective), sets_before_update(options.objective)
+        held_out = held_out_identities(data.train, options, context.seed)
+        plan = plan_requests(data, options, context)
+        evaluations = 1 + math.ceil(len(plan) / options.evaluate_every)
         steps = options.unlearning_steps
+        # theta's logits on val are computed once for all requests
+        forward = len(data.val) if "val" in before else 0
+        backward = 0
+        for request in (request for group in plan for request in group):
+            images = _images_per_set(request, data, options, held_out)
+            forward += sum(images[name] for name in before - {"val"})
+            backward += sum(images[name] for name in after) + (2 * steps + 2 * (steps - 1)) * len(request.support)
+        for request in held_out_requests(data, options, context):  # also measured for the original model
+            images = _images_per_set(request, data, options, held_out)
+            forward += sum(images[name] for name in before - {"val"}) + (evaluations + 1) * sum(images[name] for name in after)
+            backward += evaluations * steps * len(request.support)
+        selection = length_cost(data, options, context) if options.step == "normalised" else Cost()
         network = build_loss_network(model, context, len(data.train.positions_of), options)
         return dataclasses.replace(
             selection,
-            forward=selection.forward + sum(before[name] for name in sets_before_update(options.objective)),
-            backward=steps * selection.backward
-            + sum(images[name] for name in sets_after_update(options.objective))
-            + (2 * steps + 2 * (steps - 1)) * support_images,
+            forward=selection.forward + forward,
+            backward=steps * selection.backward + backward,
             bytes=4 * sum(part.numel() for part in network.parameters()),
         )
 
@@ -119,9 +135,10 @@ class MetaUnlearn(Method[MetaUnlearnOptions]):
 
         from .loss_network import (
             UNKNOWN_ROW,
+            StepSize,
             SupportImages,
             build_loss_network,
-            gradient_factor,
+            step_groups,
             total_update,
             trainable_parameters,
             unlearning_steps,
@@ -153,25 +170,42 @@ class MetaUnlearn(Method[MetaUnlearnOptions]):
         share = options.length
         if share is None and artefact.values.get("length") is not None:
             share = artefact.number("length")
-        path_share = artefact.number("walked", share)
-        normalised = options.step == "normalised"
-        path = unlearning_steps(
-            model,
-            trainable_parameters(model, options.update_tokens),
-            h.to(context.device).eval(),
-            images,
-            context.task.kind,
-            length=path_share * scale if normalised else options.eta,
-            normalised=normalised,
-            steps=options.unlearning_steps,
-        )
+        theta = trainable_parameters(model, options.update_tokens)
+        size = StepSize.raw(options.eta)
+        if options.step == "normalised":
+            groups = step_groups(theta, options.length_by)
+            is_by_layer = options.length_by == "layer"
+            lengths = _lengths_by_layer(artefact, len(set(groups.values()))) if is_by_layer else [artefact.number("walked", share)]
+            size = StepSize(tuple(length * scale for length in lengths), groups)
+        path = unlearning_steps(model, theta, h.to(context.device).eval(), images, context.task.kind, size, options.unlearning_steps)
         update = total_update(path)
         # The update of the path itself or, if a length was selected or given, rescaled to that length.
-        factor = gradient_factor(update, share * scale, True) if normalised and share is not None else path[-1].eta
-        context.report["step_length"] = factor * norm(update).item()
+        length = norm(update).item()
+        factor = share * scale / length if options.step == "normalised" and share is not None else 1.0
+        context.report["step_length"] = factor * length
         if images.identity_rows is not None:
             context.report["unknown_people"] = int((images.identity_rows == UNKNOWN_ROW).sum())
         return displaced(model, update, -factor)
+
+
+def _images_per_set(request: SimulatedRequest, data: DataAccess, options: MetaUnlearnOptions, held_out: Collection[int]) -> dict[str, int]:
+    """Return the number of images of each set of the objective of a request."""
+    forget = min(options.images_per_set, len(request.forget))
+    excluded = {*held_out, *request.people}
+    retain = len(data.train) - sum(len(data.train.positions_of[person]) for person in excluded)
+    return {"forget": forget, "val": min(forget, len(data.val)), "retain": min(forget, retain)}
+
+
+def _lengths_by_layer(artefact: Artefact, count: int) -> list[float]:
+    """Return the learned lengths of the layers, as shares of the model's norm.
+
+    Raises:
+        OneshuiError: The artefact does not have one finite number per layer.
+    """
+    found = artefact.values.get("lengths")
+    if not isinstance(found, list) or len(found) != count or not all(isinstance(x, float) and math.isfinite(x) for x in found):
+        raise OneshuiError("The artefact is damaged, or not of this model (it does not contain a length for each layer); prepare again.")
+    return found
 
 
 def _check_length(options: MetaUnlearnOptions) -> None:

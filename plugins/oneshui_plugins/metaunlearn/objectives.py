@@ -89,13 +89,25 @@ class LossAlignment:
             mean, logits, gradients[name] = mean_gradient(model, theta_u, self.sets[name], self._losses, self.chunk)
             factors[name] = score_weight(logits, self.sets[name].labels, self.task, self.weigh)
             after[name] = torch.tensor(mean * factors[name], dtype=torch.float64, requires_grad=True)
-        before = {name: torch.tensor(loss, dtype=torch.float64) for name, loss in self.before.items()}
-        left = torch.stack([after[term.of] for term in TERMS[self.objective]])
-        right = torch.stack([(before if term.before else after)[term.to] for term in TERMS[self.objective]])
-        value = DISTANCES[self.distance](left, right, reduction="sum")
+        value = self._distance(after)
         slopes = torch.autograd.grad(value, list(after.values()))
         coefficients = {name: slope.item() * factors[name] for name, slope in zip(after, slopes, strict=True)}
         return value.item(), weighted_sum(coefficients, gradients)
+
+    def value(self, model: nn.Module, theta_u: Weights) -> float:
+        """Return A alone, from forward passes."""
+        after = {}
+        for name in sets_after_update(self.objective):
+            loss = weighted_loss(compute_logits(model, self.sets[name], self.chunk, theta_u), self.sets[name].labels, self.task, self.weigh)
+            after[name] = torch.tensor(loss, dtype=torch.float64)
+        return self._distance(after).item()
+
+    def _distance(self, after: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return A from the losses under theta_u."""
+        before = {name: torch.tensor(loss, dtype=torch.float64) for name, loss in self.before.items()}
+        left = torch.stack([after[term.of] for term in TERMS[self.objective]])
+        right = torch.stack([(before if term.before else after)[term.to] for term in TERMS[self.objective]])
+        return DISTANCES[self.distance](left, right, reduction="sum")
 
     def _losses(self, logits: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         return losses(logits, labels, self.task.kind)
@@ -122,20 +134,27 @@ class ScrubObjective:
 
     def __call__(self, model: nn.Module, theta_u: Weights) -> tuple[float, Weights]:
         """Return A and grad A at theta_u."""
-        kind = self.task.kind
-
-        def divergence(name: str, logits: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-            return kl_divergence(self.before[name][positions].to(logits), logits, kind)
-
-        def retain_loss(logits: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-            return divergence("retain", logits, positions) + losses(logits, labels, kind)
-
-        def forget_divergence(logits: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-            return divergence("forget", logits, positions)
-
-        retain, _, by_retain = mean_gradient(model, theta_u, self.sets["retain"], retain_loss, self.chunk)
-        forget, _, by_forget = mean_gradient(model, theta_u, self.sets["forget"], forget_divergence, self.chunk)
+        retain, _, by_retain = mean_gradient(model, theta_u, self.sets["retain"], self._retain_loss, self.chunk)
+        forget, _, by_forget = mean_gradient(model, theta_u, self.sets["forget"], self._forget_divergence, self.chunk)
         return retain - forget, weighted_sum({"retain": 1.0, "forget": -1.0}, {"retain": by_retain, "forget": by_forget})
+
+    def value(self, model: nn.Module, theta_u: Weights) -> float:
+        """Return A alone, from forward passes."""
+        means = []
+        for name, per_image in (("retain", self._retain_loss), ("forget", self._forget_divergence)):
+            faces = self.sets[name]
+            logits = compute_logits(model, faces, self.chunk, theta_u)
+            means.append(per_image(logits, faces.labels, torch.arange(len(faces))).mean().item())
+        return means[0] - means[1]
+
+    def _divergence(self, name: str, logits: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return kl_divergence(self.before[name][positions].to(logits), logits, self.task.kind)
+
+    def _retain_loss(self, logits: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return self._divergence("retain", logits, positions) + losses(logits, labels, self.task.kind)
+
+    def _forget_divergence(self, logits: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return self._divergence("forget", logits, positions)
 
 
 def mean_gradient(
@@ -186,9 +205,10 @@ def weighted_loss(logits: torch.Tensor, labels: torch.Tensor, task: Task, weigh:
 
 
 @torch.no_grad()
-def compute_logits(model: nn.Module, faces: FaceSet, device: torch.device, chunk: int) -> torch.Tensor:
-    """Return the model's logits (n, K) for some photos, on the CPU. Unlike `predict`, each process computes its own, without gathering."""
-    return torch.cat([logits_and_features(model, pixels)[0].cpu() for _, pixels, _ in _chunks(faces, chunk, device)])
+def compute_logits(model: nn.Module, faces: FaceSet, chunk: int, theta: Weights) -> torch.Tensor:
+    """Return the logits (n, K) for some photos of the model with these parameters, on the CPU. Each process computes its own."""
+    device = next(iter(theta.values())).device
+    return torch.cat([logits_and_features(model, pixels, theta)[0].cpu() for _, pixels, _ in _chunks(faces, chunk, device)])
 
 
 def _chunks(faces: FaceSet, chunk: int, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:

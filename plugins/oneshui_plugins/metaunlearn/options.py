@@ -17,6 +17,9 @@ class MetaUnlearnOptions(StepOptions):
         1e-3, "Peak learning rate of the loss network (AdamW with amsgrad, cosine schedule to 0).", minimum=0, search=(1e-4, 1e-2)
     )
     step: str = option("normalised", "normalised: a step of learned length; raw: --eta times the gradient.", choices=("normalised", "raw"))
+    length_by: str = option(
+        "model", "Learn one length for the model, or one per layer (block); they are rescaled together.", choices=("model", "layer")
+    )
     eta: float = option(0.1, "Factor of the gradient in a raw step.", minimum=0, search=(1e-4, 1.0))
     unlearning_steps: int = option(
         1, "Gradient steps per unlearning, each of the whole eta or of an equal share of the learned length.", minimum=1
@@ -53,6 +56,14 @@ class MetaUnlearnOptions(StepOptions):
     simulated_size: int | None = option(None, "Identities per simulated request; null means the size of the run's own request.", minimum=1)
     vary_size: bool = option(True, "Simulate requests of 1 to twice that many identities, not of that size only.")
     requests_per_step: int = option(1, "Simulated requests per meta-step, which the processes share.", minimum=1)
+    holdout: float = option(
+        0.0,
+        "Share of the identities that can be in simulated requests, never trained on; the meta-objective on them is recorded.",
+        minimum=0,
+        maximum=0.9,
+    )
+    evaluate_every: int = option(20, "Meta-steps between two measurements on held-out identities.", minimum=1)
+    early_stopping: bool = option(True, "Keep the loss network that is best on held-out identities; without --holdout the last.")
     images_per_set: int = option(
         128, "Maximum number of images per set (forget, val, retain) in a meta-step.", minimum=2, formerly=("photos",)
     )

@@ -8,15 +8,18 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from oneshui_hf.methods import Weights, inner, norm, seeded
+from oneshui_hf.methods import OneshuiError, Weights, inner, norm, seeded
 from oneshui_plugins.metaunlearn import loss_network
 from oneshui_plugins.metaunlearn.loss_network import (
     ALL_INPUTS,
     MetaLoss,
     MetaLossInputs,
+    StepSize,
     SupportImages,
+    layer_of,
     meta_gradient,
     outputs,
+    step_groups,
     total_update,
     trainable_parameters,
     unlearning_steps,
@@ -63,12 +66,22 @@ def make_objective(data: torch.Tensor, labels: torch.Tensor) -> Callable[[torch.
     return call
 
 
+def make_size(theta: Weights, length: float, normalised: bool) -> StepSize:
+    return StepSize.normalised(length, theta) if normalised else StepSize.raw(length)
+
+
 def exact_gradient(setting: Setting, length: float, normalised: bool, steps: int) -> tuple[float, torch.Tensor, float]:
+    theta = trainable_parameters(setting[0], True)
+    value, flat, (by_length,) = gradient_for_size(setting, make_size(theta, length, normalised), steps)
+    return value, flat, by_length
+
+
+def gradient_for_size(setting: Setting, size: StepSize, steps: int) -> tuple[float, torch.Tensor, list[float]]:
     model, h, images, data, labels = setting
+    objective = make_objective(data, labels)
     value, parts, by_length = meta_gradient(
-        model, trainable_parameters(model, True), h, images, make_objective(data, labels), KIND,
-        length=length, normalised=normalised, seed=SEED, steps=steps,
-    )  # fmt: skip
+        model, trainable_parameters(model, True), h, images, objective, KIND, size, seed=SEED, steps=steps
+    )
     return value, torch.cat([p.flatten() for p in parts]), by_length
 
 
@@ -167,9 +180,9 @@ def test_each_step_has_its_own_dropout_mask() -> None:
     model, h, images, *_ = make_setting("vit")
     theta = trainable_parameters(model, True)
     with seeded(SEED, "mask"):
-        path = unlearning_steps(model, theta, h, images, KIND, length=0.3, normalised=True, steps=2)
+        path = unlearning_steps(model, theta, h, images, KIND, StepSize.normalised(0.3, theta), steps=2)
     with seeded(SEED, "mask"):
-        again = unlearning_steps(model, path[0].theta_next, h, images, KIND, length=0.15, normalised=True)
+        again = unlearning_steps(model, path[0].theta_next, h, images, KIND, StepSize.normalised(0.15, theta))
     assert torch.equal(again[0].u, path[1].u)
     assert relative_error(again[0].du, path[1].du) > 0.1
 
@@ -180,7 +193,7 @@ def test_dropout_is_active() -> None:
     steps = []
     for seed in (1, 2):
         with seeded(seed, "mask"):
-            steps.append(unlearning_steps(model, theta, h, images, KIND, length=1.0, normalised=True)[0].g)
+            steps.append(unlearning_steps(model, theta, h, images, KIND, StepSize.normalised(1.0, theta))[0].g)
     assert inner(steps[0], steps[1]) < norm(steps[0]) * norm(steps[1]) * 0.9999
 
 
@@ -189,13 +202,90 @@ def test_dropout_is_active() -> None:
 def test_the_total_update_leads_to_the_end_of_the_path(steps: int, normalised: bool) -> None:
     model, h, images, *_ = make_setting("vit")
     theta = trainable_parameters(model, True)
-    path = unlearning_steps(model, theta, h.eval(), images, KIND, length=0.3, normalised=normalised, steps=steps)
+    path = unlearning_steps(model, theta, h.eval(), images, KIND, make_size(theta, 0.3, normalised), steps)
     assert len(path) == steps
     update = total_update(path)
     for name, p in theta.items():
-        torch.testing.assert_close(p - path[-1].eta * update[name], path[-1].theta_next[name], rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(p - update[name], path[-1].theta_next[name], rtol=1e-12, atol=1e-14)
     if normalised:  # equal steps whose lengths add up to the length of the path
         for step in path:
-            assert step.eta * norm(step.g).item() == pytest.approx(0.3 / steps, rel=1e-12)
-    if steps == 1:
-        assert update is path[0].g
+            (eta,) = set(step.eta.values())
+            assert eta * norm(step.g).item() == pytest.approx(0.3 / steps, rel=1e-12)
+
+
+# A length per layer.
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("vit", ["vit.embeddings", "vit.layers.0", "vit.layers.1", "vit.layernorm", "classifier"]),
+        ("dinov2", ["dinov2.embeddings", "dinov2.encoder.layer.0", "dinov2.encoder.layer.1", "dinov2.layernorm", "classifier"]),
+    ],
+)
+def test_layers_are_the_blocks_and_what_is_around_them(name: str, layers: list[str]) -> None:
+    theta = trainable_parameters(classifier(name, KIND), True)
+    groups = step_groups(theta, "layer")
+    assert {layer_of(n): index for n, index in groups.items()} == {layer: index for index, layer in enumerate(layers)}
+    assert set(step_groups(theta, "model").values()) == {0}
+    # Other architectures have more than three groups, and each of them has a parameter.
+    for other in ("swin", "convnext", "resnet"):
+        groups = step_groups(trainable_parameters(classifier(other, KIND), True), "layer")
+        assert sorted(set(groups.values())) == list(range(max(groups.values()) + 1))
+        assert max(groups.values()) >= 3
+
+
+def layer_sizes(setting: Setting) -> StepSize:
+    groups = step_groups(trainable_parameters(setting[0], True), "layer")
+    return StepSize(tuple(0.1 + 0.07 * group for group in range(max(groups.values()) + 1)), groups)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_lengths_by_layer_have_the_gradient_of_finite_differences(steps: int) -> None:
+    setting = make_setting("vit")
+    size = layer_sizes(setting)
+    value, flat, by_length = gradient_for_size(setting, size, steps)
+
+    def value_at(lengths: list[float]) -> float:
+        return gradient_for_size(setting, StepSize(tuple(lengths), size.group_of), steps)[0]
+
+    for group in range(len(size.lengths)):
+        up, down = ([r + sign * 1e-4 * (index == group) for index, r in enumerate(size.lengths)] for sign in (1, -1))
+        assert by_length[group] == pytest.approx((value_at(up) - value_at(down)) / 2e-4, rel=1e-5)
+    assert min(map(abs, by_length)) > 1e-5
+    # The derivative by phi, along its own direction.
+    h = setting[1]
+    shapes = [p.shape for p in h.parameters()]
+    parts = [part.view(shape) for part, shape in zip(flat.split([shape.numel() for shape in shapes]), shapes, strict=True)]
+    values = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            for p, part in zip(h.parameters(), parts, strict=True):
+                p += sign * 1e-4 * part / flat.norm()
+        values.append(value_at(list(size.lengths)))
+        with torch.no_grad():
+            for p, part in zip(h.parameters(), parts, strict=True):
+                p -= sign * 1e-4 * part / flat.norm()
+    assert (values[0] - values[1]) / 2e-4 == pytest.approx(flat.norm().item(), rel=1e-5)
+    assert value == pytest.approx(sum(values) / 2, rel=1e-6)
+
+
+def test_equal_shares_of_the_gradient_by_layer_are_one_length() -> None:
+    """Lengths r ||g_l|| / ||g|| give the step of one length r."""
+    model, h, images, *_ = make_setting("vit")
+    theta, groups = trainable_parameters(model, True), step_groups(trainable_parameters(model, True), "layer")
+    (one,) = unlearning_steps(model, theta, h.eval(), images, KIND, StepSize.normalised(0.3, theta))
+    sizes = [norm({n: one.g[n] for n in groups if groups[n] == group}) for group in range(max(groups.values()) + 1)]
+    lengths = tuple(0.3 * (size / norm(one.g)).item() for size in sizes)
+    (by_layer,) = unlearning_steps(model, theta, h, images, KIND, StepSize(lengths, groups))
+    for name in theta:
+        torch.testing.assert_close(by_layer.theta_next[name], one.theta_next[name], rtol=1e-12, atol=1e-14)
+
+
+def test_a_layer_without_gradient_is_not_updated_and_a_gradient_of_zero_raises() -> None:
+    size = StepSize((0.5, 0.5), {"a": 0, "b": 1})
+    g = {"a": torch.zeros(2), "b": torch.tensor([3.0, 4.0])}
+    assert size.factors(g, 2) == ({"a": 0.0, "b": 0.05}, [0.0, 5.0])
+    for bad in (0.0, float("nan"), float("inf")):
+        with pytest.raises(OneshuiError, match="zero or not finite"):
+            size.factors({"a": torch.zeros(2), "b": torch.full((2,), bad)}, 1)

@@ -88,6 +88,7 @@ def test_the_preset_of_the_paper_is_its_recipe(dataset: str, eta: float, epochs:
     recipe = {
         "step": "raw", "eta": eta, "unlearning_steps": 1, "epochs": epochs, "lr": lr,
         "use_features": True, "use_identity": True, "use_targets": True, "identity_dropout": 0.0,
+        "length_by": "model", "holdout": 0.0,
         "objective": "both", "distance": "smooth-l1", "weigh_by_score": True,
         "simulated_size": None, "vary_size": False, "unseen_support": False, "update_tokens": False,
     }  # fmt: skip
@@ -242,6 +243,42 @@ def test_an_artefact_for_one_step_contains_only_the_length() -> None:
     assert set(prepare(toy_problem("multi_label")).values) == {"length"}
 
 
+@pytest.mark.parametrize(("calibration", "steps"), [(0, 1), (1, 1), (0, 2)])
+def test_learned_lengths_by_layer_determine_the_step(calibration: int, steps: int, tmp_path: Path) -> None:
+    problem = toy_problem("multi_label")
+    values = {"length_by": "layer", "calibration": calibration, "unlearning_steps": steps}
+    artefact = prepare(problem, tmp_path / "a", **values)
+    request, scale = with_people(problem.request, None, None), norm(parameters(problem.model)).item()
+    lengths = [share * scale for share in artefact.values["lengths"]]
+    groups = loss_network.step_groups(parameters(problem.model), "layer")
+    step, report = apply(problem, artefact, request, **values)
+    found = [norm({name: step[name] for name, index in groups.items() if index == group}).item() for group in range(len(lengths))]
+    if calibration:  # rescaled together to the selected length
+        assert norm(step).item() == pytest.approx(artefact.values["length"] * scale, rel=1e-2)
+        assert found == pytest.approx(
+            [length * report["step_length"] / norm({"": torch.tensor(lengths)}).item() for length in lengths], rel=1e-2
+        )
+    else:
+        assert artefact.values["length"] is None
+        assert found == pytest.approx(lengths, rel=1e-2)
+    assert report["step_length"] == pytest.approx(norm(step).item(), rel=1e-2)
+    # One length gives another direction, and a given length rescales this one.
+    assert cosine_similarity(step, apply(problem, prepare(problem, unlearning_steps=steps), request, unlearning_steps=steps)[0]) < 0.99
+    longer, report = apply(problem, artefact, request, length=1e-3, **values)
+    assert report["step_length"] == pytest.approx(1e-3 * scale, rel=1e-5)
+    assert cosine_similarity(step, longer) == pytest.approx(1, abs=1e-3)
+    for damaged in (None, lengths[:-1], [*lengths[:-1], "1"], [*lengths[:-1], float("nan")]):
+        with pytest.raises(OneshuiError, match="does not contain a length for each layer"):
+            apply(problem, replace(artefact, values=artefact.values | {"lengths": damaged}), request, **values)
+
+
+def test_options_without_effect_are_inactive() -> None:
+    inactive = {"evaluate_every", "early_stopping"}
+    assert MetaUnlearn.inactive_options(options()) == {"eta"} | inactive
+    assert MetaUnlearn.inactive_options(options(step="raw", holdout=0.2)) == {"length", "length_by"}
+    assert MetaUnlearn.inactive_options(options(length_by="layer", step="raw")) == {"length", "length_by"} | inactive
+
+
 def test_a_length_for_a_raw_step_raises() -> None:
     problem = toy_problem("multi_label")
     with pytest.raises(UsageError, match="--length applies only to a normalised step"):
@@ -272,7 +309,12 @@ MANY = {"simulated_size": 6, "vary_size": False}  # more forget images than val 
 
 
 @pytest.mark.parametrize(
-    ("objective", "steps", "values"), [*((name, steps, FEW) for name in OBJECTIVES for steps in (1, 3)), ("retain", 1, MANY)]
+    ("objective", "steps", "values"),
+    [
+        *((name, steps, FEW) for name in OBJECTIVES for steps in (1, 3)),
+        ("retain", 1, MANY),
+        *((name, steps, FEW | {"holdout": 0.5, "evaluate_every": 3}) for name, steps in (("both", 2), ("val", 1), ("scrub", 1))),
+    ],
 )
 def test_the_cost_counts_the_photos_that_are_processed(
     objective: str, steps: int, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -296,7 +338,8 @@ def test_the_cost_counts_the_photos_that_are_processed(
 
     monkeypatch.setattr(training, "predict", predicted)
     count(objectives, "mean_gradient", "backward", lambda given: len(given[2]))
-    count(training, "compute_logits", "forward", lambda given: len(given[1]))
+    for module in (training, objectives):
+        count(module, "compute_logits", "forward", lambda given: len(given[1]))
     count(loss_network, "outputs", "backward", lambda given: len(given[2]))  # once per gradient, once per product
     count(loss_network, "_hessian_product", "backward", lambda given: len(given[3].pixels))  # the second pass of a Hessian product
     MetaUnlearn().prepare(problem.model, data_access(problem), chosen, problem.context())

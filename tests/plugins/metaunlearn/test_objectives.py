@@ -20,7 +20,7 @@ from oneshui_hf.data.face_set import FaceSet
 from oneshui_hf.data.preprocess import Preprocess
 from oneshui_hf.data.schema import Task
 from oneshui_hf.methods import Weights, norm, parameters, score, seeded
-from oneshui_plugins.metaunlearn.loss_network import MetaLoss, SupportImages, meta_gradient, outputs
+from oneshui_plugins.metaunlearn.loss_network import MetaLoss, StepSize, SupportImages, meta_gradient, outputs
 from oneshui_plugins.metaunlearn.objectives import (
     DISTANCES,
     TERMS,
@@ -122,7 +122,7 @@ def kl(p: torch.Tensor, q: torch.Tensor, kind: str) -> torch.Tensor:
 def make_objective(
     objective: str, distance: str, weigh: bool, model: nn.Module, task: Task, sets: dict[str, FaceSet], chunk: int = 4
 ) -> Any:
-    before = {name: compute_logits(model, sets[name], DEVICE, chunk) for name in sets_before_update(objective)}
+    before = {name: compute_logits(model, sets[name], chunk, parameters(model)) for name in sets_before_update(objective)}
     if objective == "scrub":
         return ScrubObjective(sets, before, task, chunk)
     losses_before = {name: weighted_loss(logits, sets[name].labels, task, weigh) for name, logits in before.items()}
@@ -217,7 +217,7 @@ def test_the_chunk_size_does_not_affect_the_result(objective: str) -> None:
 @pytest.mark.parametrize("objective", [*TERMS, "scrub"])
 def test_an_objective_uses_exactly_its_declared_sets(objective: str) -> None:
     model, task, sets, theta_u = make_setting("multi_label")
-    before = {name: compute_logits(model, sets[name], DEVICE, 4) for name in sets_before_update(objective)}
+    before = {name: compute_logits(model, sets[name], 4, parameters(model)) for name in sets_before_update(objective)}
     used = {name: sets[name] for name in sets_after_update(objective)}
     if objective == "scrub":
         call = ScrubObjective(used, before, task)
@@ -243,7 +243,7 @@ def test_at_theta_the_terms_that_preserve_losses_vanish() -> None:
     both = make_objective("both", "l2", True, model, task, sets)(model, theta)[0]
     for objective in ("retain", "val"):
         assert make_objective(objective, "l2", True, model, task, sets)(model, theta)[0] == pytest.approx(both, rel=1e-9)
-    retain_loss = weighted_loss(compute_logits(model, sets["retain"], DEVICE, 4), sets["retain"].labels, task, weigh=False)
+    retain_loss = weighted_loss(compute_logits(model, sets["retain"], 4, parameters(model)), sets["retain"].labels, task, weigh=False)
     assert make_objective("scrub", "l2", True, model, task, sets)(model, theta)[0] == pytest.approx(retain_loss, rel=1e-9)
 
 
@@ -258,9 +258,8 @@ def test_the_meta_gradient_equals_double_backward_through_all_steps(objective: s
     with seeded(0, "h"):
         h = MetaLoss(5 + 24, 5, 2).double().train()
     call, length = make_objective(objective, "smooth-l1", True, model, task, sets), 0.2
-    value, parts, by_length = meta_gradient(
-        model, theta, h, images, call, task.kind, length=length, normalised=normalised, seed=3, steps=steps
-    )
+    size = StepSize.normalised(length, theta) if normalised else StepSize.raw(length)
+    value, parts, (by_length,) = meta_gradient(model, theta, h, images, call, task.kind, size, seed=3, steps=steps)
 
     theta_t = {name: p.clone().requires_grad_() for name, p in theta.items()}
     r = torch.tensor(length, dtype=torch.float64, requires_grad=True)
