@@ -102,12 +102,10 @@ class ExactHead(Method[ExactHeadOptions]):
             )
         artefact.require_tensors(FeatureSums.shapes(new.config.feature_size, new.config.num_labels))
         sums = FeatureSums.from_tensors(artefact.tensors)
-        before = sums.count
         for person in _requested_identities(request, artefact):
             sums -= _person_sums(artefact, person, new)
         set_head(new, sums, context.accelerator)
         context.successor = Artefact(tensors=sums.tensors(), values={"head": head_hash(new)}, private=True)
-        context.report |= {"rows": sums.count, "rows_removed": before - sums.count}
         return new
 
 

@@ -75,7 +75,8 @@ class MUMis(Method[MUMisOptions]):
         num_classes = len(context.task.label_names)
         if context.task.kind != "single_label" or num_classes < 2:
             raise UsageError(
-                "MU-Mis compares a photo's class with other classes, so it needs a model of two or more classes; use another method."
+                "MU-Mis compares a photo's class with other classes, so it needs a model with two or more classes, and not attributes; use "
+                "another method."
             )
         pixels, labels = data.support.pixels, data.support.labels
         chunks = torch.arange(len(pixels)).split(options.chunk)

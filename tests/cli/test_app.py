@@ -99,10 +99,17 @@ def test_dry_run_lists_the_trainings_of_a_cross_fit_and_trains_nothing(oneshui: 
         for more in (["--folds", 4, "--repeats", 1], ["--folds", 4, "--repeats", 2], ["--targets", "quantile"])
     )
     assert (once["trainings"], twice["trainings"], none["trainings"]) == (4, 8, 0)
-    assert twice["epoch_photos"] == 2 * once["epoch_photos"] > none["epoch_photos"] == 0
+    assert twice["training_photos"] == 2 * once["training_photos"] > none["training_photos"] == 0
     code, _, err = oneshui(*words, "--folds", 1000)
     assert (code, sentence(err)[:19]) == (2, "Error: --folds 1000")
     assert not (tmp_path / "cache").exists()
+
+
+def test_option_without_effect_is_reported(oneshui: Oneshui, trained: Path) -> None:
+    words = ["prepare", "--method", "forget-keys", "--run", trained, "--dry-run", "--targets", "quantile"]
+    code, _, err = oneshui(*words, "--folds", 3)
+    assert (code, "--folds has no effect with the other options of 'forget-keys', and is ignored." in err) == (0, True)
+    assert "no effect" not in oneshui(*words, "--probe-weight", 0.5)[2]
 
 
 def test_preset_applies_to_unlearn(oneshui: Oneshui, trained: Path, photo: Path, tmp_path: Path) -> None:
@@ -127,7 +134,7 @@ def test_method_for_classes_refuses_a_model_of_attributes(oneshui: Oneshui, trai
     for words in (("unlearn", "--image", photo, "--output-dir", new), ("tune", "--trials", 2, "--output", preset)):
         code, _, err = oneshui(*words, "--run", trained, "--method", "mu-mis")
         assert code == 2
-        assert "needs a model of two or more classes; use another method." in err.splitlines()[-1]
+        assert "needs a model with two or more classes, and not attributes; use another method." in err.splitlines()[-1]
         assert not new.exists()
         assert not preset.exists()
 

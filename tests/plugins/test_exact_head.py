@@ -99,7 +99,7 @@ def test_forgetting_the_forget_set_is_training_on_the_retain_set(kind: str) -> N
     names = sorted({name for name in problem.request.people if name is not None})
     new, _ = forget(problem, prepare(problem), list(names), context=context)
     assert torch.equal(new.head.weight, retain.head.weight) and torch.equal(new.head.bias, retain.head.bias)
-    assert context.report == {"rows": len(problem.sets["retain"]), "rows_removed": len(problem.sets["forget"])}
+    assert context.report == {}  # a receipt may be published, and would show how many photos the person had
 
 
 def test_successor_keeps_nothing_of_the_forgotten_identity() -> None:

@@ -146,7 +146,7 @@ def test_the_seed_samples_the_other_classes_and_the_chunk_does_not_matter() -> N
 
 
 def test_attributes_and_a_single_class_are_refused_in_one_sentence() -> None:
-    with pytest.raises(UsageError, match="needs a model of two or more classes; use another method") as raised:
+    with pytest.raises(UsageError, match="two or more classes, and not attributes; use another method") as raised:
         apply(Flat(), noise(1, 3, 2, 2), labels_for(1, "multi_label"), kind="multi_label")
     assert str(raised.value).count(".") == 1
 

@@ -261,6 +261,20 @@ def test_dry_run_prints_the_plan_and_writes_nothing(oneshui: Oneshui, done: Path
     assert f"tiny: {JOBS} jobs, {JOBS} done" in out
 
 
+def test_dry_run_estimates_a_head_in_closed_form_without_epochs(oneshui: Oneshui, tmp_path: Path) -> None:
+    def seconds(**recipe: object) -> float:
+        cell = {"dataset": "synthetic", "forget": 2, "seeds": 0, **recipe}
+        (tmp_path / "grid.yaml").write_text(json.dumps({"name": "g", "datasets": [cell], "methods": ["forget-keys", *methods]}))
+        code, out, err = oneshui("benchmark", tmp_path / "grid.yaml", "--dry-run", "--json", "--output-dir", tmp_path / "output")
+        assert (code, err, json.loads(out)["problems"]) == (0, "", [])
+        return float(json.loads(out)["seconds"])
+
+    methods = ["exact-head"]
+    closed = seconds(head="closed-form")
+    methods = []
+    assert 0 < closed < seconds(epochs=30) / 2
+
+
 def test_weights_of_unlearned_models_are_kept_on_request_only(done_copy: Path) -> None:
     cache = done_copy / "cache"
 

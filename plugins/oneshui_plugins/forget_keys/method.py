@@ -64,7 +64,12 @@ class ForgetKeys(Method[ForgetKeysOptions]):
         shapes = matrix_shapes(frozen, layers)
         return Artefact(
             people={train.people[identity]: key for identity, key in keys.items()},
-            report={"people": len(keys), "bytes_a_person": key_bytes(shapes, options.rank, options.bits), "history": history},
+            report={
+                "people": len(keys),
+                "fold_models": options.folds * options.repeats if options.targets == "cross-fit" else 0,
+                "bytes_a_person": key_bytes(shapes, options.rank, options.bits),
+                "history": history,
+            },
         )
 
     def cost(self, model: nn.Module, data: DataAccess, options: ForgetKeysOptions, context: Context) -> Cost:
@@ -89,7 +94,7 @@ class ForgetKeys(Method[ForgetKeysOptions]):
             require_folds(train, options)
         return Cost(
             trainings=cross_fits * options.folds,
-            epoch_photos=cross_fits * (options.folds - 1) * len(train),
+            training_photos=cross_fits * (options.folds - 1) * len(train),
             forward=2 * (len(train) * (1 + (cross_fits or 1)) + len(data.val) * (1 + cross_fits * options.folds) + preconditioning)
             + (2 * options.steps_per_identity + ROUNDS) * forget,
             backward=2 * (preconditioning + forget) + round(options.steps_per_identity * forget * per_step),

@@ -78,4 +78,4 @@ class ForgetKeysOptions:
     )
     chunk: int = option(64, "Photos per forward-backward pass; memory grows with it, the result does not change.", minimum=1, at="prepare")
     # Above 1 because rounding to few bits lowers the loss of the forget identities a little, and other merged keys lower it some more.
-    strength: float = option(1.1, "Factor of the keys when they are merged into the weights.", minimum=0, at="apply", search=(0.5, 1.5))
+    strength: float = option(1.2, "Factor of the keys when they are merged into the weights.", minimum=0, at="apply", search=(0.5, 1.5))

@@ -86,24 +86,24 @@ class Cost:
         backward: Photos that pass through the model with gradients.
         bytes: Size of the artefact.
         trainings: Models that are trained by the run's recipe (`Context.retrain`).
-        epoch_photos: Photos of one epoch of all these trainings.
+        training_photos: Photos in the training sets of all these models.
     """
 
     forward: int = 0
     backward: int = 0
     bytes: int = 0
     trainings: int = 0
-    epoch_photos: int = 0
+    training_photos: int = 0
 
-    def seconds(self, forward: float, backward: float, epochs: int) -> float:
+    def seconds(self, forward: float, backward: float, training: float) -> float:
         """Return the time on one process.
 
         Args:
             forward: Seconds per photo without gradients.
             backward: Seconds per photo with gradients.
-            epochs: Epochs of the run's recipe.
+            training: Seconds per photo of a training by the run's recipe.
         """
-        return self.forward * forward + (self.backward + epochs * self.epoch_photos) * backward
+        return self.forward * forward + self.backward * backward + self.training_photos * training
 
 
 class Retraining(Protocol):

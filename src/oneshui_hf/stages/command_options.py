@@ -85,7 +85,10 @@ class TrainOptions(SplitOptions, DataOptions):
     momentum: float = option(0.9, "Momentum of sgd.", minimum=0, maximum=1, panel=RECIPE)
     warmup_epochs: float = option(2.0, "Epochs of linear warm-up, before cosine decay to zero.", minimum=0, panel=RECIPE)
     augment: str = option(
-        "crop", "Augmentation; 'crop' is a random resized crop and a flip.", choices=("crop", "flip", "none"), panel=RECIPE
+        "crop",
+        "'crop' is a random resized crop and a flip. With --head closed-form, 'crop' and 'flip' add mirror images.",
+        choices=("crop", "flip", "none"),
+        panel=RECIPE,
     )
     keep: str = option("best", "Keep the epoch with the best score on val, or the last epoch.", choices=("best", "last"), panel=RECIPE)
     sharded: int | None = option(
@@ -202,6 +205,7 @@ class TuneOptions:
         panel=RECIPE,
     )
     data_dir: str | None = option(None, "Folder of the data set, if it has moved since training.", path=True, panel=DATA)
+    cache_dir: str | None = option(None, "Folder of cached models, as for `prepare`.", path=True)
     seed: int = option(0, "Seed of all random draws.", minimum=0, maximum=MAX_SEED)
     output: str | None = option(None, "Preset file to write. RUN/tuned/METHOD.json by default.", path=True)
     resume: bool = option(False, "Resume an interrupted search, or add trials.")

@@ -21,7 +21,7 @@ from ..methods.base import Context, DataAccess, Method
 from ..methods.identity_store import discard_with_secrets
 from ..methods.resume import ResumeState
 from ..models.load import load_model
-from ..options import original_names
+from ..options import field_name, flag, names, original_names
 from ..plugins import METHODS, Plugins
 from ..processes import locked_output, on_main
 from ..recognition.encoders import FaceEncoder
@@ -37,6 +37,7 @@ from .recovery import clear_killed_work, refuse_during_request
 from .run_data import RunData, open_data, training_options
 from .timing import time_per_photo
 from .training.fold_models import FoldModels
+from .training.recipe import seconds_per_photo
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -82,6 +83,8 @@ class Preparation:
         size = run.request_size
         preset = preset_values(run, name, method_class, options.preset, reporter)
         resolved = method_class.prepare_options(name, preset, given)
+        for ignored in sorted(method_class.inactive_options(resolved) & {names(method_class.options)[field_name(key)] for key in given}):
+            reporter.warn(f"{flag(ignored)} has no effect with the other options of '{name}', and is ignored.")
         accelerator = accelerator or make_accelerator()
         resume_state = ResumeState(resume_folder(folder), _inputs(run, options, resolved), saves=accelerator.is_main_process)
         if options.resume:
@@ -164,6 +167,11 @@ def _prepare(ready: Preparation, run: Run, options: PrepareOptions, vault: Path)
         resume_state.delete()
 
     on_main(ready.context.accelerator, save)
+    if artefact.report.get("fold_models"):
+        ready.context.reporter.note(
+            "The fold models stay in the cache for another preparation. They were trained on the run's people; `oneshui cache clear --kind "
+            "fold` removes them."
+        )
     return ready.folder
 
 
@@ -192,6 +200,6 @@ def estimate_preparation(
     train = ready.run_data.sets["train"]  # also for a method that does not prepare from it
     pixels, labels = train.batch(torch.arange(min(TIMED_PHOTOS, len(train))), ready.context.device)
     photo = time_per_photo(ready.model, pixels, labels, ready.context.task.kind)
-    epochs = training_options(run).epochs
-    seconds = cost.seconds(photo.forward, photo.backward, epochs) / ready.context.accelerator.num_processes
+    training = seconds_per_photo(training_options(run), photo.forward, photo.backward)
+    seconds = cost.seconds(photo.forward, photo.backward, training) / ready.context.accelerator.num_processes
     return {"method": options.method, **dataclasses.asdict(cost), "seconds": round(seconds, 1)}

@@ -198,7 +198,7 @@ class TrialRunner:
             # data prepares these identities as well, as it does for those of a real request.
             excluded = sets["train"].excluded_from_simulation | requested
             sets["train"] = dataclasses.replace(sets["train"], excluded_from_simulation=excluded)
-        retrain = FoldModels(run, data, Cache(cache_root()), accelerator, reporter)
+        retrain = FoldModels(run, data, Cache(cache_root(options.cache_dir)), accelerator, reporter)
         context = Context(task, options.seed, accelerator, SILENT, request_size=len(simulated[0].people), retrain=retrain)
         draws = generator(options.seed, "judging")
         train, val = sets["train"], sets["val"]

@@ -264,7 +264,7 @@ def test_cost_is_the_number_of_photos_that_pass(targets: dict[str, Any]) -> None
     finally:
         hook.remove()
     cost = ForgetKeys().cost(problem.model, train_and_val(problem), options, context)
-    assert (cost.trainings, cost.epoch_photos) == (len(trained), sum(trained))
+    assert (cost.trainings, cost.training_photos) == (len(trained), sum(trained))
     assert passed[False] == cost.forward + 3  # and three images of noise, which show whether layers keep the photos apart
     assert passed[True] == pytest.approx(cost.backward, rel=0.1)  # the numbers of retain and val photos of a step are rounded up
     assert cost.bytes == sum(part.numel() * part.element_size() for key in artefact.people.values() for part in key.values())

@@ -19,6 +19,7 @@ from ...data.preprocess import Preprocess
 from ...data.schema import Faces, Task
 from ...errors import OneshuiError
 from ...methods.base import Context, DataAccess
+from ...models.closed_form import add_closed_form_head
 from ...models.new import new_model
 from ...reporting import SILENT, Reporter
 from ...sets import ATTACKED, PREDICTED
@@ -27,6 +28,7 @@ from ..distributed import make_accelerator
 from ..evaluation.model_cache import ModelCache
 from ..timing import time_per_photo
 from ..train import backbone_name, recipe_split
+from ..training.recipe import CLOSED_FORM, seconds_per_photo
 from .grid import Cell, Grid, read_grid
 from .jobs import Job, cell_jobs, read_row
 from .setup import jobs_of_shard, open_model_cache, resolve_output_dir, with_data_dirs
@@ -119,22 +121,25 @@ class TimeEstimator:
         grid: The grid.
         model_cache: For its accelerator and reporter.
         rows: The existing rows.
-        time_step: Times a training step, given model name, image size, batch size and task.
+        time_step: Times a training step, given model name, image size, batch size, task, and head with whether photos are mirrored.
     """
 
     grid: Grid
     model_cache: ModelCache
     rows: list[dict[str, Any]]
-    time_step: Callable[[str, int | None, int, Task], StepTiming]
+    time_step: Callable[[str, int | None, int, Task, tuple[str, bool]], StepTiming]
 
     def cell_estimate(self, cell: Cell, models: int, jobs: list[Job]) -> tuple[Estimate, int | None]:
         """Return the time to train `models` models and to run jobs, and the peak memory of training in MB."""
         recipe = cell.train
         faces = load_faces(**recipe.source(), reporter=self.model_cache.reporter)
-        timing = self.time_step(backbone_name(recipe, faces), recipe.image_size, recipe.batch_size, faces.task)
+        kind = (recipe.head, recipe.augment != "none")
+        timing = self.time_step(backbone_name(recipe, faces), recipe.image_size, recipe.batch_size, faces.task, kind)
         # An estimate needs the sizes of the sets, not their photos.
         sets = face_sets(faces, _BlankPixels(timing.preprocess.size), recipe_split(recipe, faces)[0], timing.preprocess)
-        training = recipe.epochs * (len(sets["train"]) * timing.backward + len(sets["val"]) * timing.forward)
+        scorings = 1 if recipe.head == CLOSED_FORM else recipe.epochs
+        training = len(sets["train"]) * seconds_per_photo(recipe, timing.forward, timing.backward)
+        training += scorings * len(sets["val"]) * timing.forward
         total = Estimate(models * training)
         for job in jobs:
             total += self._job_estimate(job, sets, faces, timing)
@@ -158,7 +163,8 @@ class TimeEstimator:
         resolved = job.method.prepare_options(job.entry.method, {}, job.values)
         context = Context(faces.task, job.cell.seed, self.model_cache.accelerator, request_size=job.cell.forget)
         cost = job.method().cost(timing.model, DataAccess(sets, job.method.needs.prepare), resolved, context)
-        seconds = cost.seconds(timing.forward, timing.backward, job.cell.train.epochs)
+        training = seconds_per_photo(job.cell.train, timing.forward, timing.backward)
+        seconds = cost.seconds(timing.forward, timing.backward, training)
         return evaluating + Estimate(unlearned * seconds, at_least=True)
 
 
@@ -181,9 +187,14 @@ def _count_cached_models(grid: Grid, job: Job, model_cache: ModelCache) -> int:
     return 1 + sum(model_cache.lookup("oracle", model_cache.oracle_key(original, seed)) is not None for seed in seeds)
 
 
-def _time_step(accelerator: Accelerator, name: str, image_size: int | None, batch_size: int, task: Task) -> StepTiming:
+def _time_step(
+    accelerator: Accelerator, name: str, image_size: int | None, batch_size: int, task: Task, kind: tuple[str, bool]
+) -> StepTiming:
     """Time a training step of a new model on random pixels."""
     model, preprocess = new_model(name, task, image_size, 0)
+    head, mirrored = kind
+    if head == CLOSED_FORM:
+        model = add_closed_form_head(model, preprocess.size, mirrored=mirrored)
     model.to(accelerator.device)
     draws = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (batch_size, 3, preprocess.size, preprocess.size), dtype=torch.uint8, generator=draws)

@@ -7,7 +7,6 @@ models of attacks are oracles.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +21,7 @@ from ...models.new import new_model
 from ...processes import on_main
 from ...public_names import dataset_name
 from ...reporting import SILENT, PrefixedReporter, Reporter
-from ...runs import SPLIT, Run, dump_json, hash_file
+from ...runs import SPLIT, Run, hash_file
 from ..distributed import training_dtype
 from ..run_data import RunData, training_options
 from . import checkpoint
@@ -77,9 +76,8 @@ class FoldModels:
         kept = train.positions_without(left_out)
         if not len(kept):
             raise OneshuiError("A fold model cannot be trained: no training identity is left.")
-        people = sorted(train.people[identity] for identity in left_out)
         about = {"dataset": dataset_name(self.run.record), "seed": seed}
-        with self.cache.entry("fold", self._key(people, seed), about, self.accelerator, self.reporter) as path:
+        with self.cache.entry("fold", self._key(left_out, seed), about, self.accelerator, self.reporter) as path:
             if not on_main(self.accelerator, lambda: _is_complete(path)):
                 try:
                     self._train(train.subset(kept), seed, path)
@@ -89,13 +87,16 @@ class FoldModels:
                     self._train(train.subset(kept), seed, path)
             return load_model(path, self.accelerator.device)[0]
 
-    def _key(self, people: list[str], seed: int) -> dict[str, object]:
-        """Return what a fold model depends on. The weights of the run stand for its recipe and data."""
+    def _key(self, left_out: Collection[int], seed: int) -> dict[str, object]:
+        """Return what a fold model depends on. The weights of the run stand for its recipe and data.
+
+        The cache stores the key. It has the numbers of the identities and not their names, which a hash would not hide.
+        """
         return {
             "code": RECIPE_VERSION,
             "weights": self.run.record.weights,
             "split": hash_file(self.run.path / SPLIT),
-            "left_out": hashlib.sha256(dump_json(people)).hexdigest(),
+            "left_out": sorted(left_out),
             "seed": seed,
             "processes": self.accelerator.num_processes,
             "dtype": str(training_dtype(self.accelerator.device, bf16=self._options.bf16, fp16=self._options.fp16)),

@@ -22,6 +22,20 @@ def require_consistent_recipe(options: TrainOptions) -> None:
     known = fields(TrainOptions)
     given = [name for name in GRADIENT_OPTIONS if getattr(options, name) != known[name].default]
     if options.head == CLOSED_FORM and given:
-        raise UsageError(f"{flag(given[0])} has no effect with --head {CLOSED_FORM}, which trains nothing by gradients; omit it.")
+        spelling = f"no_{given[0]}" if known[given[0]].default is True else given[0]
+        raise UsageError(f"{flag(spelling)} has no effect with --head {CLOSED_FORM}, which trains nothing by gradients; omit it.")
     if not options.sharded and "adapter_rank" in given:
         raise UsageError("--adapter-rank applies to the adapters that --sharded trains; give both, or omit it.")
+
+
+def seconds_per_photo(options: TrainOptions, forward: float, backward: float) -> float:
+    """Return the time that a training spends on a photo of its training set.
+
+    Args:
+        options: The recipe.
+        forward: Seconds of a pass without gradients.
+        backward: Seconds of a pass with gradients.
+    """
+    if options.head == CLOSED_FORM:
+        return 2 * (1 + (options.augment != "none")) * forward  # float64 takes about twice as long as float32
+    return options.epochs * backward
