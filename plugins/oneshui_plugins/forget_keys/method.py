@@ -44,12 +44,15 @@ class ForgetKeys(Method[ForgetKeysOptions]):
         from oneshui_hf.methods import Artefact, generator
 
         from .batches import TrainingData
+        from .cross_fit import require_folds
         from .inference import predict_both_versions
         from .low_rank import target_layers, with_photo_batches
         from .quantization import key_bytes
         from .training import train_updates
 
-        train, val = data.train, data.val
+        train, val, identities = data.train, data.val, _identities_to_prepare(data)
+        if options.targets == "cross-fit":
+            require_folds(train, options)
         frozen = copy.deepcopy(model).eval().requires_grad_(False)
         noise = torch.randn(2, *train.batch(torch.tensor([0]))[0].shape[1:], generator=generator(context.seed, "layout"))
         layers = with_photo_batches(frozen, target_layers(frozen, options.target_fraction), noise.to(context.device))
@@ -60,7 +63,7 @@ class ForgetKeys(Method[ForgetKeysOptions]):
         train_logits, val_logits = (predict_both_versions(frozen, faces, context) for faces in (train, val))
         targets = _make_targets(frozen, train, val, val_logits, options, context)
         training_data = TrainingData(train, val, train_logits, val_logits, targets, options, context.task, context.seed)
-        keys, history = train_updates(frozen, layers, training_data, _identities_to_prepare(data), context)
+        keys, history = train_updates(frozen, layers, training_data, identities, context)
         shapes = matrix_shapes(frozen, layers)
         return Artefact(
             people={train.people[identity]: key for identity, key in keys.items()},

@@ -19,6 +19,9 @@ from oneshui_plugins.forget_keys.inference import predict_both_versions
 from oneshui_plugins.forget_keys.options import ForgetKeysOptions
 from oneshui_plugins.forget_keys.targets import CrossFitTargets
 
+# A toy problem of classes trains for seconds.
+KINDS = ["multi_label", pytest.param("single_label", marks=pytest.mark.slow)]
+
 
 class CountingModel(torch.nn.Module):
     """Its first logit is its number; the second the mean of the left half of the photo, which mirroring changes."""
@@ -67,7 +70,7 @@ def test_repetitions_have_other_folds_and_orders() -> None:
     assert len(found) == len({seed for _, seed in calls}) == len({tuple(left_out) for left_out, _ in calls}) == 6
 
 
-@pytest.mark.parametrize("kind", ["multi_label", "single_label"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_targets_are_the_mean_of_the_repetitions_regressed_on_val(kind: Any) -> None:
     problem, options = toy_problem(kind), ForgetKeysOptions(folds=2, repeats=2)
     train, val, context = problem.sets["train"], problem.sets["val"], problem.context()
@@ -97,7 +100,7 @@ def test_targets_are_the_logits_of_the_photo_or_its_mirror_image() -> None:
     assert found.tolist() == [[8.0, 9.0], [108.0, 109.0], [100.0, 101.0]]
 
 
-@pytest.mark.parametrize("kind", ["multi_label", "single_label"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_logits_have_the_loss_of_models_that_never_met_the_person(kind: Any) -> None:
     problem = toy_problem(kind)
     train, val, context = problem.sets["train"], problem.sets["val"], problem.context()

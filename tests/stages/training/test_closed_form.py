@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
 from collections.abc import Callable
@@ -90,7 +89,7 @@ def test_requests_one_after_the_other_give_the_bytes_of_retrain(photos: Path, tm
         oneshui_hf.prepare(run=str(after.path), method=METHOD, overwrite=True, face_encoder="none")
 
 
-@pytest.mark.parametrize("order", list(itertools.permutations(range(3)))[3:])
+@pytest.mark.parametrize("order", [(2, 1, 0), *(pytest.param(order, marks=pytest.mark.slow) for order in [(1, 2, 0), (2, 0, 1)])])
 def test_order_of_requests_does_not_matter(order: tuple[int, ...], photos: Path, tmp_path: Path) -> None:
     original = trained(photos, tmp_path / "original", augment="none")
     oneshui_hf.prepare(run=str(original.path), method=METHOD, face_encoder="none")

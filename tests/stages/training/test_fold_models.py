@@ -56,7 +56,9 @@ def equal(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(recipe, id=name, marks=[] if name == "whole" else pytest.mark.slow) for name, recipe in RECIPES.items()]
+)
 def test_model_without_the_forget_identities_is_the_oracle_of_the_same_order(recipe: dict[str, Any], tmp_path: Path) -> None:
     run = oneshui_hf.train(**recipe, output_dir=str(tmp_path / "original"))
     oracle = oneshui_hf.retrain(run, seed=11, output_dir=str(tmp_path / "oracle"))
