@@ -88,7 +88,7 @@ class ExactHead(Method[ExactHeadOptions]):
             UsageError: The identity of a photo is not given.
             OneshuiError: Nothing is prepared for an identity, or the artefact belongs to another head.
         """
-        from oneshui_hf.methods import Artefact, FeatureSums, head_hash, set_head
+        from oneshui_hf.methods import Artefact, FeatureSums, head_hash, requested_identities, set_head
 
         assert artefact is not None  # the core refuses to apply a method that was not prepared
         request: Request = data.support
@@ -102,7 +102,7 @@ class ExactHead(Method[ExactHeadOptions]):
             )
         artefact.require_tensors(FeatureSums.shapes(new.config.feature_size, new.config.num_labels))
         sums = FeatureSums.from_tensors(artefact.tensors)
-        for person in _requested_identities(request, artefact):
+        for person in requested_identities(request, artefact, "are no features of"):
             sums -= _person_sums(artefact, person, new)
         set_head(new, sums, context.accelerator)
         context.successor = Artefact(tensors=sums.tensors(), values={"head": head_hash(new)}, private=True)
@@ -120,24 +120,6 @@ def _closed_form(model: nn.Module) -> ClosedFormClassifier:
     if not isinstance(model, ClosedFormClassifier):
         raise UsageError("This model has no head in closed form; train one with `oneshui train --head closed-form`.")
     return model
-
-
-def _requested_identities(request: Request, artefact: Artefact) -> list[str]:
-    """Return the identities of a request, each once.
-
-    Raises:
-        UsageError: The identity of a photo is not given.
-        OneshuiError: An identity has no features.
-    """
-    if None in request.people:
-        raise UsageError("Features are kept for each identity; name the identity on each photo with --identity.")
-    people = sorted({person for person in request.people if person is not None})
-    if missing := sum(person not in artefact.people for person in people):
-        raise OneshuiError(
-            f"There are no features of {missing} of the {len(people)} requested identities: none were prepared, or they were used and "
-            "destroyed."
-        )
-    return people
 
 
 def _person_sums(artefact: Artefact, person: str, model: ClosedFormClassifier) -> FeatureSums:

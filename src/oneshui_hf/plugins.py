@@ -6,6 +6,7 @@ Built-in methods and data sets are registered in the same way as third-party one
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from importlib import metadata
@@ -77,6 +78,14 @@ class Plugins:
     @property
     def _noun(self) -> str:
         return "method" if self.group == METHODS else "data set"
+
+    def loadable(self) -> dict[str, Any]:
+        """Return the plugins that can be loaded, by name."""
+        found = {}
+        for name in self.names:
+            with contextlib.suppress(OneshuiError):
+                found[name] = self.load(name)
+        return found
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row per plugin: name, distribution, summary and needs (and a method's situation), or the error of loading it."""

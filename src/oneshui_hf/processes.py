@@ -64,3 +64,16 @@ def locked_output(path: Path, accelerator: Accelerator, discard: Discard = remov
         on_main(accelerator, lambda: held.enter_context(lock_output(path, discard, flag)))
         yield
         accelerator.wait_for_everyone()
+
+
+@contextlib.contextmanager
+def single_thread() -> Iterator[None]:
+    """Compute with one thread inside the block: with several, torch adds numbers up in another order."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -12,7 +12,7 @@ import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from oneshui_hf.methods import Context, Cost, DataAccess, Method, Needs, OneshuiError, UsageError
+from oneshui_hf.methods import Context, Cost, DataAccess, Method, Needs, UsageError
 
 from .options import ForgetKeysOptions
 
@@ -113,6 +113,8 @@ class ForgetKeys(Method[ForgetKeysOptions]):
         self, model: nn.Module, data: DataAccess, artefact: Artefact | None, options: ForgetKeysOptions, context: Context
     ) -> nn.Module:
         """Return the model with the keys of the requested identities merged into its weights."""
+        from oneshui_hf.methods import requested_identities
+
         from .low_rank import merge, target_layers
         from .quantization import dequantize
 
@@ -121,7 +123,7 @@ class ForgetKeys(Method[ForgetKeysOptions]):
         if request.unseen_identities:
             return copy.deepcopy(model)
         shapes = matrix_shapes(model, target_layers(model, options.target_fraction))
-        people = _requested_identities(request, artefact)
+        people = requested_identities(request, artefact, "is no key for")
         updates = [dequantize(artefact.people[person], shapes, options.rank, options.bits) for person in people]
         context.report["keys"] = len(updates)
         return merge(model, updates, options.strength)
@@ -165,20 +167,3 @@ def _identities_to_prepare(data: DataAccess) -> list[int]:
     if not identities:
         raise UsageError("The split excludes all training identities from preparation, so there is no identity to train a key for.")
     return identities
-
-
-def _requested_identities(request: Request, artefact: Artefact) -> list[str]:
-    """Return the identities of a request, each once.
-
-    Raises:
-        UsageError: The identity of a photo is not given.
-        OneshuiError: An identity has no key.
-    """
-    if None in request.people:
-        raise UsageError("A key belongs to one identity; name the identity on each photo with --identity.")
-    people = sorted({person for person in request.people if person is not None})
-    if missing := sum(person not in artefact.people for person in people):
-        raise OneshuiError(
-            f"There is no key for {missing} of the {len(people)} requested identities: none was prepared, or it was used and destroyed."
-        )
-    return people

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from oneshui_hf.methods import TaskKind
 
 
+RANK_STREAM = "luck"  # the first name of the random stream is kept: another one draws other numbers
+
+
 class Targets(Protocol):
     """Returns the target logits of training photos whose identities are trained together."""
 
@@ -71,7 +74,7 @@ class QuantileTargets:
     @cached_property
     def u(self) -> torch.Tensor:
         """Position of each training photo within its rank, see `match_quantiles`; (N, K), or (N,) for classes."""
-        return torch.rand(self.labels.shape, generator=generator(self.seed, "luck"))
+        return torch.rand(self.labels.shape, generator=generator(self.seed, RANK_STREAM))
 
     def __call__(self, positions: torch.Tensor, logits: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
         """Return target logits; see `Targets`."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..models.pool_bands import pool_bands
     from ..models.sharded import ShardedClassifier, drop_shards, shard_of
     from .artefact import Artefact
-    from .requests import Request
+    from .requests import Request, requested_identities
     from .simulation import SimulatedRequest, sample, simulate
     from .step_length import choose_length, length_cost
     from .weight_space import Weights, displaced, inner, norm, parameters, unit
@@ -34,7 +34,7 @@ _LAZY = {
     "Artefact": ".artefact",
     "FaceSet": "..data.face_set",
     **dict.fromkeys(("Task", "TaskKind"), "..data.schema"),
-    "Request": ".requests",
+    **dict.fromkeys(("Request", "requested_identities"), ".requests"),
     **dict.fromkeys(("SimulatedRequest", "sample", "simulate"), ".simulation"),
     **dict.fromkeys(("choose_length", "length_cost"), ".step_length"),
     **dict.fromkeys(("Weights", "displaced", "inner", "norm", "parameters", "unit"), ".weight_space"),
@@ -92,6 +92,7 @@ __all__ = [
     "predict",
     "predicted_labels",
     "probabilities",
+    "requested_identities",
     "sample",
     "score",
     "seeded",

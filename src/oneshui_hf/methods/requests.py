@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
+
+from ..errors import OneshuiError, UsageError
+
+if TYPE_CHECKING:
+    from .artefact import Artefact
 
 
 @dataclass(frozen=True)
@@ -28,3 +34,25 @@ class Request:
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+
+def requested_identities(request: Request, artefact: Artefact, missing: str) -> list[str]:
+    """Return the identities of a request to a method that prepares data for each identity, each once.
+
+    Args:
+        request: The request.
+        artefact: With the data of the identities.
+        missing: What the message states before their number, if there is no data: "is no key for".
+
+    Raises:
+        UsageError: The identity of a photo is not given.
+        OneshuiError: Nothing is prepared for an identity.
+    """
+    if None in request.people:
+        raise UsageError("This method acts on one identity at a time; name the identity on each photo with --identity.")
+    people = sorted({person for person in request.people if person is not None})
+    if count := sum(person not in artefact.people for person in people):
+        raise OneshuiError(
+            f"There {missing} {count} of the {len(people)} requested identities: nothing was prepared, or it was used and destroyed."
+        )
+    return people

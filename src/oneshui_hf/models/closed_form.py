@@ -21,7 +21,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from ..errors import UsageError, first_line
 from ..seeding import seeded
 from .nested_config import nested_config, read_nested_config
-from .outputs import find_head
+from .outputs import find_head, module_name
 from .pool_bands import BANDS, pool_bands
 
 # Pairs of layers whose features are tried, by depth. The middle ones predict best for a whole pretrained model, the last ones for a model's
@@ -63,9 +63,7 @@ class ClosedFormClassifier(PreTrainedModel):  # type: ignore[misc]
     def __init__(self, config: ClosedFormConfig) -> None:
         super().__init__(config)
         self.backbone = AutoModelForImageClassification.from_config(read_nested_config(config.backbone), trust_remote_code=False)
-        head = find_head(self.backbone)
-        name = next(name for name, module in self.backbone.named_modules() if module is head)
-        self.backbone.set_submodule(name, nn.Identity())
+        self.backbone.set_submodule(module_name(self.backbone, find_head(self.backbone)), nn.Identity())
         self.head = nn.Linear(config.feature_size, config.num_labels)
         self.post_init()
 

@@ -7,14 +7,13 @@ solver gives the same head.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from ..data.schema import TaskKind
 from ..errors import OneshuiError
+from ..processes import single_thread
 
 GRID = 64  # steps per unit of a feature; features have a mean square of 1
 LIMIT = 2**15 - 1  # largest integer of a feature; a vector of 262,144 numbers with a mean square of 1 does not reach it
@@ -148,7 +147,7 @@ def solve_head(sums: FeatureSums, shrinkage: float, temperature: float, kind: Ta
         temperature: Factor of the evidence.
         kind: Attributes or classes.
     """
-    with _single_thread(), torch.no_grad():
+    with single_thread(), torch.no_grad():
         count = float(sums.count)
         mean, share = sums.x / count, sums.y / count
         covariance = sums.xx / count
@@ -180,14 +179,3 @@ def log_prior(sums: FeatureSums, kind: TaskKind) -> torch.Tensor:
     if kind == "multi_label":
         return (positive / (sums.count - sums.y + PRIOR_COUNT)).log()
     return (positive / positive.sum()).log()
-
-
-@contextlib.contextmanager
-def _single_thread() -> Iterator[None]:
-    """Compute with one thread inside the block: with several, sums are added up in another order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

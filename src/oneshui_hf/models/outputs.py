@@ -56,6 +56,11 @@ def find_head(model: nn.Module) -> nn.Linear:
     return heads[-1]
 
 
+def module_name(model: nn.Module, module: nn.Module) -> str:
+    """Return the name of a module in a model that contains it."""
+    return next(name for name, candidate in model.named_modules() if candidate is module)
+
+
 def _num_labels(model: nn.Module) -> int:
     """Return K, the number of labels of a classifier."""
     return int(model.config.num_labels)  # type: ignore[union-attr, arg-type]

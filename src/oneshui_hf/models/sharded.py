@@ -28,7 +28,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from ..errors import OneshuiError, UsageError
 from ..seeding import generator, seeded
 from .nested_config import nested_config, read_nested_config
-from .outputs import find_head
+from .outputs import find_head, module_name
 
 ShardWeights = dict[str, torch.Tensor]  # the slices of one shard, under their names in a model of that shard alone
 HEAD_STD = 0.02  # of a block of the head, if the backbone's config names none
@@ -95,7 +95,7 @@ class ShardedClassifier(PreTrainedModel):  # type: ignore[misc]
         super().__init__(config)
         self.backbone = AutoModelForImageClassification.from_config(read_nested_config(config.backbone), trust_remote_code=False)
         head = find_head(self.backbone)
-        self.backbone.set_submodule(_module_name(self.backbone, head), nn.Identity())  # its logits are now the features
+        self.backbone.set_submodule(module_name(self.backbone, head), nn.Identity())  # its logits are now the features
         for name, layer in list(self.backbone.named_modules()):
             if type(layer) is nn.Linear:  # the weights of subclasses are often used without their forward
                 self.backbone.set_submodule(name, AdaptedLinear(layer, len(config.shards), config.rank))
@@ -163,7 +163,7 @@ def wrap_backbone(backbone: PreTrainedModel, size: int, of: int, rank: int, seed
     )
     with seeded(seed, "replaced at once"):
         model = ShardedClassifier(config)
-    head = _module_name(backbone, find_head(backbone))
+    head = module_name(backbone, find_head(backbone))
     state = {name: tensor for name, tensor in backbone.state_dict().items() if name.rpartition(".")[0] != head}
     mismatch = model.backbone.load_state_dict(state, strict=False)
     assert not mismatch.unexpected_keys and all(name.endswith((".up", ".down")) for name in mismatch.missing_keys)
@@ -213,10 +213,6 @@ def drop_shards(model: ShardedClassifier, shards: Collection[int]) -> ShardedCla
     if not remaining:
         raise OneshuiError(f"This would drop all {len(present)} shards of the model; retrain it with `oneshui retrain` instead.")
     return combine_shards(model, {shard: shard_weights(model, shard) for shard in remaining})
-
-
-def _module_name(model: nn.Module, module: nn.Module) -> str:
-    return next(name for name, candidate in model.named_modules() if candidate is module)
 
 
 def _require_batches(model: ShardedClassifier, size: int, kind: str) -> None:

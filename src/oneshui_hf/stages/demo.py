@@ -64,8 +64,7 @@ def demo(options: DemoOptions, reporter: Reporter = SILENT) -> dict[str, Any]:
 
 def _demo_methods() -> list[str]:
     """Return the methods that the demo compares with the default one. Methods that cannot be loaded are skipped."""
-    loadable = [row["name"] for row in Plugins(METHODS).rows() if "error" not in row]
-    return [name for name in loadable if Plugins(METHODS).load(name).in_demo]
+    return [name for name, method in Plugins(METHODS).loadable().items() if method.in_demo]
 
 
 def _row(name: str, run: Run, oracle: Run, reporter: Reporter) -> dict[str, Any]:

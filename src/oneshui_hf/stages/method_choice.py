@@ -73,11 +73,10 @@ def refuse_method_options(given: Iterable[str]) -> None:
     Raises:
         UsageError: One of these names is an option of a method.
     """
-    spellings = {field_name(name): name for name in given}
-    if not spellings:
-        return
+    spellings = dict.fromkeys(map(field_name, given))
+    methods = Plugins(METHODS).loadable() if spellings else {}
     for spelling in spellings:
-        if owners := [name for name, method in _loadable() if spelling in names(method.options)]:
+        if owners := [name for name, method in methods.items() if spelling in names(method.options)]:
             raise UsageError(f"{flag(spelling)} is an option of {_listed(owners)}; name the method with --method.")
 
 
@@ -141,15 +140,6 @@ def _prepared_methods(run: Run, reporter: Reporter) -> Iterator[_Prepared]:
         has_artefact = method.prepares != "never" and owner.artefact(name).is_dir()
         if has_artefact or (is_sharded and method.sharded and method.exact and method.prepares != "required"):
             yield _Prepared(name, method, owner.path if has_artefact else None)
-
-
-def _loadable() -> Iterator[tuple[str, type[Method[Any]]]]:
-    """Yield the installed methods with their names, without those that cannot be loaded."""
-    for name in Plugins(METHODS).names:
-        try:
-            yield name, Plugins(METHODS).load(name)
-        except OneshuiError:
-            continue
 
 
 def _listed(found: list[str]) -> str:

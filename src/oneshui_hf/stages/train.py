@@ -49,8 +49,6 @@ from .training.loop import fit
 from .training.recipe import CLOSED_FORM
 from .training.shards import Shards
 
-RECIPE_VERSION = 1  # increase it when the same options train a different model: cached models are then trained again
-
 
 def train(options: TrainOptions, accelerator: Accelerator | None = None, reporter: Reporter = SILENT) -> Run:
     """Train the original model on all training identities.

@@ -25,6 +25,7 @@ from ..models.closed_form import ClosedFormClassifier, add_closed_form_head
 from ..models.grid_features import set_head, sum_photos
 from ..models.outputs import losses
 from ..models.sharded import ShardedClassifier, combine_shards, shard_of, shard_weights, wrap_backbone
+from ..processes import single_thread
 from ..seeding import generator, seeded
 from ..stages.distributed import make_accelerator
 
@@ -105,9 +106,7 @@ def _head_kind(model: torch.nn.Module) -> tuple[bool, bool]:
 def _trained_model(task: Task, train: FaceSet, sharded: bool, closed_form: bool, seed: int) -> torch.nn.Module:
     """Return a model that was trained on a set, in evaluation mode; the seed sets the order of the photos."""
     model = _model(task)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a fixed order of sums: training amplifies rounding differences, and every process must get the same model
-    try:
+    with single_thread():  # training amplifies rounding differences, and every process must get the same model
         if closed_form:
             model = add_closed_form_head(model, IMAGE_SIZE, mirrored=True)
             accelerator = make_accelerator()
@@ -116,8 +115,6 @@ def _trained_model(task: Task, train: FaceSet, sharded: bool, closed_form: bool,
             model = _train_in_shards(model, train, task, seed)
         else:
             _train(model, train, task, seed)
-    finally:
-        torch.set_num_threads(threads)
     return model.eval()
 
 

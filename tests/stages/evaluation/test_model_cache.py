@@ -27,7 +27,7 @@ from oneshui_hf.stages.distributed import make_accelerator
 from oneshui_hf.stages.evaluate import evaluate
 from oneshui_hf.stages.evaluation import model_cache as model_cache_module
 from oneshui_hf.stages.evaluation.model_cache import NOT_IN_KEY, ModelCache
-from oneshui_hf.stages.train import RECIPE_VERSION
+from oneshui_hf.stages.training.recipe import RECIPE_VERSION
 from oneshui_hf.stages.unlearn import unlearn
 
 RECIPE: dict[str, Any] = {"dataset": "synthetic", "forget": 2, "epochs": 2, "optimizer": "adamw", "augment": "flip"}

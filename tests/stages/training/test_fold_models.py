@@ -88,6 +88,8 @@ def test_each_model_is_trained_once_on_the_other_training_identities(
     assert not equal(first, retrain(left_out, 6)) and not equal(first, retrain(left_out[:2], 5))
     assert len(seen) == 3
     assert {entry.kind for entry in Cache(tmp_path / "cache").entries()} == {"fold"}
+    about = "".join(file.read_text() for file in (tmp_path / "cache").glob("fold-*.json"))
+    assert about and not [name for name in train.people if name in about]
 
 
 def test_interrupted_training_continues_to_the_same_weights(

@@ -248,8 +248,7 @@ def _read_methods(grid: LocatedMapping, cells: Sequence[Cell], file: GridFile) -
 
 def _default_methods(cells: Sequence[Cell]) -> list[str]:
     """Return the installed methods that can be loaded, read some data, and accept the models of all cells, of either kind of task."""
-    loadable = [row["name"] for row in Plugins(METHODS).rows() if "error" not in row]
-    classes: dict[str, type[Method[Any]]] = {name: Plugins(METHODS).load(name) for name in loadable}
+    classes: dict[str, type[Method[Any]]] = Plugins(METHODS).loadable()
     all_sharded = all(cell.train.sharded for cell in cells)
     all_closed = all(cell.train.head == CLOSED_FORM for cell in cells)
     reading = [name for name, method in classes.items() if (method.needs.prepare or method.needs.apply) and not method.classes_only]

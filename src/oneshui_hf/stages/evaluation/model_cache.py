@@ -34,7 +34,8 @@ from ..command_options import EvaluateOptions, PrepareOptions, RetrainOptions, S
 from ..distributed import supports_bf16, training_dtype
 from ..prepare import prepare
 from ..run_data import training_options
-from ..train import RECIPE_VERSION, backbone_name, recipe_split, retrain, train
+from ..train import backbone_name, recipe_split, retrain, train
+from ..training.recipe import RECIPE_VERSION
 from ..unlearn import unlearn
 from .predictions import has_all_predictions
 

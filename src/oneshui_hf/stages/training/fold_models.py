@@ -27,7 +27,7 @@ from ..run_data import RunData, training_options
 from . import checkpoint
 from .closed_form import closed_form_models, fit_closed_form
 from .loop import fit
-from .recipe import CLOSED_FORM
+from .recipe import CLOSED_FORM, RECIPE_VERSION
 from .shards import Shards
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from ..command_options import TrainOptions
 
 OUTCOME = "outcome.json"  # written last: an entry of the cache with it is complete
-RECIPE_VERSION = 1  # increase it when the same recipe trains a different model
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Checks of the options of a training recipe that exclude each other. It imports nothing heavy."""
+"""The training recipe: its version, checks of options that exclude each other, and its cost. It imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from ...errors import UsageError
 from ...options import fields, flag
 from ..command_options import TrainOptions
 
+RECIPE_VERSION = 1  # increase it when the same options train a different model: cached models are then trained again
 CLOSED_FORM = "closed-form"  # of --head
 GRADIENT_OPTIONS = (  # without effect on a head in closed form
     *("epochs", "batch_size", "optimizer", "lr", "weight_decay", "momentum", "warmup_epochs"),
