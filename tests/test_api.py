@@ -16,6 +16,7 @@ from oneshui_hf.errors import OneshuiError, UsageError
 from oneshui_hf.options import fields, types_of
 from oneshui_hf.reporting import SILENT, ConsoleReporter, Reporter, default_reporter, is_interactive
 from oneshui_hf.stages import command_options as o
+from oneshui_hf.stages.publishing import options as publishing
 from support.faces import portrait
 
 FUNCTIONS = [
@@ -28,11 +29,11 @@ FUNCTIONS = [
     (api.predict, o.PredictOptions),
     (api.benchmark, o.BenchmarkOptions),
     (api.report, o.ReportOptions),
-    (api.push, o.PushOptions),
-    (api.pull, o.PullOptions),
+    (api.push, publishing.PushOptions),
+    (api.pull, publishing.PullOptions),
     (api.check_data, o.CheckOptions),
     (api.draw_split, o.DrawOptions),
-    (api.push_data, o.DataPushOptions),
+    (api.push_data, publishing.DataPushOptions),
     (api.demo, o.DemoOptions),
 ]
 

@@ -14,7 +14,7 @@ import pytest
 from oneshui_hf.cli import app as cli_app
 from oneshui_hf.options import fields
 from oneshui_hf.plugins import DATASETS, METHODS, Plugins
-from oneshui_hf.stages import command_options
+from support.all_commands import COMMANDS
 from support.vocabulary import INSTEAD, INSTEAD_IN_TEXT
 
 ROOT = Path(__file__).parent.parent
@@ -63,9 +63,8 @@ def test_identifiers_use_the_terms_of_the_field(folder: Path) -> None:
 
 def help_texts() -> Iterator[tuple[str, str]]:
     """Yield (where, text) of everything that `--help`, `methods` and `data list` print."""
-    for name, kind in vars(command_options).items():
-        if name.endswith("Options"):
-            yield from ((f"{name}.{field.name}", field.metadata["help"]) for field in fields(kind).values())
+    for kind in {command.options for command in COMMANDS}:
+        yield from ((f"{kind.__name__}.{field.name}", field.metadata["help"]) for field in fields(kind).values())
     for name in Plugins(METHODS).names:
         method = Plugins(METHODS).load(name)
         yield name, method.summary

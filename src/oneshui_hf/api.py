@@ -26,15 +26,12 @@ from .stages.command_options import (
     CheckOptions,
     ClearOptions,
     DataOptions,
-    DataPushOptions,
     DemoOptions,
     DrawOptions,
     EnvironmentOptions,
     EvaluateOptions,
     PredictOptions,
     PrepareOptions,
-    PullOptions,
-    PushOptions,
     ReportOptions,
     RetrainOptions,
     RunsOptions,
@@ -44,6 +41,7 @@ from .stages.command_options import (
     UnlearnOptions,
 )
 from .stages.method_choice import with_method
+from .stages.publishing.options import DataPushOptions, PullOptions, PushOptions
 from .stages.recovery import clear_killed_work, reserved_output
 
 if TYPE_CHECKING:

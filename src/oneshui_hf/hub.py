@@ -96,12 +96,14 @@ class Repository:
         name: USER/NAME.
         kind: "model" or "dataset".
         revision: The branch; None is the main branch.
+        public: Whether anyone can read it.
     """
 
     api: HfApi
     name: str
     kind: str
     revision: str | None
+    public: bool
 
     @classmethod
     def open_or_create(cls, api: HfApi, name: str, *, kind: str, private: bool, revision: str | None, reporter: Reporter) -> Repository:
@@ -120,7 +122,7 @@ class Repository:
             reporter.note(f"{full} exists already and stays private.")
         if revision and not revision.startswith("refs/"):
             api.create_branch(full, branch=revision, repo_type=kind, exist_ok=True)
-        return cls(api, full, kind, revision)
+        return cls(api, full, kind, revision, not is_private)
 
     def commit(self, folder: Path, message: str | None, is_published_file: Callable[[str], bool], reporter: Reporter) -> str:
         """Send a folder in one commit and return the commit's URL.

@@ -90,6 +90,13 @@ class Parent(Schema):
     weights: Text | None = None
 
 
+class Publication(Schema):
+    """A repository that contains the weights of a run."""
+
+    repo_id: Text
+    public: bool
+
+
 class RecordFields(Schema):
     """The record of a run."""
 
@@ -103,3 +110,4 @@ class RecordFields(Schema):
     split: Text | None = None
     report: Report = Field(default_factory=Report)
     versions: dict[Text, Any] = Field(default_factory=dict)
+    publications: list[Publication] = Field(default_factory=list)

@@ -67,6 +67,7 @@ class Record:
     split: str | None = None  # the SHA-256 of split.json; None in published runs and in those of earlier versions
     report: dict[str, Any] = dataclasses.field(default_factory=dict)
     versions: dict[str, str] = dataclasses.field(default_factory=lambda: versions())
+    publications: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # repositories that the run was pushed to or pulled from
     format: int = FORMAT
 
 

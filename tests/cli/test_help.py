@@ -15,6 +15,7 @@ from oneshui_hf.cli.commands import without_aliases
 from oneshui_hf.options import fields
 from oneshui_hf.plugins import METHODS, Plugins
 from oneshui_hf.stages.command_options import TrainOptions, TuneOptions
+from support import all_commands
 from support.commands import Oneshui, sentence
 
 COMMANDS = [
@@ -139,9 +140,7 @@ def test_aliases_and_earlier_names_are_accepted() -> None:
 
 
 def test_every_option_has_a_help_text_of_one_or_two_lines() -> None:
-    from oneshui_hf.stages import command_options
-
-    classes = [kind for name, kind in vars(command_options).items() if name.endswith("Options")]
+    classes = {command.options for command in all_commands.COMMANDS}
     assert len(classes) > 15
     for kind in classes:
         for field in fields(kind).values():

@@ -8,6 +8,7 @@ import typer
 
 from .. import api
 from ..stages import command_options as o
+from ..stages.publishing import options as publishing
 from . import show, show_benchmark, show_data, show_metrics
 from .commands import Command
 from .errors import guarded, prepare_process
@@ -123,13 +124,13 @@ Command(
     examples=(f"oneshui report runs/celeba-seed0-{o.DEFAULT_METHOD}",),
 ).add_to(app)  # fmt: skip
 Command(
-    "push", o.PushOptions, api.push, show.link, as_json=show.link_json, positional=("run", "repo_id"), panel=RUNS,
+    "push", publishing.PushOptions, api.push, show.link, as_json=show.link_json, positional=("run", "repo_id"), panel=RUNS,
     summary="Publish a run on the Hub with a model card.",
     details="A new repository is private by default. No image, path or name is published.",
     examples=(f"oneshui push runs/celeba-seed0-{o.DEFAULT_METHOD} USER/NAME",),
 ).add_to(app)  # fmt: skip
 Command(
-    "pull", o.PullOptions, api.pull, show.run, as_json=show.run_json, positional=("repo_id",), panel=RUNS,
+    "pull", publishing.PullOptions, api.pull, show.run, as_json=show.run_json, positional=("repo_id",), panel=RUNS,
     summary="Download a published run.",
     examples=("oneshui pull USER/NAME --output-dir runs/NAME",),
 ).add_to(app)  # fmt: skip
@@ -156,7 +157,7 @@ Command(
     examples=("oneshui data split --dataset celeba --data-dir DIR --seed 0 --forget 5 --output split.json",),
 ).add_to(data)  # fmt: skip
 Command(
-    "push", o.DataPushOptions, api.push_data, show.link, as_json=show.link_json, positional=("repo_id",), group="data",
+    "push", publishing.DataPushOptions, api.push_data, show.link, as_json=show.link_json, positional=("repo_id",), group="data",
     summary="Publish a data set on the Hub with a data card.",
     details="A new repository is private by default. Identities and images are published under numbers.",
     examples=("oneshui data push USER/NAME --dataset DIR",),

@@ -23,8 +23,6 @@ from .command_options import (
     EvaluateOptions,
     PredictOptions,
     PrepareOptions,
-    PullOptions,
-    PushOptions,
     ReportOptions,
     RetrainOptions,
     TrainOptions,
@@ -32,6 +30,7 @@ from .command_options import (
     UnlearnOptions,
 )
 from .presets import preset_values
+from .publishing.options import PullOptions, PushOptions
 from .training.recipe import require_consistent_recipe
 
 FOLDER = "folder"  # the plugin that reads a path

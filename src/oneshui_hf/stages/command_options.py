@@ -14,7 +14,7 @@ MAX_SEED = 2**63 - 1
 DEFAULT_METHOD = "metaunlearn"  # the one method that the core knows by name
 DEFAULT_MODEL = "google/vit-base-patch16-224-in21k"
 
-DATA, MODEL, RECIPE, METHOD, EVALUATION, HUB = "Data", "Model", "Recipe", "Method", "Evaluation", "Hub"  # panels of --help
+DATA, MODEL, RECIPE, METHOD, EVALUATION = "Data", "Model", "Recipe", "Method", "Evaluation"  # panels of --help
 
 
 @dataclass(frozen=True)
@@ -137,17 +137,6 @@ class DrawOptions(SplitOptions, DataOptions):
     )
     output: str = option("split.json", "File to write.", path=True)
     overwrite: bool = option(False, "Replace an existing file.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataPushOptions(DataOptions):
-    """Where a data set is published, and what of it."""
-
-    repo_id: str = option(help="Repository on the Hub, as USER/NAME.", panel=HUB)
-    keep_names: bool = option(False, "Publish identities and file names unchanged. Numbers by default.", panel=HUB)
-    private: bool = option(True, "Make a new repository private.", flags=("--private/--public",), panel=HUB)
-    revision: str | None = option(None, "Branch to push to. Created if it does not exist.", panel=HUB)
-    commit_message: str | None = option(None, "Message of the commit.", panel=HUB)
 
 
 @dataclass(frozen=True)
@@ -308,29 +297,6 @@ class BenchmarkOptions:
     dry_run: bool = option(False, "Print the jobs and their estimated cost, and run nothing.")
     retry: bool = option(False, "Run failed jobs again.")
     keep_models: bool = option(False, "Keep unlearned weights. By default only predictions are kept.")
-
-
-@dataclass(frozen=True)
-class PushOptions:
-    """Which run is published, and where."""
-
-    repo_id: str = option(help="Repository on the Hub, as USER/NAME.", panel=HUB)
-    run: str | None = option(None, "Run to publish.", path=True)
-    private: bool = option(True, "Make a new repository private.", flags=("--private/--public",), panel=HUB)
-    with_people: bool = option(False, "Also publish what was prepared per identity, encrypted and without the secrets.", panel=HUB)
-    people_are_personal_data: bool = option(False, "Required by --with-people: confirms that personal data are published.", panel=HUB)
-    revision: str | None = option(None, "Branch to push to. Created if it does not exist.", panel=HUB)
-    commit_message: str | None = option(None, "Message of the commit.", panel=HUB)
-
-
-@dataclass(frozen=True)
-class PullOptions:
-    """Which run is fetched, and where to."""
-
-    repo_id: str = option(help="Repository on the Hub, as USER/NAME.", panel=HUB)
-    revision: str | None = option(None, "Branch, tag or commit. main by default.", panel=HUB)
-    output_dir: str | None = option(None, "Folder of the run. runs/NAME by default.", path=True)
-    overwrite: bool = option(False, "Replace an existing run.")
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from ...files import clear_leftovers, scratch_folder, write_bytes
 from ...hub import Repository, hub_errors, logged_in_client
 from ...plugins import DATASETS, Plugins
 from ...reporting import SILENT, Reporter
-from ..command_options import DataPushOptions
+from .options import DataPushOptions
 
 CARD, SHARDS = "README.md", "data/train-*.parquet"
 SCRATCH = "push"  # in the cache: the folder that is sent

@@ -34,8 +34,9 @@ from ...runs import METHODS as METHODS_FOLDER
 from ...runs import METRICS, PREPROCESSOR, RECORD, SPLIT, Record, Run, hash_weights, read_json, write_json, write_record
 from ...vault import vault_root
 from ..checks import check_people_flags, check_pull
-from ..command_options import PullOptions, PushOptions
 from ..recovery import clear_killed_work
+from .difference import check_difference, note_publication
+from .options import PullOptions, PushOptions
 from .redaction import (
     HASH,
     PrivateTerms,
@@ -69,8 +70,8 @@ def push(run: Run, options: PushOptions, reporter: Reporter = SILENT) -> str:
     """Publish a run in one commit and return the commit's URL.
 
     Raises:
-        UsageError: The run is not complete, nobody is logged in, the repository is public and a private one was requested, or only one of
-            the two flags for per-identity data was given.
+        UsageError: The run is not complete, nobody is logged in, the repository is public and a private one was requested, only one of
+            the two flags for per-identity data was given, or a related model is public; see `check_difference`.
         OneshuiError: The run contains something that may not be published, or the Hub cannot be reached or denies access.
     """
     check_people_flags(options)
@@ -82,10 +83,12 @@ def push(run: Run, options: PushOptions, reporter: Reporter = SILENT) -> str:
         api = logged_in_client()
         # Collected before the repository is created, so that an error leaves no trace.
         record = collect_public_files(run, folder, reporter, with_people=options.with_people)
+        check_difference(run, options, api, reporter)
         repository = Repository.open_or_create(
             api, options.repo_id, kind="model", private=options.private, revision=options.revision, reporter=reporter
         )
         _write_card(folder, record, repository.name)
+        note_publication(Run.open(run.path), repository.name, reporter, public=repository.public)
         return repository.commit(folder, options.commit_message, is_published_file, reporter)
 
 
@@ -111,6 +114,9 @@ def pull(options: PullOptions, reporter: Reporter = SILENT) -> Run:
                 snapshot_download(options.repo_id, revision=found.sha, local_dir=scratch, allow_patterns=names)
         shutil.rmtree(scratch / ".cache", ignore_errors=True)  # the client's own metadata about the download
         _check_downloaded_run(scratch, options.repo_id)
+        downloaded = Run.open(scratch)
+        downloaded.record.publications.clear()  # those of a record from elsewhere are not believed
+        note_publication(downloaded, options.repo_id, reporter, public=not found.private)
     return Run.open(path)
 
 
