@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from .metrics import collapse
 from .printable import escape_markdown
 from .runs import Record
 from .sets import EVALUATED
@@ -43,6 +44,7 @@ def model_card(
     prepared: Sequence[str] = (),
     *,
     with_people: bool = False,
+    original: str | None = None,
 ) -> str:
     """Return the card of a run as Markdown with a YAML header.
 
@@ -53,6 +55,7 @@ def model_card(
         repo_id: The repository of the card.
         prepared: The methods whose artefacts are published with the model.
         with_people: Whether the data they prepared for single people is published with them, encrypted.
+        original: The repository of the model that an unlearned model was computed from, if the card may name it.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -63,7 +66,8 @@ def model_card(
         pipeline_tag=TASK,
         library_name="transformers",
         tags=_tags(record),
-        base_model=base if base and "/" in base else None,
+        base_model=original or (base if base and "/" in base else None),
+        **({"base_model_relation": "finetune"} if original else {}),
         model_name=name if results else None,
         eval_results=results or None,
     )
@@ -72,6 +76,7 @@ def model_card(
         template_str=_template(MODEL_TEMPLATE),
         model_name=name,  # the client moved the first one into the model-index
         repo_id=repo_id,
+        original=original,
         record=record,
         report=record.report,
         options={k: v for k, v in record.report.get("method_options", {}).items() if v is not None},
@@ -82,10 +87,13 @@ def model_card(
         architecture=config.get("model_type", "unknown"),
         side=config.get("image_size"),
         rows=_rows(metrics),
+        collapse_mark=collapse.MARK if collapse.collapsed_sets(metrics.get("collapse")) else "",
+        collapse_explanation=collapse.EXPLANATION,
         score=_score(metrics),
         tow=metrics.get("tow"),
         gap_closure=metrics.get("gap_closure"),
         attacks=_attacks(metrics),
+        difference=_difference(metrics),
         floor=_floor(metrics),
     )
     return str(card)
@@ -143,10 +151,10 @@ def _score(metrics: Mapping[str, Any]) -> str | None:
 
 def _rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return a row of the table for each set that was measured."""
-    score = _score(metrics)
+    score, collapsed = _score(metrics), collapse.collapsed_sets(metrics.get("collapse"))
     return [
         {
-            "name": name,
+            "name": name + (collapse.MARK if name in collapsed else ""),
             "description": description,
             "images": metrics[name].get("images"),
             "people": metrics[name].get("people"),
@@ -171,6 +179,31 @@ def _attacks(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         }
         for name in names
     ]
+
+
+def _difference(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return a row of the table for each score of the difference of model and original that was measured."""
+    found = metrics.get("difference") or {}
+    scores = _difference_scores(found)
+    floor = _difference_scores(found.get("oracle") or {})
+    return [
+        {
+            "name": name,
+            "candidates": str(owner["candidates"]),
+            "chance": _text((owner["candidates"] + 1) / 2, 1),
+            "rank": _text(owner.get("rank"), 1) + _bracket((owner.get("intervals") or {}).get("rank"), 1),
+            "oracle": _text(((floor.get(name) or {}).get("owner") or {}).get("rank"), 1),
+            "auc": _text(((score.get("people") or {}).get("test") or {}).get("auc"), 2),
+        }
+        for name, score in scores.items()
+        if (owner := score.get("owner") or {}).get("candidates")
+    ]
+
+
+def _difference_scores(found: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    outputs = found.get("outputs") or {}
+    named = {"loss rise": outputs.get("loss_rise"), "logit distance": outputs.get("logit_distance"), "weights": found.get("weights")}
+    return {name: score for name, score in named.items() if score}
 
 
 def _floor(metrics: Mapping[str, Any]) -> dict[str, str] | None:

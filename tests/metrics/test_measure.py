@@ -185,7 +185,7 @@ def test_one_forget_person() -> None:
     assert found["attacks"]["loss"]["interval"] is None
     assert found["attacks"]["loss"]["auc_either_way"] is None
     assert 0 <= found["attacks"]["loss"]["auc"] <= 1
-    assert found["attacks"]["strongest"] in ("loss", "rmia", "rmia_two_sided")
+    assert found["attacks"]["strongest"] in ("loss", "rmia", "rmia_two_sided", "iam")
     assert found["probe"] is None
     assert "With one person in the forget set there are no intervals." in found["cannot_tell"]
     assert len(curves["people"]) == 1
@@ -241,7 +241,7 @@ def test_without_references() -> None:
     assert set(found["attacks"]) == {"loss", "logistic", "strongest"}
     assert set(curves["roc"]) == {"loss", "logistic"}
     assert found["noise_floor"] is None
-    assert any(sentence.startswith("RMIA was not run") for sentence in found["cannot_tell"])
+    assert any(sentence.startswith("RMIA, IAM and the range attack were not run") for sentence in found["cannot_tell"])
     alone, _ = measure(Comparison(predict(2)), "multi_label", QUICK)
     for name in (*PREDICTED, "probe"):
         assert alone[name] == found[name]
@@ -311,7 +311,7 @@ def test_intervals_are_ordered_and_contain_their_number(kind: TaskKind) -> None:
     pairs += [
         (attack["auc"], attack["interval"]) for attack in found["attacks"].values() if isinstance(attack, dict) and attack["interval"]
     ]
-    assert len(pairs) == 8 + 2 + 4
+    assert len(pairs) == 8 + 2 + 5
     for value, (low, high) in pairs:
         assert low <= value <= high
         assert low < high
@@ -364,7 +364,7 @@ def test_curves_match_the_predictions(kind: TaskKind) -> None:
     first = min(forget.identities.unique().tolist(), key=lambda p: comparison.original["forget"].losses[forget.identities == p].mean())  # type: ignore[index]
     assert people[0]["model"] == pytest.approx(forget.losses[forget.identities == first].mean().item(), abs=1e-6)
 
-    assert set(curves["roc"]) == {"loss", "logistic", "rmia", "rmia_two_sided"}
+    assert set(curves["roc"]) == {"loss", "logistic", "rmia", "rmia_two_sided", "iam"}
     for name, curve in curves["roc"].items():
         assert (curve["members"], curve["nonmembers"]) == (len(forget.losses), len(test.losses))
         assert (curve["fpr"][0], curve["tpr"][0], curve["fpr"][-1], curve["tpr"][-1]) == (0, 0, 1, 1)

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from oneshui_hf.metrics.collapse import EXPLANATION
 from oneshui_hf.results.aggregate import Group, Line, summarise
 from oneshui_hf.results.table_columns import BUILTIN_ROWS, COLUMNS
-from oneshui_hf.results.tables import costs_csv, latex, markdown, tidy_csv
+from oneshui_hf.results.tables import costs_csv, latex, markdown, terminal_tables, tidy_csv
 
 FLOOR = {"retain": 1.0, "forget": 2.0, "val": 1.0, "test": 1.5, "tow": 96.0, "gap_closure": 0.25, "auc_either_way": 0.53, "oracles": 1}
 
@@ -271,6 +272,89 @@ def test_value_by_definition_has_no_interval() -> None:
     assert (value.mean, value.low, value.high) == (0.0, None, None)
 
 
+# Collapse
+
+RETAIN_LOW: dict[str, Any] = {"retain": {"images": 4, "people": 2, "loss": 0.5, "map": 84.0}}  # 11 points below the original
+
+
+def test_collapsed_model_is_marked_in_every_table_and_is_not_the_best() -> None:
+    rows = [row("original"), row("oracle", tow=100.0), row("method", 0, "a", tow=99.0, **RETAIN_LOW), row("method", 0, "b", tow=97.0)]
+    group = only(rows)
+    assert [(one.label, one.collapsed, one.best) for one in group.lines if one.row == "method"] == [("a", True, False), ("b", False, True)]
+    assert "| a‡ | 84.0 |" in markdown([group])
+    assert markdown([group]).count(EXPLANATION) == 1
+    assert "\na$^{\\ddagger}$ & 84.0" in latex([group])
+    assert r"\caption{" in latex([group])
+    assert r"$^{\ddagger}$: collapsed." in latex([group])
+    [terminal] = terminal_tables([group])
+    assert [cells[0] for cells in terminal["rows"]] == ["do nothing", "noise floor", "oracle", "a‡", "b"]
+    assert terminal["note"] == EXPLANATION
+    read = list(csv.DictReader(io.StringIO(tidy_csv(rows))))
+    assert {(line["method"], line["collapsed"]) for line in read} == {("a", "1"), ("b", "0"), ("do nothing", "0"), ("oracle", "0")}
+    drops = {line["method"]: (line["value"], line["set"]) for line in read if line["metric"] == "collapse.drop" and line["set"] == "retain"}
+    assert drops["a"] == ("11", "retain")
+
+
+def test_without_a_collapsed_model_nothing_is_marked() -> None:
+    group = only([row("original"), row("method", 0, "a", tow=99.0)])
+    assert "‡" not in markdown([group]) + latex([group])
+    assert terminal_tables([group])[0]["note"] == ""
+
+
+def test_collapse_for_one_seed_is_marked() -> None:
+    rows = [row("original", 0), row("original", 1), row("method", 0, "a", tow=99.0), row("method", 1, "a", tow=99.0, **RETAIN_LOW)]
+    assert (line(only(rows), "a").collapsed, line(only(rows), "a").best) == (True, False)
+
+
+def test_stored_collapse_is_used_and_that_of_earlier_versions_follows_from_the_rows() -> None:
+    stored = {"retain": {"drop": 0.0, "limit": 5.0}, "test": {"drop": 9.0, "limit": 5.0}, "collapsed": True}
+    assert line(only([row("original"), row("method", 0, "a", collapse=stored)]), "a").collapsed
+    low = row("method", 0, "a", **RETAIN_LOW)
+    assert not line(only([low]), "a").collapsed  # the original is unknown
+    assert not line(only([row("original", 1), low]), "a").collapsed  # that of another seed is no baseline
+    assert not line(only([row("original"), row("oracle", **RETAIN_LOW), low]), "a").collapsed  # retraining costs as much
+    assert line(only([row("original"), row("oracle"), low]), "a").collapsed
+    assert not line(
+        only([row("original", noise_floor=None), row("method", 0, "a", noise_floor=FLOOR | {"retain": 11.0}, **RETAIN_LOW)]), "a"
+    ).collapsed
+
+
+# Measurements of later versions
+
+
+def owner(rank: float) -> dict[str, Any]:
+    ranks = {"rank": rank, "candidates": 36, "people": 4, "intervals": {"rank": [rank - 0.5, rank + 0.5]}}
+    return {"owner": ranks, "photos": {"retain": {"auc": 0.75, "interval": [0.5, 0.875]}}}
+
+
+DIFFERENCE = {"outputs": {"loss_rise": owner(1.5), "logit_distance": owner(2.5)}, "weights": owner(3.5), "oracle": {"weights": owner(9.0)}}
+MEASURED: dict[str, Any] = {
+    "difference": DIFFERENCE,
+    "person_level": {"auc": 0.625, "interval": [0.5, 0.75], "oracle": {"auc": 0.5}},
+    "bystanders": {"retain": {"loss_change": {"worst_tenth": 0.25}}, "groups": {"retain": [{"label": 1}]}},
+}
+
+
+def test_new_measurements_are_secondary_columns_and_unknown_in_earlier_rows() -> None:
+    group = only([row("original"), row("method", 0, "a", **MEASURED), row("method", 0, "earlier")])
+    assert group.secondary[-4:] == ("person_level", "owner_outputs", "owner_weights", "bystanders")
+    values = line(group, "a").values
+    assert [values[column].mean for column in group.secondary[-4:]] == [0.625, 1.5, 3.5, 0.25]
+    assert (values["owner_weights"].low, values["owner_weights"].high, values["owner_weights"].note) == (3.0, 4.0, "of 36")
+    assert [line(group, "earlier").values[column].mean for column in group.secondary[-4:]] == [None] * 4
+    assert not {"person_level", "owner_outputs"} & set(only([row("original"), row("method", 0, "earlier")]).secondary)
+
+
+def test_tidy_csv_lists_new_measurements_with_their_intervals() -> None:
+    read = list(csv.DictReader(io.StringIO(tidy_csv([row("original"), row("method", 0, "a", **MEASURED)]))))
+    found = {line["metric"]: (line["value"], line["low"], line["high"]) for line in read if line["method"] == "a"}
+    assert found["difference.outputs.logit_distance.owner.rank"] == ("2.5", "2", "3")
+    assert found["difference.weights.photos.retain.auc"] == ("0.75", "0.5", "0.875")
+    assert found["person_level.auc"] == ("0.625", "0.5", "0.75")
+    assert found["bystanders.retain.loss_change.worst_tenth"] == ("0.25", "", "")
+    assert not [metric for metric in found if ".oracle." in metric or "groups" in metric or "interval" in metric]
+
+
 def test_groups_are_sorted_by_data_set_and_request_size() -> None:
     rows = [row("original") | {"dataset": name, "forget": forget} for name in ("b", "a") for forget in (10, 5)]
     assert [(group.dataset, group.forget) for group in summarise(rows)] == [("a", 5), ("a", 10), ("b", 5), ("b", 10)]
@@ -337,19 +421,19 @@ def test_complete_tidy_csv() -> None:
     done["metrics"] |= {"noise_floor": {"retain": 1.0, "tow": 96.5}, "to_oracle": {"forget": {"loss_gap": -0.5}}, "attacks": {}}
     done["metrics"] |= {"probe": {"chance": 0.25}, "relearning": None, "retain": {}, "test": None}
     assert tidy_csv([done, failed(0, "c", ("retain", "forget"))]) == (
-        "dataset,forget,seed,method,reads,set,metric,value,low,high\n"
-        "synthetic,4,0,c,forget retain,,failed,1,,\n"
-        'synthetic,4,1,"a, b",support,forget,images,4,,\n'
-        'synthetic,4,1,"a, b",support,forget,people,2,,\n'
-        'synthetic,4,1,"a, b",support,forget,loss,0.5,,\n'
-        'synthetic,4,1,"a, b",support,forget,map,0.3333333333,-3.666666667,2.333333333\n'
-        'synthetic,4,1,"a, b",support,,tow,90,88,92\n'
-        'synthetic,4,1,"a, b",support,,gap_closure,,,\n'
-        'synthetic,4,1,"a, b",support,forget,to_oracle.loss_gap,-0.5,,\n'
-        'synthetic,4,1,"a, b",support,,attack.strongest.auc_either_way,,,\n'
-        'synthetic,4,1,"a, b",support,,probe.chance,0.25,,\n'
-        'synthetic,4,1,"a, b",support,retain,noise_floor,1,,\n'
-        'synthetic,4,1,"a, b",support,,noise_floor.tow,96.5,,\n'
+        "dataset,forget,seed,method,reads,set,metric,value,low,high,collapsed\n"
+        "synthetic,4,0,c,forget retain,,failed,1,,,\n"
+        'synthetic,4,1,"a, b",support,forget,images,4,,,\n'
+        'synthetic,4,1,"a, b",support,forget,people,2,,,\n'
+        'synthetic,4,1,"a, b",support,forget,loss,0.5,,,\n'
+        'synthetic,4,1,"a, b",support,forget,map,0.3333333333,-3.666666667,2.333333333,\n'
+        'synthetic,4,1,"a, b",support,,tow,90,88,92,\n'
+        'synthetic,4,1,"a, b",support,,gap_closure,,,,\n'
+        'synthetic,4,1,"a, b",support,forget,to_oracle.loss_gap,-0.5,,,\n'
+        'synthetic,4,1,"a, b",support,,attack.strongest.auc_either_way,,,,\n'
+        'synthetic,4,1,"a, b",support,,probe.chance,0.25,,,\n'
+        'synthetic,4,1,"a, b",support,retain,noise_floor,1,,,\n'
+        'synthetic,4,1,"a, b",support,,noise_floor.tow,96.5,,,\n'
     )
 
 

@@ -335,6 +335,11 @@ def test_results_csv_contains_the_numbers_of_the_rows(done: Path) -> None:
                 value = attack["tpr"][key.removeprefix("tpr_at_")] if key.startswith("tpr_at_") else attack[key]
             elif metric.startswith("probe."):
                 value = value["probe"][metric.removeprefix("probe.")]
+            elif metric.startswith("collapse."):
+                value = value["collapse"][of][metric.removeprefix("collapse.")]
+            elif metric.startswith(("person_level.", "difference.", "bystanders.")):
+                for key in metric.split("."):
+                    value = value[key]
             else:
                 low_high = value["intervals"].get(of, {}).get(metric) if of else value["intervals"].get(metric)
                 assert [line["low"], line["high"]] == ["" if end is None else f"{end:.10g}" for end in low_high or (None, None)]

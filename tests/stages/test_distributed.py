@@ -48,12 +48,23 @@ def test_evaluation_gives_the_same_bytes(trained: Path) -> None:
     for processes in (1, 2):
         for file in (*(trained / "predictions").glob("*"), trained / "metrics.json", trained / "curves.json"):
             file.unlink(missing_ok=True)
-        done = launch(processes, "-m", "oneshui_hf", "evaluate", "--run", trained, "--json")
+        done = launch(processes, "-m", "oneshui_hf", "evaluate", "--run", trained, "--attacks", "all", "--json")
         assert json.loads(done.stdout) == read_json(trained / "metrics.json")  # only one process prints
         results.append([(file.name, file.read_bytes()) for file in sorted((trained / "predictions").glob("*"))])
         results[-1] += [(name, (trained / name).read_bytes()) for name in ("metrics.json", "curves.json")]
     sets = ("forget-view1", "forget", "retain", "support", "test-view1", "test", "val")
     assert [name for name, _ in results[0]] == [*(f"{name}.safetensors" for name in sets), "metrics.json", "curves.json"]
+    assert results[0] == results[1]
+
+
+def test_energies_in_the_weight_difference_have_the_same_bytes(trained: Path, tmp_path: Path) -> None:
+    run = oneshui_hf.unlearn(trained, method="jit", from_split=True, copies=3, lr=0.02, output_dir=str(tmp_path / "jit"))
+    results = []
+    for processes in (1, 2):
+        for file in (*(run.path / "predictions").glob("*"), run.path / "metrics.json"):
+            file.unlink(missing_ok=True)
+        launch(processes, "-m", "oneshui_hf", "evaluate", "--run", run.path, "--json")
+        results.append([(run.path / name).read_bytes() for name in ("predictions/weight-difference.safetensors", "metrics.json")])
     assert results[0] == results[1]
 
 

@@ -362,9 +362,9 @@ def test_metrics_have_the_documented_structure(measured: Run) -> None:
             "attacks",
             "probe",
         ),
-        *("relearning", "noise_floor", "cannot_tell", "compared_with"),
+        *("relearning", "noise_floor", "cannot_tell", "compared_with", "difference", "person_level", "collapse", "bystanders", "further"),
     }
-    assert (found["format"], found["kind"], found["task"], found["score"]) == (3, "original", "multi_label", "map")
+    assert (found["format"], found["kind"], found["task"], found["score"]) == (4, "original", "multi_label", "map")
     assert found["gap_closure"] == 0
     oracle = Run.open(f"{measured.path}-oracle")
     assert found["compared_with"] == {"original": measured.weights, "oracle": oracle.weights, "references": []}
@@ -407,7 +407,7 @@ def test_reference_model_is_the_same_method_on_an_oracle_of_another_seed(
     assert Run.open(cache / oracle).weights == by_hand.weights != Run.open(runs / "original-oracle").weights
     reference = oneshui_hf.unlearn(by_hand, method="jit", from_split=True, copies=3, lr=0.02, output_dir=str(tmp_path / "reference"))
     assert found["compared_with"]["references"] == [reference.weights]
-    assert {"loss", "logistic", "rmia", "rmia_two_sided", "u_lira", "strongest"} == set(found["attacks"])
+    assert {"loss", "logistic", "rmia", "rmia_two_sided", "iam", "u_lira", "strongest"} == set(found["attacks"])
     assert found["noise_floor"]["oracles"] == 1
     ideal, other = (oneshui_hf.evaluate(run, original=str(runs / "original"), **QUICK) for run in (runs / "original-oracle", by_hand))
     for name in ("retain", "forget", "val", "test"):

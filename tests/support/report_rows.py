@@ -55,9 +55,44 @@ def metrics(seed: int, strength: float, *, kind: str = "unlearned", people: int 
             "retain": 0.4, "forget": 1.3, "val": 0.6, "test": 0.5, "tow": 98.2, "gap_closure": 0.09, "jensen_shannon": 0.02,
             "auc_either_way": 0.53, "oracles": 1,
         },
+        "collapse": {**{name: {"drop": drop, "limit": 5.0} for name in ("retain", "test")}, "collapsed": drop > 5},
+        "difference": difference(strength, people), "bystanders": bystanders(strength),
+        "person_level": {"people": people, "unseen_people": 10, "auc": auc, "interval": [auc - 0.1, min(1, auc + 0.1)],
+                         "auc_either_way": max(auc, 1 - auc), "oracle": None},
         "cannot_tell": [SENTENCE],
         "compared_with": {"original": "a" * 64, "oracle": "b" * 64, "references": ["c" * 64]},
     }  # fmt: skip
+
+
+def difference(strength: float, people: int, candidates: int = 51) -> dict[str, Any]:
+    """Difference attacks on a model, which find people the better the more was forgotten, and on the oracle."""
+
+    def score(rank: float, auc: float) -> dict[str, Any]:
+        separation = {name: {"auc": auc, "interval": [auc - 0.05, min(1.0, auc + 0.05)]} for name in ("retain", "test")}
+        ranks = {"rank": rank, "rank_1_share": 1 / rank, "photo_rank": rank + 2, "support_rank": rank + 1}
+        owner = {"people": people, "candidates": candidates, "batch_share": 1 / rank, **ranks}
+        return {"photos": separation, "people": separation, "owner": owner | {"intervals": {"rank": [max(1, rank - 1.5), rank + 1.5]}}}
+
+    def entry(rank: float, auc: float) -> dict[str, Any]:
+        weights = score(rank + 0.5, auc) | {"layers": 3, "numbers_left_out": 0}
+        return {"outputs": {"loss_rise": score(rank, auc), "logit_distance": score(rank + 1, auc - 0.02)}, "weights": weights}
+
+    return entry(max(1.0, 20 - 19 * strength), 0.55 + 0.35 * min(1, strength)) | {"oracle": entry(13.5, 0.625)}
+
+
+def bystanders(strength: float) -> dict[str, Any]:
+    def of_set(people: int, scale: float) -> dict[str, Any]:
+        changes = {"mean": 0.01 * scale, "sd": 0.02, "worst_tenth": 0.0625 * scale, "largest": 0.15 * scale}
+        return {"people": people, "loss_change": changes, "beyond_spread": 0.125 * min(1, scale), "exposure_change": changes}
+
+    def group(label: int, name: str | None, difference: float, *, differs: bool) -> dict[str, Any]:
+        ends = [difference - 0.03, difference + 0.03]
+        return {"label": label, "people_with": 15, "people_without": 25, "difference": difference, "interval": ends, "p_value": 0.001,
+                "oracle": 0.002, "name": name, "differs": differs}  # fmt: skip
+
+    groups = {"retain": [group(20, "Male", 0.0405, differs=True), group(39, None, -0.0105, differs=False)], "test": [], "left_out": 3}
+    oracle = {"retain": of_set(40, 0.5), "test": of_set(10, 0.5)}
+    return {"retain": of_set(40, strength), "test": of_set(10, strength), "oracle": oracle, "groups": groups, "level": 0.95}
 
 
 def curves(seed: int, strength: float, *, people: int = 4, photos: int = 8) -> dict[str, Any]:

@@ -15,6 +15,8 @@ def benchmark(result: dict[str, Any]) -> None:
         return
     for found in result["tables"]:
         table([head.replace(" ", "\n", 1) for head in found["columns"]], found["rows"], found["title"])
+        if found["note"]:
+            print_line(found["note"])
     print_line("Means over seeds. †: within the noise floor of doing nothing. The tables in the folder include intervals.")
     print_line(f"{result['rows']} rows in {result['output']}/: results.csv, tables.md, tables.tex, costs.csv.")
     if result["missing"]:

@@ -11,7 +11,8 @@ from ..data.schema import TaskKind
 from ..seeding import generator
 from .attack_scores import AttackResult, strongest_attack
 from .attack_signals import Signals, confidence_features, label_log_probabilities, scaled_logits
-from .attacks import logistic_attack, loss_attack, rmia, u_lira
+from .attacks import iam, logistic_attack, loss_attack, person_range_attack, rmia, u_lira
+from .attacks.rmia import log_likelihood_ratios
 from .comparison import Comparison, PredictionsBySet, Settings
 from .intervals import auc_interval, interval_ends
 
@@ -27,7 +28,7 @@ def run_attacks(
 
     Args:
         model: The attacked model.
-        references: Reference models of RMIA, which is not run without any.
+        references: Reference models of RMIA and IAM, which are not run without any.
         oracles: Oracles of U-LiRA, which needs two besides the attacked model.
         kind: What the models predict.
         settings: Of RMIA and the seed.
@@ -43,8 +44,8 @@ def run_attacks(
         features = [confidence_features(of.logits, of.losses, kind) for of in (forget, test)]
         results.append(logistic_attack(features[0], features[1], identities, rng("logistic")))
     if references:
-        members, nonmembers = (_signals(model, references, name, kind, all_versions=True) for name in ("forget", "test"))
-        population = _signals(model, references, "val", kind, all_versions=False)
+        members, nonmembers = (signals(model, references, name, kind, all_versions=True) for name in ("forget", "test"))
+        population = signals(model, references, "val", kind, all_versions=False)
         for two_sided in (False, True):
             results.append(
                 rmia(
@@ -58,6 +59,8 @@ def run_attacks(
                     two_sided=two_sided,
                 )
             )
+        photos = [signals(model, references, name, kind, all_versions=False) for name in ("forget", "test")]
+        results.append(iam(photos[0], photos[1], population, identities, rng("iam")))
     others = [oracle for oracle in oracles if oracle is not model]
     if len(others) > 1:
         unlearned, retrained = (
@@ -67,13 +70,43 @@ def run_attacks(
     return results
 
 
-def _signals(model: PredictionsBySet, references: Sequence[PredictionsBySet], name: str, kind: TaskKind, *, all_versions: bool) -> Signals:
+def signals(model: PredictionsBySet, references: Sequence[PredictionsBySet], name: str, kind: TaskKind, *, all_versions: bool) -> Signals:
     """Return the signals of a set under the attacked model and the references, of all versions of its photos or of the photos alone."""
     labels = model[name].labels
     target, *others = (
         label_log_probabilities(of[name].versions if all_versions else of[name].logits, labels, kind) for of in (model, *references)
     )
     return Signals(target, torch.stack(others))
+
+
+def run_person_level(
+    model: PredictionsBySet, references: Sequence[PredictionsBySet], kind: TaskKind, settings: Settings
+) -> dict[str, Any] | None:
+    """Return the result of the range attack on people of forget, with their support photos, against people of test.
+
+    Args:
+        model: The attacked model.
+        references: As for RMIA; the attack is not run without any.
+        kind: What the models predict.
+        settings: Of RMIA and the seed.
+    """
+    if not references:
+        return None
+    groups = [("forget", "support"), ("test",)]
+    ratios = [
+        torch.cat([log_likelihood_ratios(signals(model, references, name, kind, all_versions=False), settings.rmia_a)[0] for name in names])
+        for names in groups
+    ]
+    identities = [torch.cat([model[name].identities for name in names]) for names in groups]
+    attack = person_range_attack(ratios[0], ratios[1], (identities[0], identities[1]), generator(settings.seed, "attack", "person_range"))
+    people = torch.arange(len(attack.members)), torch.arange(len(attack.nonmembers))
+    return {
+        "people": len(attack.members),
+        "unseen_people": len(attack.nonmembers),
+        "auc": attack.auc,
+        "interval": None if gives_equal_scores(attack) else interval_ends(auc_interval(attack.members, attack.nonmembers, people)),
+        "auc_either_way": attack.auc_best_direction,
+    }
 
 
 def strongest_comparable_attack(attacks: Sequence[AttackResult], compared: Comparison) -> AttackResult:

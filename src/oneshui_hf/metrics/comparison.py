@@ -50,6 +50,33 @@ def scores_by_set(predictions: PredictionsBySet, kind: TaskKind) -> dict[str, fl
     return {name: predictions[name].score(kind) for name in EVALUATED}
 
 
+CANDIDATES = ("retain", "forget", "test", "support")  # sets whose people an attacker with two models considers
+
+
+@dataclass(frozen=True, eq=False)
+class WeightEnergies:
+    """The energies of photos in the row space of a weight difference; see `models.layer_inputs.layer_energies`.
+
+    Attributes:
+        layers: Of each linear layer that differs, float64 (n,), for photos of all `CANDIDATES`.
+        sets: The set of each photo, its index in `CANDIDATES`, (n,).
+        identities: Number of the person on each photo, (n,).
+        numbers_left_out: How many numbers changed in other tensors than the weights of these layers.
+    """
+
+    layers: Mapping[str, torch.Tensor]
+    sets: torch.Tensor
+    identities: torch.Tensor
+    numbers_left_out: int
+
+
+@dataclass(frozen=True)
+class NotRun:
+    """Why something could not be measured, for the middle of a sentence."""
+
+    reason: str
+
+
 @dataclass(frozen=True, eq=False)
 class Comparison:
     """A model and the models that it is compared with.
@@ -60,6 +87,8 @@ class Comparison:
         oracle: The model trained without the forget identities.
         oracles: Oracles of other seeds.
         references: Reference models for RMIA: the same method applied to each of `oracles`.
+        weight_energies: Energies in the difference of the model's weights to the original's; None where there is no difference.
+        oracle_weight_energies: The same for the oracle.
     """
 
     model: PredictionsBySet
@@ -67,6 +96,8 @@ class Comparison:
     oracle: PredictionsBySet | None = None
     oracles: Sequence[PredictionsBySet] = ()
     references: Sequence[PredictionsBySet] = ()
+    weight_energies: WeightEnergies | NotRun | None = None
+    oracle_weight_energies: WeightEnergies | NotRun | None = None
 
 
 @dataclass(frozen=True)
@@ -78,3 +109,4 @@ class Settings:
     rmia_a: float = 0.3
     rmia_gamma: float = 2.0
     seed: int = 0
+    labels: Sequence[str] = ()  # names of attributes or classes; empty where they are unknown

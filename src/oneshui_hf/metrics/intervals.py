@@ -185,7 +185,7 @@ def is_beyond_noise(difference: float | Interval, floor: float) -> bool:
     return abs(difference) > abs(floor)
 
 
-def student_quantile(probability: float, degrees: int) -> float:
+def student_quantile(probability: float, degrees: float) -> float:
     """Return the quantile of Student's t distribution with so many degrees of freedom."""
     return float(student_t.ppf(probability, degrees))
 

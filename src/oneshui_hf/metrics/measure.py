@@ -12,9 +12,12 @@ from ..data.schema import TaskKind
 from ..seeding import generator
 from ..sets import ATTACKED, COMPARED, EVALUATED
 from .attack_scores import AttackResult
-from .attack_suite import attack_entry, gives_equal_scores, run_attacks, strongest_comparable_attack
+from .attack_suite import attack_entry, gives_equal_scores, run_attacks, run_person_level, strongest_comparable_attack
+from .bystanders import bystanders
+from .collapse import collapse
 from .comparison import Comparison, Predictions, Settings, scores_by_set
 from .curves import curves
+from .difference import difference, difference_limitations
 from .functional import (
     accuracy,
     balanced_accuracy,
@@ -48,6 +51,7 @@ def measure(compared: Comparison, kind: TaskKind, settings: Settings) -> tuple[d
     scores |= {which: scores_by_set(of, kind) for which, of in (("original", original), ("oracle", oracle)) if of}
     metrics["tow"] = tug_of_war({name: scores["model"][name] for name in COMPARED}, scores["oracle"]) if oracle else None
     metrics["noise_floor"] = noise_floor(compared, scores, kind, settings) if oracle and compared.oracles else None
+    metrics["collapse"] = collapse(scores["model"], scores.get("original"), scores.get("oracle"), metrics["noise_floor"])
     gap = _gap(scores, metrics["noise_floor"])
     metrics["gap_closure"] = gap_closure(*(scores[which]["forget"] for which in ("original", "model", "oracle"))) if gap else None
     metrics["intervals"] = score_intervals(compared, kind, settings, metrics)
@@ -55,9 +59,14 @@ def measure(compared: Comparison, kind: TaskKind, settings: Settings) -> tuple[d
     attacks = run_attacks(model, compared.references, [of for of in (oracle, *compared.oracles) if of], kind, settings)
     metrics["attacks"] = {attack.name: attack_entry(attack, model) for attack in attacks}
     metrics["attacks"]["strongest"] = strongest_comparable_attack(attacks, compared).name
+    metrics["person_level"] = run_person_level(model, compared.references, kind, settings)
+    if metrics["person_level"] and oracle and compared.oracles:
+        metrics["person_level"]["oracle"] = run_person_level(oracle, compared.oracles, kind, settings)
+    metrics["difference"] = difference(compared, kind, settings)
+    metrics["bystanders"] = bystanders(compared, kind, settings)
     metrics["probe"] = _probe(model["forget"], settings)
     metrics["cannot_tell"] = _limitations(compared, attacks, gap)
-    return _to_json(metrics), _to_json(curves(compared, attacks))
+    return to_json(metrics), to_json(curves(compared, attacks))
 
 
 def _set_metrics(predictions: Predictions, kind: TaskKind) -> dict[str, Any]:
@@ -102,7 +111,8 @@ def _limitations(compared: Comparison, attacks: Sequence[AttackResult], gap: flo
     if compared.oracle is None:
         sentences.append("Without an oracle, the predictions of a model that was never trained on the forget set are unknown.")
     if not compared.references:
-        sentences.append("RMIA was not run and there is no noise floor: both need reference models.")
+        sentences.append("RMIA, IAM and the range attack were not run and there is no noise floor: all need reference models.")
+    sentences += difference_limitations(compared)
     sets = compared.model
     unscored = [name for name, of in sets.items() if of.labels.dim() == 2 and len(of.labels) and not varying_labels(of.labels).any()]
     if unscored:
@@ -137,10 +147,10 @@ def _limitations(compared: Comparison, attacks: Sequence[AttackResult], gap: flo
     return sentences
 
 
-def _to_json(value: Any) -> Any:
+def to_json(value: Any) -> Any:
     """Return a value with None in place of NaN and infinity, which JSON lacks."""
     if isinstance(value, Mapping):
-        return {key: _to_json(item) for key, item in value.items()}
+        return {key: to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_to_json(item) for item in value]
+        return [to_json(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

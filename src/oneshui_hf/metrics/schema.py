@@ -11,6 +11,7 @@ from ..errors import OneshuiError
 from ..runs import METRICS, has_valid_checksum, read_object
 from ..sets import EVALUATED
 from ..validation import Count, Schema, Text, check_fields
+from .further_schema import FurtherAttacks
 
 Number = float | None  # None where it is unknown
 Interval = Annotated[list[Number], Field(max_length=2)] | None  # a published one may lack an end
@@ -77,6 +78,152 @@ class Relearning(Schema):
     at_most: Count | None = None
 
 
+class SetCollapse(Schema):
+    """How far a set's score is below the original's, and how far it may be."""
+
+    drop: Number = None
+    limit: Number = None
+
+
+class Collapse(Schema):
+    """The collapse alarm."""
+
+    retain: SetCollapse = Field(default_factory=SetCollapse)
+    test: SetCollapse = Field(default_factory=SetCollapse)
+    collapsed: bool | None = None
+
+
+class Changes(Schema):
+    """Statistics of the changes of people."""
+
+    mean: Number = None
+    sd: Number = None
+    worst_tenth: Number = None
+    largest: Number = None
+
+
+class BystanderSet(Schema):
+    """What changed for the people of one set."""
+
+    people: Count | None = None
+    loss_change: Changes | None = None
+    beyond_spread: Number = None
+    exposure_change: Changes | None = None
+
+
+class BystanderSets(Schema):
+    """What changed for the people of each set."""
+
+    retain: BystanderSet | None = None
+    test: BystanderSet | None = None
+
+
+class BystanderGroup(Schema):
+    """People with a label compared with people without it. A published one has no name."""
+
+    name: Text | None = None
+    label: Count
+    people_with: Count
+    people_without: Count
+    difference: float
+    interval: Ends = None
+    oracle: Number = None
+    differs: bool
+
+
+class BystanderGroups(Schema):
+    """The comparisons of each set, and how many had too few people."""
+
+    retain: list[BystanderGroup] = Field(default_factory=list)
+    test: list[BystanderGroup] = Field(default_factory=list)
+    left_out: Count = 0
+
+
+class Bystanders(BystanderSets):
+    """What changed for people who are not forgotten."""
+
+    oracle: BystanderSets | None = None
+    groups: BystanderGroups = Field(default_factory=BystanderGroups)
+
+
+class Separation(Schema):
+    """How well a score separates the forget set from another set."""
+
+    auc: Number
+    interval: Ends = None
+
+
+class Separations(Schema):
+    """The same for retain and test."""
+
+    retain: Separation
+    test: Separation
+
+
+class OwnerRanks(Schema):
+    """The ranks of forgotten people among the candidates; `intervals` has those of the means, by name."""
+
+    people: Count
+    candidates: Count
+    rank: Number
+    rank_1_share: Number
+    photo_rank: Number
+    support_rank: Number = None
+    batch_share: Number
+    intervals: dict[Text, Ends]
+
+
+class DifferenceScore(Schema):
+    """The success of one score of a difference attack."""
+
+    photos: Separations
+    people: Separations
+    owner: OwnerRanks
+
+
+class WeightScore(DifferenceScore):
+    """The success of the attack on weights."""
+
+    layers: Count
+    numbers_left_out: Count
+
+
+class OutputScores(Schema):
+    """The success of the attack on outputs."""
+
+    loss_rise: DifferenceScore
+    logit_distance: DifferenceScore
+
+
+class ModelDifference(Schema):
+    """The success of the difference attacks on a model and its original."""
+
+    outputs: OutputScores
+    weights: WeightScore | None = None
+
+
+class Difference(ModelDifference):
+    """The same, and that on the oracle."""
+
+    oracle: ModelDifference | None = None
+
+
+class PersonAttack(Schema):
+    """The success of the range attack on people."""
+
+    people: Count
+    unseen_people: Count
+    auc: Number
+    interval: Ends = None
+    auc_either_way: Number
+
+
+class PersonLevel(PersonAttack):
+    """The same, and that on the oracle."""
+
+    oracle: PersonAttack | None = None
+
+
 class Compared(Schema):
     """The hashes of the models that a model was compared with."""
 
@@ -97,11 +244,16 @@ class StoredMetrics(Schema):
     tow: Number = None
     gap_closure: Number = None
     noise_floor: Floor | None = None
+    collapse: Collapse | None = None
     intervals: Intervals | None = None
     to_oracle: dict[Text, Any] | None = None
     attacks: Attacks | None = None
+    person_level: PersonLevel | None = None
+    difference: Difference | None = None
+    bystanders: Bystanders | None = None
     probe: dict[Text, Any] | None = None
     relearning: Relearning | None = None
+    further: FurtherAttacks | None = None
     limitations: list[Text] | None = Field(None, alias="cannot_tell")
     compared_with: Compared | None = None
 
@@ -182,11 +334,16 @@ class MeasuredMetrics(Schema):
     tow: Number
     gap_closure: Number
     noise_floor: _MeasuredFloor | None
+    collapse: Collapse | None
     intervals: _MeasuredIntervals
     to_oracle: _Distances | None
     attacks: _MeasuredAttacks
+    person_level: PersonLevel | None
+    difference: Difference | None
+    bystanders: Bystanders | None
     probe: _Probe | None
     relearning: _MeasuredRelearning | None
+    further: FurtherAttacks | None = None
     limitations: list[Text] = Field(alias="cannot_tell")
 
     @model_validator(mode="after")

@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..metrics.collapse import WATCHED, collapse
 from ..metrics.intervals import is_beyond_noise, t_interval
 from ..sets import COMPARED
-from .table_columns import BUILTIN_ROWS, COLUMNS, read_cell
+from .table_columns import BUILTIN_ROWS, COLUMNS, get_nested, read_cell
 
 Row = Mapping[str, Any]
 
@@ -63,8 +64,9 @@ class Line:
         done: Number of seeds for which it did not fail; 0 is failed.
         seeds: Number of seeds of the group.
         values: By column.
+        collapsed: Whether the model collapsed for at least one seed, see `metrics.collapse`.
         best: Whether it has the highest ToW of the methods that read the support image alone, above doing nothing by more than the noise
-            floor, and did not fail for any seed.
+            floor, and neither failed nor collapsed for any seed. A collapsed model is never the best in any column.
     """
 
     row: str
@@ -73,6 +75,7 @@ class Line:
     done: int
     seeds: int
     values: Mapping[str, Value]
+    collapsed: bool = False
     best: bool = False
 
     @property
@@ -126,7 +129,7 @@ def summarise(rows: Sequence[Row]) -> list[Group]:
 
     A method that returns the original model has the numbers of the row "do nothing", which every table has, so it has no row of its own.
     """
-    rows = _without_copies_of_original(rows)
+    rows = with_collapse(_without_copies_of_original(rows))
     keys = sorted({(row["dataset"], row["forget"]) for row in rows})
     return [_group([row for row in sort_rows(rows) if (row["dataset"], row["forget"]) == key]) for key in keys]
 
@@ -134,6 +137,27 @@ def summarise(rows: Sequence[Row]) -> list[Group]:
 def sort_rows(rows: Sequence[Row]) -> list[Row]:
     """Return rows sorted by data set, request size, seed and kind, methods by name."""
     return sorted(rows, key=lambda row: (row["dataset"], row["forget"], row["seed"], ORDER.index(row["row"]), row_name(row)))
+
+
+def with_collapse(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows, each with `collapse` among its metrics. Earlier versions did not store it; it follows from the rows of the seed."""
+    done = [row for row in rows if row["state"] == "done"]
+    scores = {(*_cell(row), row["row"]): _watched_scores(row) for row in done if row["row"] in ("original", "oracle")}
+
+    def entry(row: Row) -> Any:
+        original, oracle = (scores.get((*_cell(row), kind)) for kind in ("original", "oracle"))
+        metrics = row["metrics"]
+        return metrics.get("collapse") or collapse(_watched_scores(row), original, oracle, metrics.get("noise_floor"))
+
+    return [{**row, "metrics": {**row["metrics"], "collapse": entry(row)}} if row["state"] == "done" else row for row in rows]
+
+
+def _cell(row: Row) -> tuple[Any, ...]:
+    return row["dataset"], row["forget"], row["seed"]
+
+
+def _watched_scores(row: Row) -> dict[str, float | None]:
+    return {name: get_nested(row["metrics"], name, row["metrics"]["score"]) for name in WATCHED}
 
 
 def _without_copies_of_original(rows: Sequence[Row]) -> list[Row]:
@@ -179,7 +203,8 @@ def _group(rows: Sequence[Row]) -> Group:
             values = {
                 column: replace(v, within_floor=_is_within_floor(measured, baseline, column, score, floor)) for column, v in values.items()
             }
-        lines.append(Line(kind, name, tuple(sorted(own[0]["reads"])), len(measured), len(seeds), values))
+        collapsed = any(get_nested(metrics, "collapse", "collapsed") for metrics in measured.values())
+        lines.append(Line(kind, name, tuple(sorted(own[0]["reads"])), len(measured), len(seeds), values, collapsed))
     if floor and not any(line.row == "floor" for line in lines):
         lines.append(_floor_line(floor, len(seeds)))
     lines.sort(key=lambda line: (ORDER.index(line.row), line.is_upper_reference, *_descending(line.values["tow"].mean), line.label))
@@ -197,7 +222,7 @@ def _descending(value: float | None) -> tuple[bool, float]:
 def _with_best(lines: Sequence[Line]) -> list[Line]:
     """Return the lines, which are sorted by ToW, with the best one marked where one qualifies."""
     baseline = next((line.values["tow"].mean for line in lines if line.row == "original"), None)
-    candidates = [line for line in lines if line.row == "method" and line.is_one_shot and line.done == line.seeds]
+    candidates = [line for line in lines if line.row == "method" and line.is_one_shot and line.done == line.seeds and not line.collapsed]
     best, tow = (candidates[0], candidates[0].values["tow"]) if candidates else (None, Value())
     is_clear = baseline is not None and tow.mean is not None and tow.mean > baseline and tow.within_floor is False
     return [replace(line, best=is_clear and line is best) for line in lines]

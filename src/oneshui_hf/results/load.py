@@ -15,13 +15,14 @@ from typing import Any
 from ..card import OUTDATED_MAP, SCORES, has_outdated_map
 from ..errors import OneshuiError, UsageError
 from ..metrics.attack_names import ATTACKS
+from ..metrics.collapse import WATCHED
 from ..printable import printable
 from ..public_names import LOCAL_DATASET, METHOD_NAME, dataset_name
 from ..runs import CURVES, MANIFEST, METRICS, ROWS, Run, read_checked, read_object
 from ..sets import COMPARED
 from .aggregate import Row
 from .figures import Curve, PersonLosses
-from .table_columns import BUILTIN_ROWS, attack_name
+from .table_columns import BUILTIN_ROWS, attack_name, get_nested
 
 PARSE_ERRORS = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)  # raised by a file of unexpected content
 PATH = re.compile(r"(^|\s)(~|\.{0,2})/\S|\\")
@@ -61,7 +62,9 @@ def run_label(run: Run) -> str:
 
 
 def load_run(run: Run) -> list[Result]:
-    """Return the metrics of a run as a benchmark row, and the rows of original and oracle with the values that follow from the definition.
+    """Return the metrics of a run as a benchmark row, and rows of original and oracle.
+
+    These have the values that follow from the definition, and those of the oracle that were measured for the comparison.
 
     Raises:
         UsageError: The run was not evaluated.
@@ -87,7 +90,8 @@ def load_run(run: Run) -> list[Result]:
     if result.row["row"] != "method" or result.row["metrics"]["gap_closure"] is None:
         return [result]
     score = result.row["metrics"]["score"]
-    by_definition = {"original": {"gap_closure": 0.0}, "oracle": {"tow": 100.0, "gap_closure": 1.0}}
+    measured = {part: get_nested(result.row["metrics"], part, "oracle") for part in ("difference", "person_level", "bystanders")}
+    by_definition = {"original": {"gap_closure": 0.0}, "oracle": {"tow": 100.0, "gap_closure": 1.0, **measured}}
     if run.record.weights and run.record.weights == (metrics.get("compared_with") or {}).get("original"):
         del by_definition["original"]  # the run's own row is that of the original
     common = {**result.row, "reads": [], "cost": {}}
@@ -161,7 +165,12 @@ def _validate(raw: Mapping[str, Any]) -> Result:
 
 
 def _select(raw: Any, fields: Any) -> Any:
-    """Return the fields of a value that `fields` lists: nested names, whose leaves are functions that validate a value."""
+    """Return the fields of a value that `fields` lists: nested names, whose leaves are functions that validate a value.
+
+    A list with one entry stands for a list of such values.
+    """
+    if isinstance(fields, list):
+        return [_select(item, fields[0]) for item in raw or []]
     if not isinstance(fields, Mapping):
         return fields(raw)
     return None if raw is None else {name: _select(raw.get(name), of_name) for name, of_name in fields.items()}
@@ -218,6 +227,12 @@ def _ends(interval: Any) -> list[float | None] | None:
     return [_number(low), _number(high)]
 
 
+def _flag(value: Any) -> bool | None:
+    if value is not None and not isinstance(value, bool):
+        raise TypeError
+    return value
+
+
 def _integer(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError
@@ -248,6 +263,26 @@ def _number_fields(*names: str) -> dict[str, Callable[[Any], float | None]]:
 SCORE_INTERVALS = dict.fromkeys(SCORES, _ends)
 SET_FIELDS = {"images": _integer, "people": _integer, **_number_fields(*SCORES)}
 ATTACK_FIELDS = {**_number_fields("auc", "auc_either_way"), "interval": _ends, "tpr": _number_fields("0.1", "0.01")}
+COLLAPSE_FIELDS = {**dict.fromkeys(WATCHED, _number_fields("drop", "limit")), "collapsed": _flag}
+SEPARATION_FIELDS = {name: {"auc": _number, "interval": _ends} for name in ("retain", "test")}
+OWNER_NUMBERS = ("rank", "rank_1_share", "photo_rank", "support_rank")
+OWNER_FIELDS = {
+    **_number_fields("people", "candidates", "batch_share", *OWNER_NUMBERS),
+    "intervals": dict.fromkeys(OWNER_NUMBERS, _ends),
+}
+DIFFERENCE_SCORE_FIELDS = {"photos": SEPARATION_FIELDS, "people": SEPARATION_FIELDS, "owner": OWNER_FIELDS}
+DIFFERENCE_FIELDS = {"outputs": dict.fromkeys(("loss_rise", "logit_distance"), DIFFERENCE_SCORE_FIELDS), "weights": DIFFERENCE_SCORE_FIELDS}
+PERSON_LEVEL_FIELDS = {**_number_fields("people", "unseen_people", "auc", "auc_either_way"), "interval": _ends}
+CHANGE_FIELDS = _number_fields("mean", "sd", "worst_tenth", "largest")
+BYSTANDER_SET_FIELDS = {"people": _number, "loss_change": CHANGE_FIELDS, "beyond_spread": _number, "exposure_change": CHANGE_FIELDS}
+BYSTANDER_FIELDS = dict.fromkeys(("retain", "test"), BYSTANDER_SET_FIELDS)
+GROUP_FIELDS = {
+    "label": _integer,
+    "name": lambda name: None if name is None else _text(name),
+    **_number_fields("people_with", "people_without", "difference", "oracle"),
+    "interval": _ends,
+    "differs": _flag,
+}
 METRICS_FIELDS = {
     "score": _text,
     **dict.fromkeys(COMPARED, SET_FIELDS),
@@ -258,5 +293,13 @@ METRICS_FIELDS = {
     "probe": _number_fields("balanced_accuracy", "people"),
     "relearning": {"steps": _number, "at_most": _integer},
     "noise_floor": _number_fields(*COMPARED, "tow", "gap_closure", "jensen_shannon", "auc_either_way"),
+    "collapse": COLLAPSE_FIELDS,
+    "difference": {**DIFFERENCE_FIELDS, "oracle": DIFFERENCE_FIELDS},
+    "person_level": {**PERSON_LEVEL_FIELDS, "oracle": PERSON_LEVEL_FIELDS},
+    "bystanders": {
+        **BYSTANDER_FIELDS,
+        "oracle": BYSTANDER_FIELDS,
+        "groups": {"retain": [GROUP_FIELDS], "test": [GROUP_FIELDS], "left_out": _number},
+    },
     "cannot_tell": lambda sentences: [_text(sentence) for sentence in sentences or []],
 }

@@ -52,7 +52,12 @@ COLUMNS = {  # those of the paper first
     "tpr_10": Column("TPR at 10 % FPR, %", "10", 0, secondary=True),
     "tpr_1": Column("TPR at 1 % FPR, %", "1", 0, secondary=True),
     "probe": Column("identity probe balanced accuracy, %", "oracle", 0, secondary=True),
+    "person_level": Column("person-level AUC", "0.5", 3, secondary=True),
+    "owner_outputs": Column("owner rank (outputs)", "oracle", 1, secondary=True),
+    "owner_weights": Column("owner rank (weights)", "oracle", 1, secondary=True),
+    "bystanders": Column("loss rise of the worst tenth, retain", "oracle", 3, secondary=True),
 }
+OWNERS = {"owner_outputs": ("outputs", "loss_rise"), "owner_weights": ("weights",)}  # where a rank is found in `difference`
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,16 @@ def read_cell(metrics: Mapping[str, Any], column: str, score: str) -> Cell:
         strongest = str(get_nested(metrics, "attacks", "strongest"))
         rate = get_nested(metrics, "attacks", strongest, "tpr", TPR_KEYS[column])
         return Cell(None if rate is None else 100 * rate)
+    if column == "person_level":
+        found = get_nested(metrics, "person_level")
+        return Cell(get_nested(found, "auc"), known_ends(get_nested(found, "interval")))
+    if column in OWNERS:
+        owner = get_nested(metrics, "difference", *OWNERS[column], "owner")
+        candidates = get_nested(owner, "candidates")
+        note = "" if candidates is None else f"of {candidates:g}"
+        return Cell(get_nested(owner, "rank"), known_ends(get_nested(owner, "intervals", "rank")), note=note)
+    if column == "bystanders":
+        return Cell(get_nested(metrics, "bystanders", "retain", "loss_change", "worst_tenth"))
     if column == "probe":
         people = get_nested(metrics, "probe", "people")
         return Cell(get_nested(metrics, "probe", "balanced_accuracy"), note="" if not people else f"chance {100 / people:.0f} %")

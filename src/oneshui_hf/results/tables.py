@@ -9,9 +9,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ..metrics import collapse
 from ..printable import csv_cell, escape_markdown, printable
 from ..sets import PREDICTED
-from .aggregate import Group, Line, Row, Value, row_name, sections, sort_rows
+from .aggregate import Group, Line, Row, Value, row_name, sections, sort_rows, with_collapse
 from .table_columns import COLUMNS, MARK, format_fixed, get_nested
 
 SET_NUMBERS = ("images", "people", "loss", "map", "accuracy", "balanced_accuracy", "labels_left_out")
@@ -23,19 +24,21 @@ UPPER_REFERENCES = "Upper references: methods that read training data at request
 
 
 def tidy_csv(rows: Sequence[Row]) -> str:
-    """Return all numbers as tidy CSV, one per line: dataset, forget, seed, method, reads, set, metric, value, low, high.
+    """Return all numbers as tidy CSV, one per line: dataset, forget, seed, method, reads, set, metric, value, low, high, collapsed.
 
     Lines are sorted by data set, request, seed and row (do nothing, noise floor, oracle, methods by name), then by a fixed order of
-    metrics. An unknown value is empty. A failed row has one line: metric "failed", value 1. Text that begins like a formula of a
-    spreadsheet has an apostrophe in front.
+    metrics. An unknown value is empty. A failed row has one line: metric "failed", value 1. `collapsed` is 1 in all lines of a model that
+    collapsed, and 0 in those of another. Text that begins like a formula of a spreadsheet has an apostrophe in front.
     """
-    header = ("dataset", "forget", "seed", "method", "reads", "set", "metric", "value", "low", "high")
+    header = ("dataset", "forget", "seed", "method", "reads", "set", "metric", "value", "low", "high", "collapsed")
     lines: list[Sequence[Any]] = []
-    for row in sort_rows(rows):
+    for row in sort_rows(with_collapse(rows)):
         key = (row["dataset"], row["forget"], row["seed"], row_name(row), " ".join(sorted(row["reads"])))
         numbers = _numbers(row["metrics"]) if row["state"] == "done" else [("", "failed", 1, None)]
+        collapsed = get_nested(row["metrics"], "collapse", "collapsed")
         for name, metric, value, interval in numbers:
-            lines.append((*map(csv_cell, (*key, name, metric)), *map(_digits, (value, *(interval or (None, None))))))
+            found = (value, *(interval or (None, None)), None if collapsed is None else int(collapsed))
+            lines.append((*map(csv_cell, (*key, name, metric)), *map(_digits, found)))
     return _csv(header, lines)
 
 
@@ -63,12 +66,13 @@ def markdown(groups: Sequence[Group]) -> str:
 
 
 def terminal_tables(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """Return the tables without intervals, which fit a terminal, as `title`, `columns` and `rows` of texts."""
+    """Return the tables without intervals, which fit a terminal, as `title`, `columns` and `rows` of texts, and a `note`."""
     return [
         {
             "title": _title(group),
             "columns": _headings(group),
             "rows": [_format_line(line, group, with_intervals=False) for section in sections(group.lines) for line in section],
+            "note": _collapse_note([group]),
         }
         for group in groups
     ]
@@ -129,8 +133,26 @@ def _numbers(metrics: Row) -> Iterator[tuple[str, str, Any, Any]]:
     for part in ("probe", "relearning"):
         for metric, value in sorted((metrics.get(part) or {}).items()):
             yield "", f"{part}.{metric}", value, None
+    for part in ("person_level", "difference", "bystanders"):
+        yield from _nested_numbers(part, metrics.get(part))
+    for name in collapse.WATCHED:
+        if (drop := get_nested(metrics, "collapse", name, "drop")) is not None:
+            yield name, "collapse.drop", drop, None
+            yield name, "collapse.limit", metrics["collapse"][name]["limit"], None
     for metric, value in sorted((metrics.get("noise_floor") or {}).items()):
         yield (metric, "noise_floor", value, None) if metric in PREDICTED else ("", f"noise_floor.{metric}", value, None)
+
+
+def _nested_numbers(path: str, found: Any) -> Iterator[tuple[str, str, Any, Any]]:
+    """Yield the numbers of nested mappings, each under its path, without those of the oracle, which has its own row, and of groups."""
+    if not isinstance(found, Mapping):
+        return
+    for key, value in sorted(found.items()):
+        if isinstance(value, Mapping):
+            if key not in ("oracle", "groups", "intervals"):
+                yield from _nested_numbers(f"{path}.{key}", value)
+        elif key != "interval":
+            yield "", f"{path}.{key}", value, found.get("interval") if key == "auc" else get_nested(found, "intervals", key)
 
 
 def _digits(value: Any) -> str:
@@ -155,7 +177,8 @@ def _headings(group: Group) -> list[str]:
 
 def _format_line(line: Line, group: Group, *, with_intervals: bool = True) -> list[str]:
     """Return the cells of a line as text, its label first."""
-    label = line.label if line.done == line.seeds else f"{line.label} ({line.done} of {line.seeds} seeds)"
+    label = line.label + collapse.MARK * line.collapsed
+    label += "" if line.done == line.seeds else f" ({line.done} of {line.seeds} seeds)"
     if not line.done:
         return [label, "failed", *["-"] * (len(group.columns) - 1)]
     return [label, *(_format_value(line.values[column], COLUMNS[column].decimals, with_intervals) for column in group.columns)]
@@ -202,8 +225,14 @@ def _legend(groups: Sequence[Group]) -> str:
         if any(line.done and line.row != "floor" and value.mean is None for line, value in _shown_values(groups))
         else "",
         "≥: relearning was stopped after this many steps." if any(value.at_least for value in values) else "",
+        _collapse_note(groups),
     ]
     return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _collapse_note(groups: Sequence[Group]) -> str:
+    """Return the sentences that explain the mark of a collapsed model; empty without one."""
+    return collapse.EXPLANATION if any(line.collapsed for group in groups for line in group.lines) else ""
 
 
 def _shown_values(groups: Sequence[Group]) -> Iterator[tuple[Line, Value]]:
@@ -226,7 +255,7 @@ LATEX = str.maketrans(
     {
         **{character: f"\\{character}" for character in "&%$#_{}"},
         **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}"},
-        **{"±": r"$\pm$", "≥": r"$\geq$", "↑": r"$\uparrow$", "→": r"$\to$", MARK: r"$^{\dagger}$"},
+        **{"±": r"$\pm$", "≥": r"$\geq$", "↑": r"$\uparrow$", "→": r"$\to$", MARK: r"$^{\dagger}$", collapse.MARK: r"$^{\ddagger}$"},
     }
 )
 

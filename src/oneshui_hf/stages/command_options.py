@@ -66,6 +66,9 @@ class TrainOptions(SplitOptions, DataOptions):
     split: str | None = option(
         None, "File with the split (see `oneshui data split`). A new split is drawn by default.", path=True, panel=DATA
     )
+    suppress: str | None = option(
+        None, "Ledger of a request desk: the people who were forgotten are left out of all sets.", path=True, panel=DATA
+    )
     model: str | None = option(
         None,
         "'tiny', local checkpoint or Hub id. ViT-B/16 (ImageNet-21k) by default; 'tiny' for the synthetic data.",
@@ -277,6 +280,12 @@ class EvaluateOptions:
     resamples: int = option(1000, "Number of bootstrap resamples of identities per interval.", minimum=100, panel=EVALUATION)
     relearn_steps: int = option(
         0, "Largest number of training steps in the relearning test. 0 skips the test.", minimum=0, panel=EVALUATION
+    )
+    attacks: str = option(
+        "default",
+        "'all' also runs the attacks that need weights and photos: training on one photo, rounded weights, reconstruction, features.",
+        choices=("default", "all"),
+        panel=EVALUATION,
     )
     data_dir: str | None = option(None, "Folder of the data set, if it has moved since training.", path=True, panel=DATA)
     cache_dir: str | None = option(None, "Folder of cached reference models; see `oneshui cache`.", path=True)

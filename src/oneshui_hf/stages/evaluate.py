@@ -24,13 +24,16 @@ from ..runs import CURVES, METRICS, Run, dump_json, read_checked, with_checksum,
 from ..validation import check_fields
 from .command_options import EvaluateOptions
 from .distributed import make_accelerator
+from .evaluation.further_attacks import further_attacks
 from .evaluation.predictions import Predictor, predictions_key
 from .evaluation.reference_models import ReferenceModels
 from .evaluation.relearning import relearning_steps
+from .evaluation.weight_energies import WeightEnergyMeter, can_measure_weight_energies
 from .recovery import locked_run
 from .run_data import RunData, open_data
 
-FORMAT = 3  # of metrics.json; files of another format are computed again, from the predictions
+FORMAT = 4  # of metrics.json; files of another format are computed again, from the predictions
+SETTINGS = ("references", "queries", "rmia_a", "rmia_gamma", "resamples", "relearn_steps", "attacks")  # that change the metrics
 
 
 def evaluate(
@@ -78,14 +81,18 @@ def _evaluate(run: Run, options: EvaluateOptions, accelerator: Accelerator, repo
             by_weights[weights] = predictor.predictions(model)
         return by_weights[weights]
 
+    differs = _differs_from_original(run, compared)
+    weight_energies = WeightEnergyMeter(compared.original, lambda: data().sets, accelerator, options.batch_size, reporter)
     comparison = Comparison(
         model=predictions(run),
         original=predictions(compared.original) if compared.original else None,
         oracle=predictions(compared.oracle) if compared.oracle else None,
         oracles=[predictions(other) for other in compared.oracles],
         references=[predictions(other) for other in compared.references],
+        weight_energies=weight_energies.of(run) if differs else None,
+        oracle_weight_energies=weight_energies.of(compared.oracle) if differs else None,
     )
-    settings = Settings(resamples=options.resamples, rmia_a=options.rmia_a, rmia_gamma=options.rmia_gamma)
+    settings = Settings(resamples=options.resamples, rmia_a=options.rmia_a, rmia_gamma=options.rmia_gamma, labels=task.label_names)
     result, curves = measure(comparison, task.kind, settings)
     result |= {"format": FORMAT, "key": key, "kind": run.record.kind, "compared_with": compared.weight_hashes()}
     result["relearning"] = None
@@ -95,6 +102,10 @@ def _evaluate(run: Run, options: EvaluateOptions, accelerator: Accelerator, repo
         forget = data().sets["forget"]
         steps = relearning_steps(model, forget, target_loss, task, accelerator, at_most=options.relearn_steps, seed=run.record.seed)
         result["relearning"] = {"steps": steps, "at_most": options.relearn_steps}
+    result["further"] = None
+    if options.attacks == "all":
+        sets = lambda: data().sets  # noqa: E731
+        result["further"] = further_attacks(run, compared, comparison, sets, task.kind, settings, accelerator, options.batch_size, reporter)
 
     result = with_checksum(result)
 
@@ -104,6 +115,11 @@ def _evaluate(run: Run, options: EvaluateOptions, accelerator: Accelerator, repo
 
     on_main(accelerator, write)
     return result
+
+
+def _differs_from_original(run: Run, compared: ReferenceModels) -> bool:
+    """Return whether a model has an original with other weights."""
+    return compared.original is not None and run.record.weights != compared.original.record.weights
 
 
 def _load_metrics(run: Run, key: str) -> dict[str, Any] | None:
@@ -125,9 +141,12 @@ def _metrics_key(run: Run, compared: ReferenceModels, options: EvaluateOptions) 
         "format": FORMAT,
         "kind": run.record.kind,
         "predictions": [predictions_key(model, options.batch_size) if model else None for model in models],
+        "weight_energies": [
+            can_measure_weight_energies(model, compared.original, options.batch_size)
+            for model in (run, compared.oracle)
+            if _differs_from_original(run, compared)
+        ],
         "seed": run.record.seed,
-        "settings": {
-            name: getattr(options, name) for name in ("references", "queries", "rmia_a", "rmia_gamma", "resamples", "relearn_steps")
-        },
+        "settings": {name: getattr(options, name) for name in SETTINGS},
     }
     return hashlib.sha256(dump_json(parts)).hexdigest()

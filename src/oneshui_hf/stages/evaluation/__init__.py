@@ -1,1 +1,1 @@
-"""The parts of evaluation: predictions, reference models, the cache of models, and relearning time."""
+"""The parts of evaluation: predictions, reference models, the cache of models, relearning time, and attacks on weights."""

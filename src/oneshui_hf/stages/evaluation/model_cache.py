@@ -41,7 +41,7 @@ from .predictions import has_all_predictions
 
 # Training options that are not part of a key: locations, control of the call, and what the hashes of data and split already cover.
 NOT_IN_KEY = {
-    *("dataset", "data_dir", "subset", "image_column", "identity_column", "label_columns", "model", "split", "seed"),
+    *("dataset", "data_dir", "subset", "image_column", "identity_column", "label_columns", "model", "split", "suppress", "seed"),
     *(field.name for field in dataclasses.fields(SplitOptions)),
     *("output_dir", "resume", "overwrite", "bf16", "fp16"),
 }
@@ -101,7 +101,7 @@ class ModelCache:
         """Return the key of an original. Reads the data, because its fingerprint is part of the key."""
         with self.accelerator.main_process_first():
             faces = load_faces(**options.source(), reporter=self.reporter)
-        split = recipe_split(options, faces)[0]
+        split = recipe_split(options, faces).split
         recipe = dataclasses.replace(options, model=backbone_name(options, faces))
         return self._recipe("original", recipe, faces.fingerprint, split.dumps().decode(), options.seed)
 
@@ -221,10 +221,11 @@ class ModelCache:
             yield
 
     def _needs_weights(self, run: Run) -> bool:
-        """Return whether a model's weights were evicted and are needed again: to make missing predictions, or to measure relearning."""
+        """Return whether a model's weights were evicted and are needed again: for missing predictions, relearning or attacks."""
         if self.evaluation is None or run.has_weights:
             return False
-        return self.evaluation.relearn_steps > 0 or not has_all_predictions(run, self.evaluation.batch_size, self.evaluation.queries)
+        reads_weights = self.evaluation.relearn_steps > 0 or self.evaluation.attacks == "all"
+        return reads_weights or not has_all_predictions(run, self.evaluation.batch_size, self.evaluation.queries)
 
     def lookup(self, kind: str, key: Mapping[str, Any]) -> Run | None:
         """Return a complete model of the cache, or None. Does not wait for one that is being made."""

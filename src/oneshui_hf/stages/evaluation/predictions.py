@@ -59,7 +59,7 @@ def _view_count(name: str, queries: int) -> int:
 def has_all_predictions(run: Run, batch_size: int, queries: int) -> bool:
     """Return whether all predictions of a model are stored, so that its weights are not needed for them."""
     key = predictions_key(run, batch_size)
-    return all(_load(run.path / PREDICTIONS, *view, key) is not None for view in predicted_views(queries))
+    return all(load_sealed(run.path / PREDICTIONS, *view, key) is not None for view in predicted_views(queries))
 
 
 @dataclass
@@ -90,11 +90,11 @@ class Predictor:
         """
         folder, key = run.path / PREDICTIONS, predictions_key(run, self.batch_size)
         on_main(self.accelerator, lambda: clear_leftovers(folder))
-        found = {view: _load(folder, *view, key) for view in predicted_views(self.queries)}
+        found = {view: load_sealed(folder, *view, key) for view in predicted_views(self.queries)}
         missing = [view for view, tensors in found.items() if tensors is None]
         if missing and not run.has_weights:
             raise OneshuiError(f"{run.path} lacks valid predictions of {_sets(missing)} and the weights to make them; make the run again.")
-        if replaced := [view for view in missing if _file(folder, *view).exists()]:
+        if replaced := [view for view in missing if sealed_file(folder, *view).exists()]:
             self.reporter.note(
                 f"The stored predictions of {_sets(replaced)} in {run.path} have other inputs or were changed; making them again."
             )
@@ -110,7 +110,7 @@ class Predictor:
 
             def store() -> None:
                 for name, view in missing:
-                    write_bytes(_file(folder, name, view), _to_bytes(found[name, view] or {}, name, view, key), private=True)
+                    write_bytes(sealed_file(folder, name, view), sealed_bytes(found[name, view] or {}, name, view, key), private=True)
 
             on_main(self.accelerator, store)
         return {name: _join([found[name, view] or {} for view in range(_view_count(name, self.queries))]) for name in PREDICTED}
@@ -139,11 +139,13 @@ def _sets(views: Sequence[tuple[str, int]]) -> str:
     return ", ".join(sorted({name for name, _ in views}))
 
 
-def _file(folder: Path, name: str, view: int) -> Path:
+def sealed_file(folder: Path, name: str, view: int = 0) -> Path:
+    """Return the file of the predictions of a set and view, or of other tensors that are stored with them."""
     return folder / (f"{name}-view{view}.safetensors" if view else f"{name}.safetensors")
 
 
-def _to_bytes(tensors: Tensors, name: str, view: int, key: str) -> bytes:
+def sealed_bytes(tensors: Tensors, name: str, view: int, key: str) -> bytes:
+    """Return the content of a file that `load_sealed` reads with the same name, view and key only."""
     from safetensors.torch import save
 
     # A single metadata entry: safetensors writes several in no fixed order, and equal predictions should be equal bytes.
@@ -158,11 +160,11 @@ def _seal(tensors: Tensors, name: str, view: int, key: str) -> str:
     return hashlib.sha256(dump_json([key, name, view, content])).hexdigest()
 
 
-def _load(folder: Path, name: str, view: int, key: str) -> Tensors | None:
+def load_sealed(folder: Path, name: str, view: int, key: str) -> Tensors | None:
     """Return the stored tensors of a set and view; None if they are missing, damaged, changed, or have other inputs."""
     from safetensors import SafetensorError, safe_open
 
-    file = _file(folder, name, view)
+    file = sealed_file(folder, name, view)
     if not file.is_file():
         return None
     try:

@@ -24,11 +24,51 @@ REPORT_WORDS = {
     "source": ("split", "photos handed in"),
     "found_by": ("photo", "name"),
 }
+PHOTO_NUMBERS = ("support_loss", "similarity", "lead")  # of single photos: whoever has a photo and the model can compute them, and compare
 METRIC_NUMBERS = ("images", "people", "loss", "map", "accuracy", "balanced_accuracy", "labels_left_out")
 METRIC_COMPARISONS = ("tow", "gap_closure")
 METRIC_PARTS = {
     "noise_floor": (*EVALUATED, "tow", "gap_closure", "jensen_shannon", "auc_either_way", "oracles"),
     "relearning": ("steps", "at_most"),
+}
+_PERSON_LEVEL = dict.fromkeys(("people", "unseen_people", "auc", "interval", "auc_either_way"))
+_SEPARATIONS = dict.fromkeys(("retain", "test"), dict.fromkeys(("auc", "interval")))
+_RANKS = dict.fromkeys(("rank", "rank_1_share", "photo_rank", "support_rank"))
+_OWNER = _RANKS | dict.fromkeys(("people", "candidates", "batch_share")) | {"intervals": _RANKS}
+_DIFFERENCE_SCORE = {"photos": _SEPARATIONS, "people": _SEPARATIONS, "owner": _OWNER}
+_DIFFERENCE = {
+    "outputs": {"loss_rise": _DIFFERENCE_SCORE, "logit_distance": _DIFFERENCE_SCORE},
+    "weights": _DIFFERENCE_SCORE | dict.fromkeys(("layers", "numbers_left_out")),
+}
+_CHANGES = dict.fromkeys(("mean", "sd", "worst_tenth"))  # the largest is that of a single person
+_CHANGED_SET = {"people": None, "loss_change": _CHANGES, "beyond_spread": None, "exposure_change": _CHANGES}
+_CHANGED_SETS = dict.fromkeys(("retain", "test"), _CHANGED_SET)
+_GROUP = dict.fromkeys(("label", "people_with", "people_without", "difference", "interval", "p_value", "oracle", "differs"))
+_RECOVERY = dict.fromkeys(("lr", "steps", "loss_before", "loss_after", "score_before", "score_after", "recovery", "interval"))
+_ROUNDED_MODEL = {
+    **dict.fromkeys((*EVALUATED, "forget_loss")),
+    "attacks": dict.fromkeys(ATTACKS, dict.fromkeys(("auc", "interval", "auc_either_way"))),
+}
+_ROUNDED = dict.fromkeys(("unlearned", "original", "oracle"), _ROUNDED_MODEL) | dict.fromkeys(("gap_closure", "update_kept"))
+_SIMILARITIES = dict.fromkeys(("unlearned", "original"), dict.fromkeys(("cka", "neighbours")))
+_FURTHER = {
+    "few_shot_relearning": {
+        "people": None,
+        **dict.fromkeys(("unlearned", "oracle"), _RECOVERY),
+        "excess": dict.fromkeys(("value", "interval")),
+    },
+    "quantization": dict.fromkeys(("float32", "bf16", "int8", "int4"), _ROUNDED),
+    "inversion": dict.fromkeys(
+        ("rank", "candidates", "cosine", "correlation", "correlation_of_others", "psnr", "psnr_of_others"),
+    ),
+    "representation": {"k": None, "forget": _SIMILARITIES, "test": _SIMILARITIES},
+}
+METRIC_TREES: Mapping[str, Mapping[str, Any]] = {
+    "collapse": dict.fromkeys(("retain", "test"), dict.fromkeys(("drop", "limit"))) | {"collapsed": None},
+    "person_level": _PERSON_LEVEL | {"oracle": _PERSON_LEVEL},
+    "difference": _DIFFERENCE | {"oracle": _DIFFERENCE},
+    "further": _FURTHER,
+    "bystanders": _CHANGED_SETS | {"oracle": _CHANGED_SETS, "groups": {"retain": _GROUP, "test": _GROUP, "left_out": None}, "level": None},
 }
 ATTACK_NUMBERS = ("auc", "interval", "auc_either_way", "balanced_accuracy", "smallest_fpr")
 PREPROCESSOR_NUMBERS = (
@@ -154,7 +194,7 @@ def _public_dataset(record: Record, config: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _public_report(report: Mapping[str, Any], private: PrivateTerms, reporter: Reporter) -> dict[str, Any]:
-    public: dict[str, Any] = keep_numbers({k: v for k, v in report.items() if k != "method_options"}, private)
+    public: dict[str, Any] = keep_numbers({k: v for k, v in report.items() if k not in ("method_options", *PHOTO_NUMBERS)}, private)
     public |= {name: report[name] for name, known in REPORT_WORDS.items() if report.get(name) in known}
     if "reads" in report:
         public["reads"] = [name for name in report["reads"] if name in READABLE_SETS]
@@ -192,11 +232,21 @@ def public_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
     for name, keys in METRIC_PARTS.items():
         part = metrics.get(name)
         public[name] = {key: keep_numbers(part[key]) for key in keys if key in part} if part else None
+    public |= {name: _listed_numbers(metrics[name], keys) for name, keys in METRIC_TREES.items() if name in metrics}
     public["intervals"] = _public_intervals(metrics.get("intervals") or {})
     public["attacks"] = _public_attacks(metrics.get("attacks") or {})
     compared = metrics.get("compared_with") or {}
     public["compared_with"] = {name: compared.get(name) if _matches(HASH, compared.get(name)) else None for name in ("original", "oracle")}
     return public
+
+
+def _listed_numbers(value: Any, keys: Mapping[str, Any] | None) -> Any:
+    """Return the numbers of a nested JSON value under the listed keys; those of all keys are numbers where none are listed."""
+    if value is None or keys is None:
+        return keep_numbers(value)
+    if isinstance(value, list):
+        return [_listed_numbers(item, keys) for item in value]
+    return {name: _listed_numbers(value[name], inner) for name, inner in keys.items() if name in value}
 
 
 def _public_intervals(found: Mapping[str, Any]) -> dict[str, Any]:
