@@ -21,7 +21,7 @@ import re
 import stat
 import tempfile
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -190,13 +190,21 @@ class Cache:
                 entries.append(Entry(key, _kind(key), self._about(key), _size(paths), self._last_used(key), locked))
         return sorted(entries, key=lambda entry: (-entry.last_used, entry.key))
 
-    def clear(self, kinds: Collection[str] | None = None, older_than_days: float | None = None, *, dry_run: bool = False) -> ClearResult:
+    def clear(
+        self,
+        kinds: Collection[str] | None = None,
+        older_than_days: float | None = None,
+        *,
+        dry_run: bool = False,
+        selects: Callable[[Sequence[Path]], bool] = lambda paths: True,
+    ) -> ClearResult:
         """Remove entries that no process is using, and temporary files of killed processes, of any age.
 
         Args:
             kinds: Kinds to remove; all by default.
             older_than_days: Remove only entries last used at least this many days ago.
             dry_run: Remove nothing, only return what would be removed.
+            selects: Remove only entries for whose files and folders it returns True.
 
         Raises:
             UsageError: A kind is unknown, the days are negative, or the root is a file or a folder that contains other files.
@@ -212,7 +220,7 @@ class Cache:
                 continue
             with self._try_lock(key) as acquired:
                 paths = self._paths(key)
-                chosen = bool(paths) and self._last_used(key) <= limit
+                chosen = bool(paths) and self._last_used(key) <= limit and selects(paths)
                 if not acquired:
                     in_use += chosen
                     continue

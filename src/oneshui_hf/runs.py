@@ -23,6 +23,7 @@ import functools
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -384,6 +385,9 @@ def hash_weights(path: Path) -> str:
     files = sorted(path.glob("*.safetensors"))
     if not files:
         raise OneshuiError(f"{path} contains no model.safetensors; pickled checkpoints are not read.")
-    if len(files) == 1:
-        return hash_file(files[0])
-    return hashlib.sha256("".join(map(hash_file, files)).encode()).hexdigest()
+    return combine_hashes([hash_file(file) for file in files])
+
+
+def combine_hashes(hashes: Sequence[str]) -> str:
+    """Return the SHA-256 of weights from that of each of their files, in the order of the files' names."""
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()

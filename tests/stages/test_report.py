@@ -280,7 +280,7 @@ def test_unfinished_relearning_counts_with_its_maximum_of_steps(tmp_path: Path) 
     page = Page((tmp_path / "report.html").read_text())
     assert page.row("ssd")[-1] == "≥ 31"  # 12 steps, and 50 that were not enough
     assert page.row("do nothing")[-1] == "12"  # two equal values have no interval
-    assert page.row("do nothing", table=1)[-1] == "80 chance 25 %"
+    assert page.row("do nothing", table=1)[4] == "80 chance 25 %"
     assert page.row("do nothing", table=1)[3] == "30"  # a fraction in the file
 
 
@@ -351,6 +351,70 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     assert page.row("a method")[5]
     for file in (tmp_path / "report-figures").iterdir():
         ElementTree.parse(file)
+
+
+# Difference of the two models, bystanders, collapse
+
+
+@pytest.mark.usefixtures("one_figure")
+def test_run_shows_the_difference_of_the_two_models_beside_that_of_the_oracle(tmp_path: Path) -> None:
+    source = make_run(tmp_path / "run", 0.75)
+    api.report(source)
+    page = Page((source / "report.html").read_text())
+    [table] = [number for number, cells in enumerate(page.tables) if cells[0][0].strip() == "Score"]
+    heads = [" ".join(cell.split()) for cell in page.tables[table][0]]
+    assert heads[5] == "Owner rank 1 to 51, chance 26"
+    rows = [[" ".join(cell.split()) for cell in cells] for cells in page.tables[table] if len(cells) > 1][1:]
+    assert [cells[0] for cells in rows] == ["loss rise", "distance of the logits", "weight difference"] * 2
+    assert rows[0][5:] == ["5.8 4.2 to 7.2", "6.8", "17", "17"]
+    assert rows[3][5:] == ["13.5 12.0 to 15.0", "14.5", "7", "7"]
+    assert "Ranks are means over 4 forgotten people" in page.text
+    assert "Range attack on people, without the original, against 10 unseen identities: AUC " in page.text
+    assert page.row("oracle", 1)[-4:] == ["-", "13.5 12.0 to 15.0 of 51", "14.0 12.5 to 15.5 of 51", "0.031"]
+
+
+@pytest.mark.usefixtures("one_figure")
+def test_run_shows_bystanders_and_groups_that_differ(tmp_path: Path) -> None:
+    source = make_run(tmp_path / "run", 1.0)
+    api.report(source)
+    page = Page((source / "report.html").read_text())
+    [table] = [number for number, cells in enumerate(page.tables) if "Loss change, mean" in cells[0][2]]
+    assert page.row("this model", table)[1:] == ["40", "0.010", "0.020", "0.062", "0.150", "12", "0.010", "0.062"]
+    assert page.row("oracle", table)[1:5] == ["40", "0.005", "0.020", "0.031"]
+    assert page.row("Male", table + 1)[1:] == ["15", "25", "0.041 0.011 to 0.071", "0.002", "with it lose more"]
+    assert page.row("label 39", table + 1)[5] == "no difference shown"
+    assert "2 groups were compared, the ones with the largest differences are listed; 1 differs by" in page.text
+    assert "3 were left out: fewer than five people on a side." in page.text
+
+
+@pytest.mark.usefixtures("one_figure")
+def test_metrics_without_these_measurements_are_still_reported(tmp_path: Path) -> None:
+    source = make_run(tmp_path / "run")
+    measured = json.loads((source / "metrics.json").read_text())
+    older = {
+        name: value for name, value in measured.items() if name not in ("difference", "person_level", "bystanders", "collapse", "content")
+    }
+    for missing in (older, older | dict.fromkeys(("difference", "person_level", "bystanders", "collapse"))):
+        write_json(source / "metrics.json", with_checksum(missing))
+        api.report(source, overwrite=True)
+        page = Page((source / "report.html").read_text())
+        assert len(page.tables) == 2
+        assert "Bystanders" not in page.text
+        assert "Difference of the two models" not in page.text
+        assert "owner rank" not in page.text.lower()
+
+
+@pytest.mark.usefixtures("one_figure")
+def test_collapsed_model_is_marked_and_the_mark_is_explained(tmp_path: Path) -> None:
+    rows = [row("original", 0), row("oracle", 1), row("ssd", 1.0), row("pgu", 2.0)]  # retain and test of the last drop by 8 points
+    api.report(make_benchmark(tmp_path, rows))
+    page = Page((tmp_path / "report.html").read_text())
+    labels = [[" ".join(cells[0].split()) for cells in table if len(cells) > 1] for table in page.tables]
+    assert len(labels) == 3
+    assert all("pgu ‡" in of_table and "ssd" in of_table for of_table in labels)
+    assert page.text.count("‡: collapsed. The retain or test score") == 3  # under each table
+    api.report(make_benchmark(tmp_path / "other", rows[:3]))
+    assert "‡" not in (tmp_path / "other" / "report.html").read_text()
 
 
 @pytest.mark.usefixtures("one_figure")
@@ -427,6 +491,9 @@ BROKEN: list[tuple[str, Any]] = [
     ("metrics", None), ("metrics.score", "f1"), ("metrics.tow", "96"), ("metrics.retain", None), ("metrics.forget.images", None),
     ("metrics.intervals.tow", [1]), ("metrics.attacks.strongest", "another"), ("metrics.cannot_tell", [1]), ("metrics.tow", True),
     ("metrics.noise_floor", [1]), ("metrics.relearning", {}), ("metrics.tow", 1e31),
+    ("metrics.collapse.collapsed", "yes"), ("metrics.collapse.retain", 3), ("metrics.difference.outputs.loss_rise.owner.rank", "1"),
+    ("metrics.person_level.interval", [1]), ("metrics.bystanders.retain.loss_change.mean", []), ("metrics.bystanders.groups.retain", [1]),
+    ("metrics.bystanders.groups.retain", [{"label": 1, "name": 5}]),
     ("curves", [1]), ("curves.people", [3]), ("curves.losses.edges", [0, 1]), ("curves.losses.after.test", [None] * 24),
     ("curves.losses.after.test", [-1] * 24), ("curves.roc.loss.tpr", [0, 1]), ("curves.roc.loss.smallest_fpr", 0),
     ("curves.roc.loss.fpr", ["0"]),
@@ -581,7 +648,7 @@ def test_photos_are_only_shown_on_request_and_with_a_warning(tmp_path: Path, one
 def test_photos_of_a_benchmark_are_an_error(oneshui: Oneshui, benchmark: Path, run: Path) -> None:
     code, _, err = oneshui("report", benchmark, "--with-images")
     assert code == 2
-    assert "name one of its runs" in sentence(err)
+    assert "name a run with --with-images" in sentence(err)
     code, _, err = oneshui("report", run, "--data-dir", "somewhere", "--overwrite")
     assert code == 2
     assert "--with-images" in sentence(err)

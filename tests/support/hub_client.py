@@ -1,4 +1,4 @@
-"""A process that pushes and pulls runs with the real client of the Hub, against a Hub on the loopback interface."""
+"""A process that pushes and pulls runs, and reads histories, with the real client of the Hub, against a Hub on the loopback interface."""
 
 from __future__ import annotations
 
@@ -40,10 +40,15 @@ for line in sys.stdin:
     os.environ.pop("HF_TOKEN", None)
     if token:
         os.environ["HF_TOKEN"] = token
+    from oneshui_hf.stages.publishing import history
+    history.MAX_COMMITS = step.pop("max_commits", 1000)
     reporter = RecordingReporter()
     try:
         if what == "push":
             answer = {"result": push(Run.open(run), PushOptions(**step), reporter)}
+        elif what in ("list_revisions", "squash_history", "list_derived_models"):
+            from oneshui_hf import api_hub
+            answer = {"result": getattr(api_hub, what)(**step)}
         else:
             answer = {"result": str(pull(PullOptions(**step), reporter).path)}
     except OneshuiError as error:

@@ -1,4 +1,5 @@
-"""An in-memory Hub on the loopback interface for the real client: the part of the API that pushing and pulling a model or data set needs.
+"""An in-memory Hub on the loopback interface for the real client: the part of the API that pushing and pulling a model or data set needs,
+and that reading and ending its earlier revisions needs.
 
 It records every byte that it receives. `HF_ENDPOINT` is read when the client is imported, so run the client in a separate process, with
 `HF_HUB_DISABLE_XET=1`. It tests that our calls are correct, not that huggingface.co would accept them.
@@ -16,26 +17,58 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import yaml
+
 TOKENS = {"hf_owner": "owner", "hf_other": "other"}
+PAGE = 50  # commits in one answer
 EMPTY = {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"}
 
 
 @dataclass
 class Repo:
-    """A repository: branches, and all commits with their files."""
+    """A repository: branches, tags and pull requests, and all commits with their files and parents.
+
+    Attributes:
+        private: Whether only its owner can read it.
+        branches: Commit by name of the branch.
+        tags: Commit by name of the tag.
+        pulls: Commit by reference of the pull request.
+        commits: Files by commit.
+        parents: Parent by commit; None for the first one of a branch.
+        deleted: SHA-256 of the large files that were deleted.
+    """
 
     private: bool
     branches: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    pulls: dict[str, str] = field(default_factory=dict)
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    parents: dict[str, str | None] = field(default_factory=dict)
+    deleted: set[str] = field(default_factory=set)
 
-    def commit(self, branch: str, files: dict[str, bytes]) -> str:
+    def commit(self, branch: str, files: dict[str, bytes], *, squash: bool = False) -> str:
         oid = hashlib.sha1(f"{len(self.commits)}{sorted(files)}".encode()).hexdigest()
         self.commits[oid] = files
+        self.parents[oid] = None if squash else self.branches.get(branch)
         self.branches[branch] = oid
         return oid
 
     def resolve(self, revision: str) -> str | None:
-        return self.branches.get(revision) or (revision if revision in self.commits else None)
+        named = self.branches | self.tags | self.pulls
+        return named.get(revision) or (revision if revision in self.commits else None)
+
+    def history(self, commit: str | None) -> list[str]:
+        """Return a commit and those before it, the newest first."""
+        found = []
+        while commit is not None:
+            found.append(commit)
+            commit = self.parents[commit]
+        return found
+
+    def large_files(self) -> dict[str, tuple[str, int]]:
+        """Return path and size of every large file that was committed and not deleted, by SHA-256; squashed commits included."""
+        files = [(path, data) for files in self.commits.values() for path, data in files.items() if _is_large(path)]
+        return {oid: (path, len(data)) for path, data in files if (oid := _blob(path, data)) not in self.deleted}
 
 
 @dataclass
@@ -198,6 +231,8 @@ class _Handler(BaseHTTPRequestHandler):
             case ("POST", [owner, name, "info", "lfs", "objects", "batch"]):
                 self._repo(f"{kind}{owner}/{name.removesuffix('.git')}", write=True)
                 return _json({"transfer": "basic", "objects": [self._place(o) for o in json.loads(body)["objects"]]})
+            case ("GET", ["api", "models"]):
+                return self._models(parse_qs(url.query))
             case ("GET" | "HEAD", [owner, name, "resolve", revision, *path]):
                 return self._file(f"{kind}{owner}/{name}", revision, "/".join(path))
             case (_, ["api", "models", owner, name, *rest]):
@@ -253,7 +288,57 @@ class _Handler(BaseHTTPRequestHandler):
                 return _json({})
             case ("POST", ["commit", revision]):
                 return self._commit(repo_id, revision, body)
+            case ("GET", ["refs"]):
+                return self._refs(repo_id)
+            case ("GET", ["commits", revision]):
+                return self._commits(repo_id, revision, url)
+            case ("POST", ["super-squash", branch]):
+                repo = self._repo(repo_id, write=True)
+                repo.commit(branch, repo.commits[repo.branches[branch]], squash=True)
+                return _json({})
+            case ("GET", ["lfs-files"]):
+                large = self._repo(repo_id, write=True).large_files()
+                date = "2026-01-01T00:00:00.000Z"
+                # As on the Hub, the number of the object is another one than the hash of the file.
+                return _json(
+                    [
+                        {"fileOid": oid, "oid": oid[::-1], "filename": path, "size": size, "pushedAt": date, "ref": "refs/heads/main"}
+                        for oid, (path, size) in large.items()
+                    ]
+                )
+            case ("POST", ["lfs-files", "batch"]):
+                self._repo(repo_id, write=True).deleted |= set(json.loads(body)["deletions"]["sha"])
+                return _json({})
         raise ErrorResponse(404, message=f"No such address: {url.path} {parse_qs(url.query)}")
+
+    def _refs(self, repo_id: str) -> tuple[int, dict[str, str], bytes]:
+        repo = self._repo(repo_id)
+        branches = [{"name": name, "ref": f"refs/heads/{name}", "targetCommit": oid} for name, oid in repo.branches.items()]
+        tags = [{"name": name, "ref": f"refs/tags/{name}", "targetCommit": oid} for name, oid in repo.tags.items()]
+        pulls = [{"name": name.rpartition("/")[2], "ref": name, "targetCommit": oid} for name, oid in repo.pulls.items()]
+        return _json({"branches": branches, "converts": [], "tags": tags, "pullRequests": pulls})
+
+    def _commits(self, repo_id: str, revision: str, url: Any) -> tuple[int, dict[str, str], bytes]:
+        """Return a page of commits, the newest first, and the address of the next page."""
+        repo, start = self._repo(repo_id), int(parse_qs(url.query).get("p", ["0"])[0])
+        known, numbers = repo.history(self._files(repo_id, revision)[0]), list(repo.commits)
+        page = [
+            {"id": oid, "date": f"2026-01-01T00:00:00.{numbers.index(oid):03d}Z", "title": "t", "message": "", "authors": []}
+            for oid in known[start : start + PAGE]
+        ]
+        status, headers, body = _json(page)
+        if len(known) > start + PAGE:
+            headers["Link"] = f'<{self.hub.url}{url.path}?p={start + PAGE}>; rel="next"'
+        return status, headers, body
+
+    def _models(self, query: dict[str, list[str]]) -> tuple[int, dict[str, str], bytes]:
+        """Return the models whose card has all requested tags, of those that the caller may read."""
+        user, found = self._user(), []
+        for repo_id, repo in self.hub.repos.items():
+            tags = _card_tags(repo.commits[repo.branches["main"]].get("README.md", b""))
+            if set(query.get("filter", [])) <= set(tags) and (not repo.private or repo_id.split("/")[0] == user):
+                found.append({"id": repo_id, "private": repo.private, "tags": tags})
+        return _json(found[: int(query.get("limit", ["1000"])[0])])
 
     def _files(self, repo_id: str, revision: str) -> tuple[str, dict[str, bytes]]:
         repo = self._repo(repo_id)
@@ -275,6 +360,7 @@ class _Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif key == "lfsFile":
                 files[value["path"]] = self.hub.large[value["oid"]]
+                repo.deleted.discard(value["oid"])
             elif key == "deletedFile":
                 del files[value["path"]]
         oid = repo.commit(revision, files)
@@ -286,6 +372,8 @@ class _Handler(BaseHTTPRequestHandler):
         if path not in files:
             raise ErrorResponse(404, "EntryNotFound", "Entry not found")
         data = files[path]
+        if _is_large(path) and _blob(path, data) in self.hub.repos[repo_id].deleted:
+            raise ErrorResponse(404, "EntryNotFound", "The large file was deleted")
         headers = {"X-Repo-Commit": oid, "ETag": f'"{_blob(path, data)}"', "Content-Type": "application/octet-stream"}
         if _is_large(path):
             headers |= {"X-Linked-Etag": headers["ETag"], "X-Linked-Size": str(len(data))}
@@ -306,11 +394,18 @@ def _blob(path: str, data: bytes) -> str:
     return hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()
 
 
+def _card_tags(card: bytes) -> list[str]:
+    """Return the tags that the Hub derives from the base model of a card."""
+    header: dict[str, Any] = yaml.safe_load(card.decode().split("---")[1]) if card.startswith(b"---") else {}
+    base, relation = header.get("base_model"), header.get("base_model_relation")
+    return [f"base_model:{base}", *([f"base_model:{relation}:{base}"] if relation else [])] if base else []
+
+
 def _tree(files: dict[str, bytes], folder: str, recursive: bool) -> list[dict[str, Any]]:
     """Return the files and folders below a folder."""
     inside = {path: data for path, data in files.items() if not folder or path.startswith(f"{folder}/")}
     folders = {path[:end] for path in inside for end in range(len(path)) if path[end] == "/" and end > len(folder)}
-    entries = [{"type": "directory", "path": path, "oid": "0" * 40, "size": 0} for path in folders]
+    entries: list[dict[str, Any]] = [{"type": "directory", "path": path, "oid": "0" * 40, "size": 0} for path in folders]
     entries += [_entry(path, data) for path, data in inside.items()]
     depth = folder.count("/") + 1 if folder else 0
     return sorted((e for e in entries if recursive or e["path"].count("/") == depth), key=lambda e: e["path"])

@@ -25,11 +25,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 
-def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[PreTrainedModel, Preprocess, Task]:
+def load_model(
+    folder: Path, device: torch.device | str = "cpu", preprocess: Preprocess | None = None
+) -> tuple[PreTrainedModel, Preprocess, Task]:
     """Load a run's classifier, in evaluation mode, float32.
 
     Its files may come from the Hub. No content of them makes this run code, read or request anything else, or use much more memory than
     the files have.
+
+    Args:
+        folder: The run, or another checkpoint.
+        device: Where its weights are put.
+        preprocess: The preprocessing of another checkpoint. That of the run by default.
 
     Raises:
         OneshuiError: Its weights are missing, pickled, damaged or not those of its config, one of its configs is damaged or names code,
@@ -37,7 +44,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[PreTra
     """
     reject_pickles(folder)
     reject_code(folder)
-    preprocess = Preprocess.load(folder)
+    preprocess = preprocess or Preprocess.load(folder)
     with quiet_transformers():
         config = _config(folder)
         skeleton = _build_skeleton(folder, config)

@@ -17,6 +17,7 @@ from ..name_lists import match_names
 from ..options import flag
 from ..plugins import DATASETS, METHODS, Plugins
 from ..runs import RECORD, ROWS, RUNS, SPLIT, TUNED, Kind, Run, read_object, require_writable, require_writable_file
+from .audit_options import has_audit
 from .command_options import (
     DataOptions,
     DemoOptions,
@@ -79,6 +80,8 @@ def check_train(options: TrainOptions) -> Path:
     check_source(options)
     if options.split and not Path(options.split).is_file():
         raise UsageError(f"Split file {options.split} does not exist; `oneshui data split` writes one, and every run has its {SPLIT}.")
+    if options.suppress and not Path(options.suppress).is_file():
+        raise UsageError(f"There is no ledger at {options.suppress}; name the ledger.jsonl of a request desk.")
     if options.model and options.model.startswith((".", "~", "/")) and not Path(options.model).exists():
         raise UsageError(f"Checkpoint '{options.model}' does not exist; name a folder, or a model of the Hub.")
     require_consistent_recipe(options)
@@ -163,8 +166,15 @@ def check_request(options: UnlearnOptions) -> None:
         raise UsageError("--face-encoder identifies a person by photo, which --identity and --from-split name already; give one of them.")
 
 
-def check_unlearn(run: Run, options: UnlearnOptions, given: Mapping[str, Any] | None = None) -> Path:
-    """Check the options of a request, and those of its method; return the folder of the new run."""
+def check_unlearn(run: Run, options: UnlearnOptions, given: Mapping[str, Any] | None = None, *, files: bool = True) -> Path:
+    """Check the options of a request, and those of its method; return the folder of the new run.
+
+    Args:
+        run: The model.
+        options: The request and the method.
+        given: Options of the method.
+        files: Whether the images are files, which must exist.
+    """
     name, method_class = options.method_name, _load(options.method_name)
     if given:
         method_class.apply_options(name, {}, given)
@@ -180,7 +190,7 @@ def check_unlearn(run: Run, options: UnlearnOptions, given: Mapping[str, Any] | 
         labels, kind = run.record.dataset.get("labels"), run.record.dataset.get("task")
         if isinstance(labels, list):
             named_labels(options, labels, one_class=kind == "single_label")
-    require_images(options.images)
+    require_images(options.images if files else ())
     return path
 
 
@@ -281,10 +291,12 @@ def _open_source(source: Path, options: ReportOptions) -> Run | None:
         raise UsageError("--data-dir is the folder of the photos, which only --with-images reads; leave it out.")
     if (source / RECORD).is_file():
         return Run.open(source)
-    if not (source / ROWS).is_dir():
+    is_audit = has_audit(source)
+    if not is_audit and not (source / ROWS).is_dir():
         raise UsageError(f"{source} is neither a run (it has no {RECORD}) nor a benchmark (it has no folder {ROWS}).")
     if options.with_images:
-        raise UsageError(f"{source} is a benchmark, and its report shows no photos; name one of its runs with --with-images.")
+        kind = "an audit" if is_audit else "a benchmark"
+        raise UsageError(f"{source} is {kind}, and its report shows no photos; name a run with --with-images.")
     return None
 
 

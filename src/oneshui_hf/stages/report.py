@@ -2,6 +2,7 @@
 
     oneshui report RUN
     oneshui report BENCHMARK
+    oneshui report AUDIT
 
 It is made from the files of `oneshui evaluate` or of a benchmark; no model is needed. The page loads nothing from the network. It contains
 numbers and the names of methods and data sets; identities are numbered. Only `--with-images` adds photos, in a copy that must not be
@@ -19,13 +20,17 @@ from typing import Any
 
 from ..card import SCORES
 from ..files import lock_output, new_folder, write_bytes
+from ..metrics import collapse
 from ..reporting import SILENT, Reporter
 from ..results import figures as draw
-from ..results.aggregate import Group, Line, Value, row_name, sections, summarise
+from ..results.aggregate import Group, Line, Value, row_name, summarise
 from ..results.load import Result, load_benchmark, load_run, run_label
 from ..results.report_figures import FiguresByKind, LineResults, draw_figures, slug
-from ..results.table_columns import COLUMNS, MARK, Column, format_fixed
+from ..results.report_tables import bystander_context, difference_context, table_context
+from ..results.table_columns import COLUMNS, MARK, Column
 from ..runs import Run
+from .audit_options import has_audit
+from .auditing.page import write_page
 from .checks import check_report, report_files
 from .command_options import ReportOptions
 
@@ -50,6 +55,8 @@ def report(options: ReportOptions, reporter: Reporter = SILENT) -> dict[str, Any
         OneshuiError: A file is damaged, no row is done, matplotlib is not installed, or another process writes the same report.
     """
     check_report(options)
+    if has_audit(Path(options.source)):
+        return write_page(Path(options.source), report_files(options)[0])
     draw.require_matplotlib()
     with lock_output(report_files(options)[0]):
         return _write_report(check_report(options), options, reporter)  # checked again: another process may have written it meanwhile
@@ -68,7 +75,7 @@ def _write_report(run: Run | None, options: ReportOptions, reporter: Reporter) -
         for kind in drawn.values():
             figures |= kind
         pages.append(_page_context(group, shown, drawn))
-    html = _render_page(pages, photos, _run_context(run))
+    html = _render_page(pages, photos, _run_context(run, results[0]))
     with new_folder(folder, replace=options.overwrite) as scratch:
         for name, svg in figures.items():
             (scratch / f"{name}.svg").write_text(svg, encoding="utf-8")
@@ -99,9 +106,10 @@ def _page_context(group: Group, shown: Sequence[LineResults], drawn: FiguresByKi
         "seeds": group.seeds,
         "first": measured[0] if measured else None,
         "methods": len(methods),
-        "main": _table_context(group.lines, {name: COLUMNS[name] for name in group.columns}, group.score),
-        "secondary": _table_context(secondary, {name: COLUMNS[name] for name in group.secondary}, group.score),
-        "costs": _table_context(cost_lines, costs, group.score),
+        "main": table_context(group.lines, {name: COLUMNS[name] for name in group.columns}, group.score),
+        "secondary": table_context(secondary, {name: COLUMNS[name] for name in group.secondary}, group.score),
+        "shown": group.secondary,
+        "costs": table_context(cost_lines, costs, group.score),
         "relearning": "relearning" in group.columns,
         "marked": any(value.within_floor for line in group.lines for value in line.values.values()),
         "floor": bool(group.floor),
@@ -110,37 +118,6 @@ def _page_context(group: Group, shown: Sequence[LineResults], drawn: FiguresByKi
         "without_curve": _unique(note for line in group.lines if (note := line.values["attack"].note) not in ("", *drawn_attacks)),
         "cannot_tell": _unique(sentence for row in measured for sentence in row["metrics"]["cannot_tell"]),
     }
-
-
-def _table_context(lines: Sequence[Line], columns: Mapping[str, Column], score: str) -> dict[str, Any]:
-    """Return a table as text: its headings, and its lines under the title of their block."""
-    ideals = {"up": "higher is better", "oracle": "the oracle's value is ideal", "": ""}
-    heads = [(column.heading(score), ideals.get(column.ideal, f"{column.ideal} is ideal")) for column in columns.values()]
-    blocks = [{"title": _block_title(part[0]), "lines": [_line_context(line, columns) for line in part]} for part in sections(lines)]
-    return {"heads": heads, "blocks": blocks}
-
-
-def _block_title(line: Line) -> str:
-    if line.row != "method":
-        return "For comparison"
-    return (
-        "Methods that also read training data at request time" if line.is_upper_reference else "Methods that read the support image alone"
-    )
-
-
-def _line_context(line: Line, columns: Mapping[str, Column]) -> dict[str, Any]:
-    note = f"{line.done} of {line.seeds} seeds" if 0 < line.done < line.seeds else ""
-    cells = [_cell_context(line.values[name], column.decimals) for name, column in columns.items()]
-    return {"label": line.label, "note": note, "failed": not line.done, "cells": cells}
-
-
-def _cell_context(value: Value, decimals: int) -> dict[str, Any]:
-    if value.mean is None:
-        return {"text": "-", "interval": "", "note": "", "within": False}
-    mean, *ends = (
-        format_fixed(end, decimals).replace("-", "\N{MINUS SIGN}") for end in (value.mean, value.low, value.high) if end is not None
-    )
-    return {"text": value.prefix + mean, "interval": " to ".join(ends), "note": value.note, "within": bool(value.within_floor)}
 
 
 def _unique(sentences: Iterable[str]) -> list[str]:
@@ -164,12 +141,16 @@ def _support_images(run: Run, data_dir: str | None, reporter: Reporter) -> list[
     return photos
 
 
-def _run_context(run: Run | None) -> dict[str, str] | None:
-    """Return kind and label of a run's model; None for a benchmark."""
-    return {"kind": run.record.kind, "label": run_label(run)} if run else None
+def _run_context(run: Run | None, result: Result) -> dict[str, Any] | None:
+    """Return kind, label and the sections of a run's model alone; None for a benchmark."""
+    if run is None:
+        return None
+    metrics = result.row["metrics"]
+    sections = {"difference": difference_context(metrics), "bystanders": bystander_context(metrics["bystanders"])}
+    return {"kind": run.record.kind, "label": run_label(run), **sections}
 
 
-def _render_page(pages: Sequence[Mapping[str, Any]], photos: Sequence[str], single: Mapping[str, str] | None) -> str:
+def _render_page(pages: Sequence[Mapping[str, Any]], photos: Sequence[str], single: Mapping[str, Any] | None) -> str:
     from importlib import resources
 
     from jinja2 import Environment, StrictUndefined
@@ -177,4 +158,5 @@ def _render_page(pages: Sequence[Mapping[str, Any]], photos: Sequence[str], sing
 
     text = resources.files(f"{__package__.rpartition('.')[0]}.cards").joinpath(TEMPLATE).read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(text).render(pages=pages, photos=photos, single=single, mark=MARK, svg=Markup) + "\n"
+    marks = {"mark": MARK, "collapse_mark": collapse.MARK, "collapse_explanation": collapse.EXPLANATION}
+    return environment.from_string(text).render(pages=pages, photos=photos, single=single, svg=Markup, **marks) + "\n"

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from oneshui_hf.data.schema import Task
 from oneshui_hf.models.load import save_model
 from oneshui_hf.models.new import new_model
 from oneshui_hf.runs import RECORD, Record, Run, hash_weights, write_record
+from support import hub_server
 from support.hub_client import Client
-from support.hub_server import Hub
+from support.hub_server import ErrorResponse, Hub
 
 LABELS = ("Smiling", "Young")
 KEYS, ONE_STEP, UNKNOWN = "forget-keys", "gradient-ascent", "not-installed"
@@ -156,6 +158,126 @@ def test_a_repository_that_became_public_on_the_hub_counts(push: Any, hub: Hub, 
     assert ORIGINAL in push(unlearned, "unlearned", **PUBLIC)["error"]
 
 
+def repository(run: Run) -> str:
+    """Return the only repository that a run was pushed to."""
+    (repo_id,) = [one["repo_id"] for one in Run.open(run.path).record.publications]
+    return str(repo_id)
+
+
+def replace_on_hub(hub: Hub, repo_id: str, run: Run) -> None:
+    """Add a revision with other weights to a repository."""
+    hub.add(repo_id, {"model.safetensors": (run.path / "model.safetensors").read_bytes(), RECORD: (run.path / RECORD).read_bytes()})
+
+
+def test_a_repository_counts_until_its_earlier_revisions_have_ended(push: Any, client: Client, hub: Hub, tmp_path: Path) -> None:
+    original = make_run(tmp_path / "original", 0)
+    unlearned = make_run(tmp_path / "unlearned", 1, original, KEYS)
+    assert push(original, "original", **PUBLIC)["url"]
+    repo_id = repository(original)
+    replace_on_hub(hub, repo_id, make_run(tmp_path / "another" / "oracle", 2))
+    refused = push(unlearned, "unlearned", **PUBLIC)["error"]
+    assert ORIGINAL in refused
+    assert "`oneshui hub squash`" in refused
+    hub.repos[repo_id].tags["v1"] = hub.repos[repo_id].history(hub.repos[repo_id].branches["main"])[1]
+    assert client("squash_history", repo_id=repo_id, yes=True, confirm=repo_id)["result"]["kept_by"] == ["v1"]
+    assert ORIGINAL in push(unlearned, "unlearned", **PUBLIC)["error"]  # the tag still contains it
+    del hub.repos[repo_id].tags["v1"]
+    assert client("squash_history", repo_id=repo_id, yes=True, confirm=repo_id)["result"]["deleted"]
+    assert push(unlearned, "unlearned", **PUBLIC)["url"]
+
+
+def test_a_repository_with_too_many_or_unknown_revisions_counts(push: Any, hub: Hub, tmp_path: Path) -> None:
+    original = make_run(tmp_path / "original", 0)
+    unlearned = make_run(tmp_path / "unlearned", 1, original, KEYS)
+    assert push(original, "original", **PUBLIC)["url"]
+    repo = hub.repos[repository(original)]
+    for number in range(5):
+        repo.commit("main", {"count": str(number).encode()})
+    repo.commit("main", {"count": b"none"}, squash=True)
+    for number in range(6):
+        repo.commit("main", {"count": str(number).encode()})
+    assert ORIGINAL in push(unlearned, "unlearned", **PUBLIC, max_commits=6)["error"]
+    assert push(unlearned, "unlearned", **PUBLIC, max_commits=7)["url"]
+
+
+def test_a_repository_whose_revisions_the_hub_does_not_list_counts(
+    push: Any, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = make_run(tmp_path / "original", 0)
+    unlearned = make_run(tmp_path / "unlearned", 1, original, KEYS)
+    assert push(original, "original", **PUBLIC)["url"]
+    hub.repos[repository(original)].commit("main", {}, squash=True)
+
+    def gated(*_: object) -> None:
+        raise ErrorResponse(403, message="Access to this model is restricted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hub_server._Handler, "_refs", gated)
+        assert ORIGINAL in push(unlearned, "unlearned", **PUBLIC)["error"]
+    assert push(unlearned, "unlearned", **PUBLIC)["url"]
+
+
+def card_header(hub: Hub, repo_id: str) -> dict[str, Any]:
+    card = hub.files(repo_id)["README.md"].decode()
+    header: dict[str, Any] = yaml.safe_load(card.split("---")[1])
+    base = header.get("base_model")
+    assert (f"| Base model | `{base}` |" in card) == (base is not None)
+    return header
+
+
+@pytest.mark.parametrize(("original_is_private", "is_private"), itertools.product([False, True], repeat=2))
+def test_a_card_names_the_repository_of_the_original_that_its_readers_can_read(
+    push: Any, client: Client, hub: Hub, tmp_path: Path, original_is_private: bool, is_private: bool
+) -> None:
+    original = make_run(tmp_path / "original", 0)
+    unlearned = make_run(tmp_path / "unlearned", 1, original, KEYS)
+    second = make_run(tmp_path / "second", 2, unlearned, KEYS)
+    assert push(original, "original", private=original_is_private)["url"]
+    for number, run in enumerate((unlearned, second)):  # the second one was computed from a model that is not published there
+        assert push(run, f"unlearned{number}", private=is_private, difference_is_public=True)["url"]
+        write_record(run.path, replace(Run.open(run.path).record, publications=[]))
+        repo_id = [name for name in hub.repos if name.endswith(f"unlearned{number}")][-1]
+        header = card_header(hub, repo_id)
+        if original_is_private and not is_private:
+            assert header.keys() & {"base_model", "base_model_relation"} == set()
+            assert repository(original) not in hub.files(repo_id)["README.md"].decode()
+        else:
+            assert (header["base_model"], header["base_model_relation"]) == (repository(original), "finetune")
+            assert repo_id in [row["model"] for row in client("list_derived_models", repo_id=repository(original))["result"]["models"]]
+        assert "## Receipt" in hub.files(repo_id)["README.md"].decode()
+    assert "base_model" not in card_header(hub, repository(original))
+    assert "## Receipt" not in hub.files(repository(original))["README.md"].decode()
+
+
+def test_a_card_names_no_repository_that_contains_other_weights_or_itself(push: Any, hub: Hub, tmp_path: Path) -> None:
+    original = make_run(tmp_path / "original", 0)
+    unlearned = make_run(tmp_path / "unlearned", 1, original, KEYS)
+    assert push(original, "model")["url"]
+    repo_id = repository(original)
+    assert push(unlearned, "model")["url"]  # in the same repository
+    assert repository(unlearned) == repo_id
+    assert "base_model" not in card_header(hub, repo_id)
+    assert push(unlearned, "second")["url"]
+    second = [name for name in hub.repos if name.endswith("second")][-1]
+    assert card_header(hub, second)["base_model"] == repo_id  # an earlier revision contains the original
+    hub.repos[repo_id].commit("main", hub.files(repo_id), squash=True)
+    assert push(unlearned, "second")["url"]
+    assert "base_model" not in card_header(hub, second)
+
+
+def test_a_published_receipt_has_no_number_of_a_single_photo(push: Any, hub: Hub, tmp_path: Path) -> None:
+    unlearned = make_run(tmp_path / "unlearned", 1, make_run(tmp_path / "original", 0), KEYS)
+    of_photos = {"support_loss": {"before": [0.25], "after": [4.5]}, "similarity": [0.75], "lead": [0.5]}
+    receipt = unlearned.record.report | {"found_by": "photo", "destroyed": 2, "threshold": 0.625} | of_photos
+    write_record(unlearned.path, replace(unlearned.record, report=receipt))
+    assert push(Run.open(unlearned.path), "unlearned")["url"]
+    published = hub.files(repository(unlearned))
+    report = json.loads(published[RECORD])["report"]
+    assert report.keys() & of_photos.keys() == set()
+    assert (report["found_by"], report["destroyed"], report["threshold"]) == ("photo", 2, 0.625)
+    assert "The people were recognised by their photos." in published["README.md"].decode()
+
+
 def test_a_pulled_original_is_public(push: Any, client: Client, hub: Hub, tmp_path: Path) -> None:
     published = make_run(tmp_path / "published" / "original", 0)
     edited = replace(published.record, publications=[{"repo_id": "nobody/else", "public": True}])
@@ -196,3 +318,19 @@ def test_what_is_noted_is_not_published(push: Any, hub: Hub, tmp_path: Path) -> 
     (repo_id,) = [name for name in hub.repos if name.endswith("second")][-1:]
     assert "publications" not in json.loads(hub.files(repo_id)[RECORD]) or not json.loads(hub.files(repo_id)[RECORD])["publications"]
     assert publications(Run.open(original.path)) == [("first", False), ("second", False)]
+
+
+def test_the_card_states_what_an_owner_of_both_models_can_infer(tmp_path: Path) -> None:
+    from oneshui_hf.card import model_card
+
+    original = make_run(tmp_path / "original", 0)
+    unlearned = make_run(tmp_path / "unlearned", 1, original, KEYS)
+    config = json.loads((unlearned.path / "config.json").read_text())
+    score = {"owner": {"candidates": 51, "rank": 1.25, "intervals": {"rank": [1.0, 1.75]}}, "people": {"test": {"auc": 0.875}}}
+    measured = {"outputs": {"loss_rise": score}, "weights": None, "oracle": {"outputs": {"loss_rise": {"owner": {"rank": 3.0}}}}}
+    card = model_card(unlearned.record, config, {"difference": measured})
+    assert "rank of a forgotten person among 51 candidates" in card
+    assert "| loss rise | 1.2 [1.0, 1.8] | 3.0 | 0.88 |" in card
+    assert "26.0 is chance" in card
+    assert "It was not measured for this model." in model_card(unlearned.record, config, {})
+    assert "An exact retraining" not in model_card(original.record, config, {})

@@ -2,27 +2,32 @@
 
 A per-identity update *is* the difference of the two models' weights; see "The difference of two models" in docs/metrics.md. Every push and
 pull notes its repository in the run's record, so that a later push of a related run finds it. Related are the runs that a run was computed
-from, and all runs next to one of them that were computed from the same original, directly or through others.
+from, and all runs next to one of them that were computed from the same original, directly or through others. A repository counts while
+anyone can read a revision of it that contains the weights; `oneshui hub squash` ends earlier revisions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...errors import OneshuiError, UsageError
+from ...hub import Repository
 from ...methods.base import Method
 from ...plugins import METHODS, Plugins
 from ...reporting import Reporter
 from ...runs import RECORD, Run, write_record
+from .history import Token, holds_weights
 from .options import PushOptions
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 WAYS_OUT = (
-    "Forget several people in one release (--min-batch refuses smaller ones), replace the public model, or retrain with `oneshui retrain`"
+    "Forget several people in one release (--min-batch refuses smaller ones), replace the public model and end its earlier revisions with "
+    "`oneshui hub squash`, or retrain with `oneshui retrain`"
 )
 
 
@@ -62,6 +67,29 @@ def note_publication(run: Run, repo_id: str, reporter: Reporter, *, public: bool
         )
 
 
+def base_repository(run: Run, repository: Repository) -> str | None:
+    """Return the repository that the card of an unlearned model names as its base model; None without one.
+
+    It is that of the nearest run that this one was computed from, and contains that run's weights. The card of a public repository names
+    none that is private.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if run.record.kind != "unlearned":
+        return None
+    relatives, weights, seen = _relatives(run), _parent(run), set[str]()
+    token: Token = False if repository.public else None
+    while weights and weights not in seen:
+        seen.add(weights)
+        ancestors = [other for other in relatives if other.record.weights == weights]
+        for name in (publication["repo_id"] for other in ancestors for publication in other.record.publications):
+            with contextlib.suppress(HfHubHTTPError):  # it does not exist, or cannot be read
+                if name != repository.name and holds_weights(repository.api, name, weights, token):
+                    return str(name)
+        weights = next(filter(None, map(_parent, ancestors)), None)
+    return None
+
+
 def _require_batch(run: Run, least: int, reporter: Reporter) -> None:
     people = run.record.report.get("people")
     if people is None and least > 1:
@@ -97,20 +125,29 @@ def _public_relatives(run: Run, api: HfApi) -> Iterator[tuple[Run, str]]:
     """Yield each related run with other weights that is public, and its repository."""
     for other in _relatives(run):
         for publication in other.record.publications:
-            if other.record.weights != run.record.weights and _is_public(publication["repo_id"], api, recorded=publication["public"]):
+            if other.record.weights not in (None, run.record.weights) and _is_public(publication, str(other.record.weights), api):
                 yield other, publication["repo_id"]
 
 
-def _is_public(repo_id: str, api: HfApi, *, recorded: bool) -> bool:
-    """Return whether anyone can read a repository now; what was recorded where the Hub does not answer."""
+def _is_public(publication: Mapping[str, Any], weights: str, api: HfApi) -> bool:
+    """Return whether anyone can read a revision with these weights now.
+
+    Where the Hub does not answer, it is as recorded; where it does not list the revisions of a public repository, they count.
+    """
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
+    repo_id = publication["repo_id"]
     try:
-        return not api.repo_info(repo_id, token=False).private
+        if api.repo_info(repo_id, token=False).private:
+            return False
     except RepositoryNotFoundError:
         return False
     except HfHubHTTPError:
-        return recorded
+        return bool(publication["public"])
+    try:
+        return holds_weights(api, repo_id, weights, token=False)
+    except HfHubHTTPError:
+        return True
 
 
 def _relatives(run: Run) -> list[Run]:

@@ -35,7 +35,7 @@ from ...runs import METRICS, PREPROCESSOR, RECORD, SPLIT, Record, Run, hash_weig
 from ...vault import vault_root
 from ..checks import check_people_flags, check_pull
 from ..recovery import clear_killed_work
-from .difference import check_difference, note_publication
+from .difference import base_repository, check_difference, note_publication
 from .options import PullOptions, PushOptions
 from .redaction import (
     HASH,
@@ -87,7 +87,7 @@ def push(run: Run, options: PushOptions, reporter: Reporter = SILENT) -> str:
         repository = Repository.open_or_create(
             api, options.repo_id, kind="model", private=options.private, revision=options.revision, reporter=reporter
         )
-        _write_card(folder, record, repository.name)
+        _write_card(folder, record, repository.name, base_repository(run, repository))
         note_publication(Run.open(run.path), repository.name, reporter, public=repository.public)
         return repository.commit(folder, options.commit_message, is_published_file, reporter)
 
@@ -295,14 +295,14 @@ def _copy_identity_files(source: Path, target: Path) -> None:
     _copy(source / BLOBS, target / BLOBS)
 
 
-def _write_card(folder: Path, record: Record, repo_id: str) -> None:
-    """Write the card, from the published files only."""
+def _write_card(folder: Path, record: Record, repo_id: str, original: str | None) -> None:
+    """Write the card, from the published files and the repository of the original only."""
     from ...card import model_card
 
     metrics = read_metrics(folder) if (folder / METRICS).exists() else {}
     prepared = [file.parent.name for file in folder.glob(f"{METHODS_FOLDER}/*/{ARTEFACT_FILES[0]}")]
     with_people = any(folder.glob(IDENTITIES[0]))
-    card = model_card(record, read_json(folder / CONFIG), metrics, repo_id, prepared, with_people=with_people)
+    card = model_card(record, read_json(folder / CONFIG), metrics, repo_id, prepared, with_people=with_people, original=original)
     write_bytes(folder / CARD, card.encode())
 
 
