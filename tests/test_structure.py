@@ -47,8 +47,9 @@ FLOORS = [
     {"recognition"},
     {"card"},
     {"results"},
+    {"desk"},
     {"stages"},
-    {"api_options", "api_run"},
+    {"api_options", "api_run", "api_desk", "api_hub"},
     {"api", "testing"},
     {"cli"},
 ]

@@ -7,19 +7,20 @@ options in the docstrings are generated from the options dataclasses. Progress i
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import runs
-from .api_options import AnyRun, read_options, run_path, split_options, with_options
-from .api_run import Run
-from .option_values import expand_home
+from .api_desk import *  # noqa: F403  the functions of the request desk
+from .api_hub import *  # noqa: F403  those for a repository on the Hub
+from .api_options import AnyRun, read_options, split_options, with_options
+from .api_run import Run, open_run
 from .options import fields
 from .reporting import SILENT, Reporter, default_reporter
-from .runs import RUNS, Kind, newest_run
+from .runs import Kind
 from .stages import checks
+from .stages.audit_options import AuditOptions, check_audit
 from .stages.command_options import (
     BenchmarkOptions,
     CacheListOptions,
@@ -42,7 +43,7 @@ from .stages.command_options import (
 )
 from .stages.method_choice import with_method
 from .stages.publishing.options import DataPushOptions, PullOptions, PushOptions
-from .stages.recovery import clear_killed_work, reserved_output
+from .stages.recovery import reserved_output
 
 if TYPE_CHECKING:
     import datasets
@@ -153,6 +154,16 @@ def predict(run: AnyRun, images: Paths, *, reporter: Reporter | None = None, **o
     from .stages.predict import predict as stage
 
     return stage(predicting, resolved, reporter)
+
+
+@with_options(AuditOptions)
+def audit(unlearned: runs.Run | str | Path, *, reporter: Reporter | None = None, **options: Any) -> dict[str, Any]:
+    """Attack the difference of two models with photos of candidates and return who stands out, by name."""
+    resolved = read_options(AuditOptions, {**options, "unlearned": unlearned}, "audit")
+    check_audit(resolved)
+    from .stages.audit import audit as stage
+
+    return stage(resolved, reporter or default_reporter())
 
 
 @with_options(BenchmarkOptions)
@@ -330,21 +341,6 @@ def demo(*, reporter: Reporter | None = None, **options: Any) -> dict[str, Any]:
     from .stages.demo import demo as stage
 
     return stage(resolved, reporter or default_reporter())
-
-
-def open_run(run: AnyRun, kinds: tuple[Kind, ...], reporter: Reporter, where: str, output: str | None = None) -> runs.Run:
-    """Open a run, after clearing what killed commands left at it and at the output. Without a name open the newest run and print a note."""
-    path = run.path if isinstance(run, runs.Run) else run_path(run, where)
-    named = [Path(expand_home(os.fspath(place))) for place in (path, output) if place]
-    clear_killed_work(*named, reporter=reporter)
-    if isinstance(run, runs.Run):
-        return run
-    if path is not None:
-        return runs.Run.open(path)
-    found = newest_run(RUNS, kinds)
-    clear_killed_work(found.path, reporter=reporter)
-    reporter.note(f"Using the newest run, {found.path}.")
-    return found
 
 
 def installed(what: str) -> list[dict[str, Any]]:

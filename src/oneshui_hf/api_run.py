@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import runs
+from .api_options import AnyRun, run_path
 from .errors import OneshuiError
 from .metrics.schema import read_metrics
+from .option_values import expand_home
 from .options import resolve
-from .reporting import default_reporter
-from .runs import METRICS
+from .reporting import Reporter, default_reporter
+from .runs import METRICS, RUNS, Kind, newest_run
 from .sets import EVALUATED
 from .stages.command_options import PredictOptions, ReportOptions
+from .stages.recovery import clear_killed_work
 from .stages.show import kept_epoch, prepared_methods
 
 if TYPE_CHECKING:
@@ -140,3 +143,18 @@ class Run(runs.Run):
             if (found := metrics.get(name)) and found.get(score) is not None:
                 rows.append((f"{score} on {name}", f"{found[score]:.1f}"))
         return rows
+
+
+def open_run(run: AnyRun, kinds: tuple[Kind, ...], reporter: Reporter, where: str, output: str | None = None) -> runs.Run:
+    """Open a run, after clearing what killed commands left at it and at the output. Without a name open the newest run and print a note."""
+    path = run.path if isinstance(run, runs.Run) else run_path(run, where)
+    named = [Path(expand_home(os.fspath(place))) for place in (path, output) if place]
+    clear_killed_work(*named, reporter=reporter)
+    if isinstance(run, runs.Run):
+        return run
+    if path is not None:
+        return runs.Run.open(path)
+    found = newest_run(RUNS, kinds)
+    clear_killed_work(found.path, reporter=reporter)
+    reporter.note(f"Using the newest run, {found.path}.")
+    return found

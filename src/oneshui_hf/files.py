@@ -159,6 +159,16 @@ def lock_output(path: Path, discard: Discard = remove, flag: str | None = None) 
         yield
 
 
+@contextlib.contextmanager
+def wait_for_lock(path: Path) -> Iterator[None]:
+    """Let no other process write a file until the block ends; first wait for one that is writing it.
+
+    A process may enter it several times. For files to which many processes append, each in a moment.
+    """
+    with _locked(path, wait=FOREVER):
+        yield
+
+
 def _identity(path: Path) -> tuple[int, int] | None:
     """Return what distinguishes a file or folder from one that replaces it; None if there is none."""
     with contextlib.suppress(OSError, ValueError):

@@ -142,6 +142,15 @@ class Secrets:
         """
         return fingerprint(self._secret(ARTEFACT_SECRET), identity)
 
+    def find_identity(self, identities: Iterable[str], value: str) -> list[str]:
+        """Return the identities whose fingerprint is a value. The secret is read once.
+
+        Raises:
+            OneshuiError: The artefact's secrets are missing.
+        """
+        secret = self._secret(ARTEFACT_SECRET)
+        return [identity for identity in identities if hmac.compare_digest(fingerprint(secret, identity), value)]
+
     def seal(self, message: bytes) -> str:
         """Return the seal of a message under the artefact's own secret.
 

@@ -173,7 +173,7 @@ def test_result_is_printed_on_stdout(oneshui: Oneshui, trained: Path) -> None:
 def test_unlearn_uses_and_names_the_newest_run(
     oneshui: Oneshui, trained: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("oneshui_hf.api.RUNS", trained.parent)
+    monkeypatch.setattr("oneshui_hf.api_run.RUNS", trained.parent)
     code, _, err = oneshui("unlearn", "--method", "do-nothing", "--image", photo, "--output-dir", tmp_path / "new")
     assert code == 0
     assert str(trained) in err

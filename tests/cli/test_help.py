@@ -19,8 +19,11 @@ from support import all_commands
 from support.commands import Oneshui, sentence
 
 COMMANDS = [
-    *("demo", "train", "retrain", "prepare", "tune", "unlearn", "evaluate", "runs", "show", "predict", "report", "push", "pull"),
+    *("demo", "train", "retrain", "prepare", "tune", "unlearn", "evaluate", "runs", "show", "predict", "audit", "report", "push", "pull"),
+    *("requests receive", "requests list", "requests identify", "requests apply", "requests serve", "requests answer"),
+    *("requests recheck", "requests refuse", "requests extend", "requests withdraw", "requests erase", "verify"),
     *("benchmark", "env", "data list", "data check", "data split", "data push", "methods", "methods show", "cache list", "cache clear"),
+    *("hub history", "hub squash", "hub derived", "purge"),
 ]
 
 
@@ -110,7 +113,7 @@ def test_summaries_fit_one_line(oneshui: Oneshui, monkeypatch: pytest.MonkeyPatc
     assert all(line.rstrip(" │").endswith(".") for line in commands), commands
 
 
-@pytest.mark.parametrize("words", [[], ["data"], ["cache"]])
+@pytest.mark.parametrize("words", [[], ["data"], ["cache"], ["hub"]])
 def test_group_without_a_command_prints_its_help(oneshui: Oneshui, words: list[str]) -> None:
     code, out, err = oneshui(*words)
     assert (code, err) == (0, "")
@@ -164,7 +167,7 @@ def test_run_is_an_argument_and_an_option(oneshui: Oneshui, trained: Path) -> No
 
 
 def test_quiet_prints_the_result_alone(oneshui: Oneshui, trained: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("oneshui_hf.api.RUNS", trained.parent)
+    monkeypatch.setattr("oneshui_hf.api_run.RUNS", trained.parent)
     assert "newest run" in oneshui("show")[2]
     code, out, err = oneshui("show", "-q")
     assert (code, err) == (0, "")

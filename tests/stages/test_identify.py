@@ -26,6 +26,7 @@ from oneshui_hf.reporting import Reporter
 from oneshui_hf.runs import Run, read_json
 from oneshui_hf.stages import identify as stage
 from support.changed_artefacts import change_header, rewrite_as_format_1
+from support.colour_encoder import Colours
 from support.commands import Oneshui, sentence
 from support.faces import LABELS, bits, portrait
 
@@ -33,27 +34,6 @@ METHOD = "forget-keys"
 SIZES: dict[str, Any] = {"steps_per_identity": 2, "rank": 1, "identities_per_step": 4, "target_fraction": 0.3}
 FAST: dict[str, Any] = {"method": METHOD, "targets": "quantile", **SIZES}
 PEOPLE, PHOTOS = 24, 4
-
-
-class Colours:
-    """An encoder of a photo's colours: random Fourier features, with an inner product of about exp(-|x - y|^2 / 2 sigma^2).
-
-    A black photo has no face.
-    """
-
-    name = "colours-0123456789ab"
-    sigma, dimensions = 25, 64
-
-    def __init__(self) -> None:
-        self.seen: list[bytes] = []
-
-    def __call__(self, photos: Sequence[Any]) -> torch.Tensor:
-        self.seen += [photo.tobytes() for photo in photos]
-        small = np.stack([np.asarray(photo.resize((2, 1), Image.Resampling.BOX), dtype=np.float32).ravel() for photo in photos])
-        draws = np.random.default_rng(0)
-        phases = small @ draws.normal(0, 1 / self.sigma, (small.shape[1], self.dimensions)) + draws.uniform(0, 6.283, self.dimensions)
-        phases[small.sum(axis=1) == 0] = float("nan")
-        return torch.nn.functional.normalize(torch.from_numpy(np.cos(phases)).float(), dim=1)
 
 
 class RecordingReporter(Reporter):

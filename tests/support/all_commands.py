@@ -13,7 +13,18 @@ from oneshui_hf.cli.app import app
 from oneshui_hf.cli.commands import Command
 from oneshui_hf.options import types_of
 
-PLACEHOLDERS = {"dataset": "synthetic", "repo_id": "user/name", "grid": "demo", "source": "run", "images": "a.jpg", "run": "run"}
+PLACEHOLDERS = {
+    **{"dataset": "synthetic", "repo_id": "user/name", "grid": "demo", "source": "run", "images": "a.jpg", "run": "run"},
+    **{
+        "image": "a.jpg",
+        "request": "R-000001",
+        "requests": "R-000001",
+        "reason": "none",
+        "identity": "4711",
+        "file": "requests/ledger.jsonl",
+    },
+}
+PLACEHOLDERS |= {"unlearned": "a/b", "original": "a/c", "candidates": "."}
 
 
 def all_commands(group: typer.Typer = app) -> Iterator[Command]:

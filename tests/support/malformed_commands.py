@@ -215,10 +215,14 @@ def _wrong_value(command: Command, options: type[Any], name: str, rng: random.Ra
 def _base(command: Command, folder: Path, without: str = "") -> list[str]:
     """Return a command line that is complete and cannot do anything, since what it reads or writes cannot be used."""
     values = {
-        **dict.fromkeys(("run", "source", "root", "oracle"), str(folder / "run")),
+        **dict.fromkeys(("run", "source", "root", "oracle", "unlearned"), str(folder / "run")),
         "repo_id": "not/a/name",
         "grid": str(folder / "file"),
-        "images": str(folder / "missing.jpg"),
+        **dict.fromkeys(("image", "images"), str(folder / "missing.jpg")),
+        **dict.fromkeys(("request", "requests"), "R-000001"),
+        "reason": "none",
+        "file": str(folder / "file"),
+        "desk": str(folder / "file" / "below"),
         "dataset": str(folder / "data"),
         "output_dir": str(folder / "file" / "below"),
         "output": str(folder / "file" / "below.json"),

@@ -8,13 +8,18 @@ import typer
 
 from .. import api
 from ..stages import command_options as o
+from ..stages.audit_options import AuditOptions
+from ..stages.hub_options import RepositoryOptions, SquashOptions
 from ..stages.publishing import options as publishing
-from . import show, show_benchmark, show_data, show_metrics
+from ..stages.purge_options import PurgeOptions
+from . import show, show_audit, show_benchmark, show_data, show_hub, show_metrics, show_purge
 from .commands import Command
+from .desk import add_desk
 from .errors import guarded, prepare_process
 from .printing import print_json
 
-PIPELINE, RUNS, STUDIES, DATA = "Pipeline", "Runs", "Benchmark", "Data, methods, machine"  # panels of `oneshui --help`
+PIPELINE, RUNS, DESK, STUDIES = "Pipeline", "Runs", "Request desk", "Benchmark"  # panels of `oneshui --help`
+DATA = "Data, methods, machine"
 HELP = {"help_option_names": ["-h", "--help"]}
 TITLE = "Forget a person from a vision model when all you have is one photo of them."
 
@@ -118,8 +123,17 @@ Command(
     examples=("oneshui predict runs/celeba-seed0 face.jpg",),
 ).add_to(app)  # fmt: skip
 Command(
+    "audit", AuditOptions, api.audit, show_audit.audit, positional=("unlearned",), panel=RUNS,
+    summary="Find who was forgotten from two models and photos.",
+    details="For anyone with both models and photos of candidates: no training data and no run are needed. Names are printed here only.",
+    examples=(
+        "oneshui audit unlearned --original original --candidates photos",
+        "oneshui audit USER/NEW --original USER/OLD --candidates photos --forgotten 4711 --output-dir audit",
+    ),
+).add_to(app)  # fmt: skip
+Command(
     "report", o.ReportOptions, api.report, show_benchmark.report, positional=("source",), panel=RUNS,
-    summary="Write an HTML report of a run or a benchmark.",
+    summary="Write an HTML report of a run, a benchmark or an audit.",
     details="One self-contained file with tables and figures.",
     examples=(f"oneshui report runs/celeba-seed0-{o.DEFAULT_METHOD}",),
 ).add_to(app)  # fmt: skip
@@ -134,6 +148,35 @@ Command(
     summary="Download a published run.",
     examples=("oneshui pull USER/NAME --output-dir runs/NAME",),
 ).add_to(app)  # fmt: skip
+
+Command(
+    "purge", PurgeOptions, api.purge, show_purge.purge, panel=RUNS,
+    stopped="what was removed stays removed, and the same command continues",
+    summary="Remove a person from the files of runs and from caches.",
+    details="From splits, predictions, prepared data, checkpoints, Arrow data and pixels. Weights stay: `oneshui unlearn` is for them.",
+    examples=("oneshui purge --identity 4711 --dry-run", "oneshui purge --identity 4711 --run runs/celeba-seed0"),
+).add_to(app)  # fmt: skip
+hub = group("hub", "Earlier revisions and derived models on the Hub.", RUNS)
+Command(
+    "history", RepositoryOptions, api.list_revisions, show_hub.history, positional=("repo_id",), group="hub",
+    summary="List which revisions of a repository contain which weights.",
+    details="Of all branches, tags and pull requests, by the hashes that the Hub lists. No weights are downloaded.",
+    examples=("oneshui hub history USER/NAME",),
+).add_to(hub)  # fmt: skip
+Command(
+    "squash", SquashOptions, show_hub.squash_after_questions, show_hub.squashed, positional=("repo_id",), group="hub",
+    stopped="what was already removed stays removed, and the same command continues",
+    summary="End the earlier revisions of a repository for good.",
+    details="Leaves one commit per branch, and deletes the large files that no revision refers to any more. Asks twice.",
+    examples=("oneshui hub squash USER/NAME --dry-run", "oneshui hub squash USER/NAME --yes --confirm USER/NAME"),
+).add_to(hub)  # fmt: skip
+Command(
+    "derived", RepositoryOptions, api.list_derived_models, show_hub.derived, positional=("repo_id",), group="hub",
+    summary="List the models that name a repository as their base.",
+    examples=("oneshui hub derived USER/NAME",),
+).add_to(hub)  # fmt: skip
+
+add_desk(app, group("requests", "Requests of erasure, from receipt to answer.", DESK), DESK)
 
 Command(
     "benchmark", o.BenchmarkOptions, api.benchmark, show_benchmark.benchmark, positional=("grid",), panel=STUDIES,

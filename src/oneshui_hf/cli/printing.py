@@ -6,7 +6,7 @@ import io
 import json
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from ..printable import escape_json, printable
@@ -63,8 +63,17 @@ def _print(renderable: Any) -> None:
     console.print(renderable)
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None, text: Sequence[int] = (0,)) -> None:
-    """Print a table. Columns are numbers except those at the positions in `text`. Cells are wrapped between words, and never cut."""
+def table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    title: str | None = None,
+    text: Sequence[int] = (0,),
+    red: Collection[int] = (),
+) -> None:
+    """Print a table. Columns are numbers except those at the positions in `text`. Cells are wrapped between words, and never cut.
+
+    On a terminal, the rows at the positions in `red` are red.
+    """
     from rich import box
     from rich.table import Table
 
@@ -77,8 +86,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | No
         is_text = number in text
         width = min(longest, MIN_TEXT) if is_text else longest  # a long path may be folded, a number may not
         grid.add_column(column, justify="left" if is_text else "right", min_width=width, overflow="fold")
-    for row in rows:
-        grid.add_row(*row)
+    for place, row in enumerate(rows):
+        grid.add_row(*row, style="red" if place in red else None)
     _print(grid)
 
 

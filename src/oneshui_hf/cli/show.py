@@ -11,7 +11,9 @@ from ..options import flag
 from ..runs import Run, read_json
 from ..sets import EVALUATED
 from ..stages.command_options import DEFAULT_METHOD
+from ..stages.unseen_range import judged
 from .printing import megabytes, number, print_indented, print_line, table
+from .show_desk import photo_line
 
 KIND = {"original": "Original model", "oracle": "Oracle", "unlearned": "Unlearned model"}
 LABELS = {"guessed by the model": "predicted by the model"}  # how receipts name them, and how they are printed
@@ -34,6 +36,8 @@ def run(result: Run) -> None:
         report = record.report
         images = f"{report['photos']} image{'s' if report['photos'] != 1 else ''}"
         print_line(f"{report['method']} on {images} in {report['seconds']} s; labels {LABELS.get(report['labels'], report['labels'])}.")
+        for row in _support_images(report):
+            print_line(photo_line(row))
         return
     if history := record.report.get("history"):
         kept = history[(record.report.get("best_epoch") or len(history)) - 1]
@@ -57,7 +61,13 @@ def _val_scores(values: Mapping[str, Any]) -> list[str]:
 
 def run_json(result: Run) -> dict[str, Any]:
     """Return a run as JSON."""
-    return {"run": str(result.path), **dataclasses.asdict(result.record)}
+    support = {"support": found} if (found := _support_images(result.record.report)) else {}
+    return {"run": str(result.path), **dataclasses.asdict(result.record), **support}
+
+
+def _support_images(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what is known of each support image: its loss before and after, the range of unseen identities, the verdict."""
+    return [judged(report, place) for place in range(report["photos"] if report.get("source") == "photos handed in" else 0)]
 
 
 def runs(rows: Sequence[dict[str, Any]]) -> None:

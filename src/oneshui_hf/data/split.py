@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Collection, Iterable, Mapping, Sized
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -86,6 +86,21 @@ class Split:
             notes.append(f"{missing_reserved:,} of {len(self.reserved):,} reserved photos are not in this data.")
         restricted = replace(self, people=people, forget=[p for p in self.forget if p in support], support=support, reserved=reserved)
         return restricted, tuple(notes)
+
+    def without(self, left_out: Collection[str]) -> Split:
+        """Return the split without some people, who are in no set then.
+
+        Raises:
+            OneshuiError: No person of a set, or no forget identity, remains.
+        """
+        people = {name: [person for person in members if person not in left_out] for name, members in self.people.items()}
+        forget = [person for person in self.forget if person not in left_out]
+        if empty := [name for name, members in (people | {"forget": forget}).items() if not members]:
+            raise OneshuiError(f"Without the people who are left out, the split has no person for {' and '.join(empty)}; draw a new split.")
+        support, reserved = (
+            {person: key for person, key in photos.items() if person not in left_out} for photos in (self.support, self.reserved)
+        )
+        return replace(self, people=people, forget=forget, support=support, reserved=reserved)
 
     def sets(self, faces: Faces) -> dict[str, np.ndarray]:
         """Return the positions of each set's photos: train, retain, forget, val, test, support, reserved.

@@ -167,15 +167,7 @@ def identify_people(
         UsageError: No identity was enrolled, or the encoder is not installed, or was not chosen on this machine.
         OneshuiError: A photo is not identified and no user confirms it, or the encoder differs from that of the preparation.
     """
-    encoder, calibration = _load_enrolment(artefact, encoder_name, accelerator)
-    templates = {person: parts[TEMPLATE] for person, parts in artefact.people.items() if TEMPLATE in parts}
-    if isinstance(artefact.people, IdentityStore) and (unreadable := artefact.people.unreadable):
-        reporter.warn(
-            f"{unreadable} of the prepared identities cannot be found by a photo: their secret or data is damaged or cannot be read."
-        )
-    if not templates:
-        raise OneshuiError("No identity is left that can be found by a photo; name the person with --identity.")
-    matches = broadcast_from_main(accelerator, [identify(embedding, templates, calibration) for embedding in encoder(photos)])
+    matches, calibration = match_people(photos, artefact, encoder_name, accelerator, reporter)
     people = []
     for number, match in enumerate(matches, 1):
         label = f"Photo {number} of {len(matches)}: " if len(matches) > 1 else ""
@@ -189,6 +181,34 @@ def identify_people(
         "confirmed": sum(not match.accepted for match in matches),
     }
     return tuple(people), report
+
+
+def match_people(
+    photos: Sequence[Image], artefact: Artefact, encoder_name: str | None, accelerator: Accelerator, reporter: Reporter
+) -> tuple[list[Match], Calibration]:
+    """Compare each photo with the identities whose prepared data still exists, and return the best matches, accepted or not.
+
+    Args:
+        photos: As in `identify_people`.
+        artefact: As in `identify_people`.
+        encoder_name: As in `identify_people`.
+        accelerator: As in `identify_people`.
+        reporter: For warnings.
+
+    Raises:
+        UsageError: No identity was enrolled, or the encoder is not installed, or was not chosen on this machine.
+        OneshuiError: No enrolled identity is left, or the encoder differs from that of the preparation.
+    """
+    encoder, calibration = _load_enrolment(artefact, encoder_name, accelerator)
+    templates = {person: parts[TEMPLATE] for person, parts in artefact.people.items() if TEMPLATE in parts}
+    if isinstance(artefact.people, IdentityStore) and (unreadable := artefact.people.unreadable):
+        reporter.warn(
+            f"{unreadable} of the prepared identities cannot be found by a photo: their secret or data is damaged or cannot be read."
+        )
+    if not templates:
+        raise OneshuiError("No identity is left that can be found by a photo; name the person with --identity.")
+    matches = [identify(embedding, templates, calibration) for embedding in encoder(photos)]
+    return broadcast_from_main(accelerator, matches), calibration
 
 
 def _load_enrolment(artefact: Artefact, encoder_name: str | None, accelerator: Accelerator) -> tuple[FaceEncoder, Calibration]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -26,6 +26,7 @@ from ..data.pixels import load_pixels
 from ..data.preprocess import Preprocess
 from ..data.schema import Faces
 from ..data.split import Split, load_split, make_split, split_summary
+from ..desk.suppression import Suppression, find_forgotten
 from ..errors import NotResumableError, UsageError
 from ..files import new_folder
 from ..methods.identity_store import discard_with_secrets
@@ -48,6 +49,9 @@ from .training.closed_form import closed_form_models, fit_closed_form
 from .training.loop import fit
 from .training.recipe import CLOSED_FORM
 from .training.shards import Shards
+from .unseen_range import measure_unseen_range
+
+LEFT_OUT = "forgotten_left_out"  # key of the report
 
 
 def train(options: TrainOptions, accelerator: Accelerator | None = None, reporter: Reporter = SILENT) -> Run:
@@ -152,7 +156,7 @@ def _train(
         for note in (*faces.exclusions.messages(), *preprocess.notes, *filter(None, [precision])):
             reporter.note(note)
         faces, pixels = load_pixels(faces, preprocess.size, reporter)
-        split = _split(faces, options, original, interrupted, reporter)
+        split, left_out = _split(faces, options, original, interrupted, reporter)
         sets = face_sets(faces, pixels, split, preprocess)
     reporter.info(f"{len(faces)} photos of {len(faces.people)} identities; {len(split.forget)} in the forget set.")
     reporter.note(describe_labels(faces))
@@ -180,7 +184,7 @@ def _train(
         state="training",
         parent={"run": str(original.path.resolve()), "weights": original.weights} if original else None,
         split=hashlib.sha256(split.dumps()).hexdigest(),
-        report={"split": split_summary(split, sets)},
+        report={"split": split_summary(split, sets), **left_out},
     )
     training_set, val = sets["retain" if kind == "oracle" else "train"], sets["val"]
     shards, candidates = None, []
@@ -213,17 +217,20 @@ def _train(
         outcome = fit(model, training_set, val, faces.task, options, seed, path, accelerator, reporter)
     else:
         model, outcome = shards.fit(val, faces.task, path, accelerator, reporter)
-    record.report |= outcome
+    record.report |= outcome | measure_unseen_range(model, val, faces.task, accelerator)
     record.state = "complete"
     on_main(accelerator, lambda: _write_run(path, split, record, model, preprocess))
     return Run.open(path)
 
 
-def _split(faces: Faces, options: TrainOptions, original: Run | None, interrupted: Run | None, reporter: Reporter) -> Split:
-    """Return the split: that of the interrupted run, of the original, or of the recipe.
+def _split(
+    faces: Faces, options: TrainOptions, original: Run | None, interrupted: Run | None, reporter: Reporter
+) -> tuple[Split, dict[str, Any]]:
+    """Return the split: that of the interrupted run, of the original, or of the recipe; and the record's entry on who was left out.
 
     Raises:
-        NotResumableError: The interrupted run was started on other data, or with another split than the recipe's.
+        NotResumableError: The interrupted run was started on other data, with another split than the recipe's, or with a person who has
+            been forgotten since.
     """
     if interrupted is not None:
         if interrupted.record.dataset.get("fingerprint") != faces.fingerprint:
@@ -233,20 +240,39 @@ def _split(faces: Faces, options: TrainOptions, original: Run | None, interrupte
         with checkpoint.reading(interrupted.path):
             split = load_split(interrupted.path / SPLIT)
         if interrupted.record.split is None:  # of an earlier version
-            expected = load_split(original.path / SPLIT) if original else recipe_split(options, faces)[0]
+            expected = load_split(original.path / SPLIT) if original else recipe_split(options, faces).split
             if split != expected:
                 raise NotResumableError(
                     f"{interrupted.path / SPLIT} is not the split of this training; restore it, or start again with --overwrite."
                 )
-        return split
+        if original is None and options.suppress is not None:
+            _require_left_out(split, find_forgotten(Path(options.suppress), faces.people), interrupted)
+        return split, {name: value for name, value in interrupted.record.report.items() if name == LEFT_OUT}
     if original is not None:
-        return load_split(original.path / SPLIT)
+        return load_split(original.path / SPLIT), {}
     if options.split is not None:
         _require_consistent(options, load_split(Path(options.split)))
-    split, notes = recipe_split(options, faces)
-    for note in notes:
+    split, notes, forgotten = recipe_split(options, faces)
+    for note in (*notes, *filter(None, [forgotten.warning if forgotten else None])):
         reporter.warn(note)
-    return split
+    if forgotten is None:
+        return split, {}
+    counted = f"{forgotten.people} ({forgotten.requests} requests in the ledger)"
+    reporter.note(f"People of this data who were forgotten and are left out: {counted}.")
+    return split, {LEFT_OUT: forgotten.report}
+
+
+def _require_left_out(split: Split, forgotten: Suppression, interrupted: Run) -> None:
+    """Check that no person in the split of an interrupted training was forgotten since it started.
+
+    Raises:
+        NotResumableError: A person has.
+    """
+    if again := forgotten.names.intersection(set().union(*split.people.values())):
+        raise NotResumableError(
+            f"The sets of {interrupted.path} contain people who were forgotten since the training started ({len(again)}); start again with "
+            "--overwrite."
+        )
 
 
 def backbone_name(options: TrainOptions, faces: Faces) -> str:
@@ -254,11 +280,29 @@ def backbone_name(options: TrainOptions, faces: Faces) -> str:
     return options.model or (TINY if faces.name == "synthetic" else DEFAULT_MODEL)
 
 
-def recipe_split(options: TrainOptions, faces: Faces) -> tuple[Split, tuple[str, ...]]:
-    """Return the split of a recipe, read or drawn, and notes on what a given split loses because photos are missing."""
+class RecipeSplit(NamedTuple):
+    """The split of a recipe.
+
+    Attributes:
+        split: The split, without the people who were forgotten.
+        notes: What a given split loses because photos are missing.
+        forgotten: These people; None without `--suppress`.
+    """
+
+    split: Split
+    notes: tuple[str, ...]
+    forgotten: Suppression | None
+
+
+def recipe_split(options: TrainOptions, faces: Faces) -> RecipeSplit:
+    """Return the split of a recipe, read or drawn. People who were forgotten are in no set; a later stage needs no ledger to know it."""
+    forgotten = find_forgotten(Path(options.suppress), faces.people) if options.suppress is not None else None
+    names = forgotten.names if forgotten else frozenset()
     if options.split is not None:
-        return load_split(Path(options.split)).restricted_to(faces)
-    return make_split(faces.photos_by_identity(), options.seed, options.forget, options.reserve_supports, options.meta_identities), ()
+        split, notes = load_split(Path(options.split)).restricted_to(faces)
+        return RecipeSplit(split.without(names), notes, forgotten)
+    photos = {person: keys for person, keys in faces.photos_by_identity().items() if person not in names}
+    return RecipeSplit(make_split(photos, options.seed, options.forget, options.reserve_supports, options.meta_identities), (), forgotten)
 
 
 def _require_consistent(options: TrainOptions, split: Split) -> None:
@@ -282,7 +326,7 @@ def _absolute(options: TrainOptions) -> TrainOptions:
         path = Path(value)
         return str(path.resolve()) if value not in known and path.exists() else value
 
-    paths = {name: getattr(options, name) for name in ("dataset", "data_dir", "model", "split")}
+    paths = {name: getattr(options, name) for name in ("dataset", "data_dir", "model", "split", "suppress")}
     resolved: dict[str, Any] = {name: resolve(value) for name, value in paths.items() if value}
     return dataclasses.replace(options, **resolved)
 

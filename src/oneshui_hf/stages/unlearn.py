@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ from ..methods.base import Context, DataAccess, Method
 from ..methods.identity_store import artefact_id, discard_with_secrets
 from ..methods.requests import Request
 from ..models.load import load_model, save_model
-from ..models.outputs import predicted_labels, require_finite_logits
+from ..models.outputs import losses, predicted_labels, require_finite_logits
 from ..options import current_names, flag
 from ..plugins import METHODS, Plugins
 from ..processes import locked_output, on_main
@@ -51,11 +52,25 @@ from .recovery import (
     write_journal,
     write_pointers,
 )
+from .unseen_range import LOSS, RANGE
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from .run_data import RunData
+
+
+@dataclasses.dataclass(frozen=True)
+class SupportPhoto:
+    """A decoded support image.
+
+    Attributes:
+        photo: The photo, in its full size.
+        identity: The identity on it, if it is known.
+    """
+
+    photo: Image
+    identity: str | None = dataclasses.field(repr=False)  # a repr may be logged
 
 
 def unlearn(
@@ -66,6 +81,7 @@ def unlearn(
     reporter: Reporter = SILENT,
     artefact: Path | None = None,
     vault: Path | None = None,
+    support: Sequence[SupportPhoto] | None = None,
 ) -> Run:
     """Unlearn the identities of a request and write the new model as a run.
 
@@ -77,6 +93,7 @@ def unlearn(
         reporter: For progress.
         artefact: Folder of the method's artefact; by default in the run, or in the run from which the method computed it.
         vault: Folder of the secrets of the artefact's per-identity data; the user's vault by default.
+        support: The support images, where they are not files; `options.images` then only names them in messages.
 
     Raises:
         UsageError: Method, option, identity or label is unknown; no photo was given; the output folder exists.
@@ -86,7 +103,7 @@ def unlearn(
     started = time.perf_counter()
     options = with_method(run, options, method_options, reporter)
     method_class: type[Method[Any]] = Plugins(METHODS).load(options.method_name)
-    path, vault = check_unlearn(run, options), vault or vault_root()
+    path, vault = check_unlearn(run, options, files=support is None), vault or vault_root()
     accelerator = accelerator or make_accelerator()
     on_main(accelerator, lambda: clear_killed_work(run.path, path, vault=vault, reporter=reporter))
     with locked_output(path, accelerator, discard_with_secrets(vault, run.path), "--output-dir"), contextlib.ExitStack() as held:
@@ -102,7 +119,8 @@ def unlearn(
         resolved = method_class.apply_options(options.method_name, earlier, method_options or {})
 
         model, preprocess, task = load_model(run.path, accelerator.device)
-        granted, identification = _read_request(run, options, method_class, prepared, (model, preprocess, task), accelerator, reporter)
+        loaded = model, preprocess, task
+        granted, identification = _read_request(run, options, method_class, prepared, loaded, accelerator, reporter, support)
         request: Request = granted["support"]
         context = Context(task, options.seed, accelerator, reporter, request_size=len(request))
         applying = time.perf_counter()
@@ -125,6 +143,8 @@ def unlearn(
                 "seconds": round(now - applying, 3),
                 "seconds_in_all": round(now - started, 3),
                 "peak_mb": peak.mb,
+                RANGE: run.record.report.get(RANGE),
+                LOSS: {"before": _losses(model, request, task), "after": _losses(unlearned, request, task)},
                 **context.report,
                 "destroyed": 0,
             },
@@ -162,6 +182,7 @@ def _read_request(
     loaded: tuple[torch.nn.Module, Preprocess, Task],
     accelerator: Accelerator,
     reporter: Reporter,
+    support: Sequence[SupportPhoto] | None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the sets that the method may read, of which "support" is the request, and the receipt's entries about identification."""
     model, preprocess, task = loaded
@@ -171,11 +192,13 @@ def _read_request(
 
         data = open_data(run, accelerator, options.data_dir, reporter)
         return data.sets | {"support": _request_from_split(run, data, accelerator)}, identification
-    photos = [decode(image) for image in options.images]
+    if support is None:
+        named = per_photo(options.identity, len(options.images), "--identity") or (None,) * len(options.images)
+        support = [SupportPhoto(decode(image), person) for image, person in zip(options.images, named, strict=True)]
+    photos, people = [one.photo for one in support], tuple(one.identity for one in support)
     _warn_constant(options.images, photos, reporter)
-    people: tuple[str | None, ...] = per_photo(options.identity, len(photos), "--identity") or (None,) * len(photos)
     labels = _given_labels(options, task)
-    if method_class.per_identity and prepared and not options.identity:
+    if method_class.per_identity and prepared and None in people:
         people, identification = identify_people(photos, prepared, options.face_encoder, accelerator, reporter)
     return {"support": _request_from_photos(photos, people, labels, model, preprocess, task, accelerator)}, identification
 
@@ -264,6 +287,16 @@ def _request_from_photos(
     with torch.no_grad():
         predicted = predicted_labels(require_finite_logits(model(pixel_values=inputs).logits), task.kind)
     return Request(inputs, people, predicted.clone(), labels_given=False)  # cloned: autograd cannot save an inference tensor
+
+
+def _losses(model: torch.nn.Module, request: Request, task: Task) -> list[float | None]:
+    """Return the loss of each support image under a model; None where it is not finite."""
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        found = losses(model(pixel_values=request.pixels).logits, request.labels, task.kind).tolist()
+    model.train(training)
+    return [loss if math.isfinite(loss) else None for loss in found]
 
 
 def _given_labels(options: UnlearnOptions, task: Task) -> torch.Tensor | None:

@@ -136,7 +136,7 @@ class TimeEstimator:
         kind = (recipe.head, recipe.augment != "none")
         timing = self.time_step(backbone_name(recipe, faces), recipe.image_size, recipe.batch_size, faces.task, kind)
         # An estimate needs the sizes of the sets, not their photos.
-        sets = face_sets(faces, _BlankPixels(timing.preprocess.size), recipe_split(recipe, faces)[0], timing.preprocess)
+        sets = face_sets(faces, _BlankPixels(timing.preprocess.size), recipe_split(recipe, faces).split, timing.preprocess)
         scorings = 1 if recipe.head == CLOSED_FORM else recipe.epochs
         training = len(sets["train"]) * seconds_per_photo(recipe, timing.forward, timing.backward)
         training += scorings * len(sets["val"]) * timing.forward

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 WAYS_OUT = (
-    "Forget several people in one release (--min-batch refuses smaller ones), replace the public model and end its earlier revisions with "
-    "`oneshui hub squash`, or retrain with `oneshui retrain`"
+    "Forget several people in one release (--min-batch refuses smaller ones; the group is still found), replace the public model and end "
+    "its earlier revisions with `oneshui hub squash`, or retrain with `oneshui retrain` (the outputs still show who is gone)"
 )
 
 

@@ -1,0 +1,1 @@
+"""The commands of the request desk that need a model: identify, apply, serve."""
