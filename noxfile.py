@@ -1,4 +1,4 @@
-"""The commands of every machine: `nox -s tests`, `slow`, `lint`, `demo`, `benchmark`, `bench`, `drill`; `lock` renews what CI installs.
+"""The commands of every machine: `nox -s tests`, `slow`, `lint`, `docs`, `demo`, `benchmark`, `bench`, `drill`, and `lock` for CI.
 
 Each session builds the wheel and installs that, as users do; on the platform of CI with exactly the packages of the lock, elsewhere with
 what pip finds within the ranges of pyproject.toml. Set ONESHUI_TEST_ASSETS to a folder of real faces and weights for the tests
@@ -58,6 +58,11 @@ def _platform(session: nox.Session) -> str:
     return str(session.run("python", "-c", code, silent=True)).strip()
 
 
+def _extra(name: str) -> list[str]:
+    """Return the packages of an extra of pyproject.toml."""
+    return nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"][name]
+
+
 @nox.session
 def lock(session: nox.Session) -> None:
     """Write the newest packages within the ranges of pyproject.toml, with hashes; `nox -s lock -- NAME==VERSION` holds some back."""
@@ -78,11 +83,13 @@ def lock(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Format, lint and types."""
+    """Format, lint, types, spelling, and the words of the glossary."""
     install(session, "[dev]")
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
     session.run("mypy")
+    session.run("codespell")
+    session.run("pytest", "--quiet", "tests/test_vocabulary.py", "tests/test_docs.py")
 
 
 @nox.session
@@ -97,7 +104,18 @@ def tests(session: nox.Session) -> None:
 def slow(session: nox.Session) -> None:
     """The end-to-end suite: real processes, the demo, real faces where they are."""
     install(session, "[dev]")
-    session.run("pytest", "-m", "slow", *session.posargs)
+    # Some tests start two processes of their own, so more workers than two would need more memory, not less time.
+    session.run("pytest", "-m", "slow", "-n", "2", "--dist", "loadfile", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation site, in build/site: the pages of docs/, and the reference that docs/prebuild.py writes."""
+    install(session, "[docs]")
+    if session.venv_backend != "none":
+        session.install(*_extra("docs"))  # not in the lock: CI checks the pages without building the site
+    session.run("python", "docs/prebuild.py", "build/docs")
+    session.run("zensical", "build", "--clean", "--strict")
 
 
 @nox.session

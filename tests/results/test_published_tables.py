@@ -1,4 +1,4 @@
-"""What docs/results/benchmark.md states about the present definition of mAP follows from the published files."""
+"""What docs/appendix/benchmark.md states about the present definition of mAP follows from the published files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def read(name: str, forget: int) -> dict[tuple[int, str, str, str], float]:
 
 def published() -> dict[str, dict[str, list[str]]]:
     """The cells of the table of old and new values, by part and method."""
-    page = (RESULTS / "benchmark.md").read_text(encoding="utf-8")
+    page = (RESULTS.parent / "appendix" / "benchmark.md").read_text(encoding="utf-8")
     table = page.partition("## mAP as it is defined today")[2].partition("\n## ")[0]
     found: dict[str, dict[str, list[str]]] = {}
     for line in re.findall(r"^\| (.+) \|$", table, re.MULTILINE)[1:]:
