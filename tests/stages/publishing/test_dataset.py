@@ -59,12 +59,6 @@ for line in sys.stdin:
 """
 
 
-@pytest.fixture(scope="module")
-def hub() -> Iterator[Hub]:
-    with Hub() as running:
-        yield running
-
-
 Client = Callable[..., dict[str, Any]]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,19 +27,6 @@ PUBLIC = {"private": False}
 NUMBERS = itertools.count()  # of the tests, since all share a Hub
 ORIGINAL, OTHER = "publishes the original of this model", "publishes another model of the same original"
 SHOWS = "the difference of the two models shows who was forgotten"
-
-
-@pytest.fixture(scope="module")
-def hub() -> Iterator[Hub]:
-    with Hub() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def client(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    machine = Client(hub, tmp_path_factory.mktemp("home"))
-    yield machine
-    machine.close()
 
 
 @pytest.fixture

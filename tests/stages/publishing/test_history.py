@@ -6,7 +6,6 @@ import hashlib
 import io
 import itertools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +35,6 @@ def sha256(data: bytes) -> str:
 def record(weights: bytes, kind: str = "original", **changes: Any) -> bytes:
     content = {"format": 1, "kind": kind, "seed": 0, "options": {}, "dataset": {}, "weights": sha256(weights)}
     return json.dumps(content | changes).encode()
-
-
-@pytest.fixture(scope="module")
-def hub() -> Iterator[Hub]:
-    with Hub() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def client(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    machine = Client(hub, tmp_path_factory.mktemp("home"))
-    yield machine
-    machine.close()
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,6 @@ MAPS = {
     },
     "preprocessor_config.json": {"image_processor_type": "Canary", "auto_map": {"AutoImageProcessor": "canary.Canary"}},
 }
-
-
-@pytest.fixture(scope="module")
-def hub() -> Iterator[Hub]:
-    with Hub() as running:
-        yield running
 
 
 def hostile_run(folder: Path, file: str) -> Path:

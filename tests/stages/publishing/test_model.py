@@ -6,7 +6,7 @@ import json
 import os
 import random
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,19 +24,6 @@ PHOTO = b"\xff\xd8\xff" + random.Random(0).randbytes(900)
 FOLDER = f"/home/{CANARY}/faces"
 LABELS = ("Smiling", "Young", "Glasses")
 GRADIENT_ASCENT, METAUNLEARN = "gradient-ascent", "metaunlearn"
-
-
-@pytest.fixture(scope="module")
-def hub() -> Iterator[Hub]:
-    with Hub() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def client(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    machine = Client(hub, tmp_path_factory.mktemp("home"))
-    yield machine
-    machine.close()
 
 
 @pytest.fixture(scope="module")
