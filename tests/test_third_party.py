@@ -87,8 +87,8 @@ def test_third_party_method_works_and_leaves_no_trace(python: Path, tmp_path: Pa
 
 
 def test_docs_page_shows_the_example_verbatim() -> None:
-    page = (ROOT / "docs" / "plugins.md").read_text()
+    page = (ROOT / "docs" / "guides" / "own-method.md").read_text()
     blocks = re.findall(r"```(?:toml|python)\n(.*?)```", page, re.DOTALL)
     files = [(EXAMPLE / name).read_text() for name in ("pyproject.toml", "head_ascent.py")]
-    assert blocks == files
+    assert [file for file in files if file not in blocks] == []
     assert sum(bool(line.strip()) for file in files for line in file.splitlines()) <= 40
