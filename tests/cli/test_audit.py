@@ -77,6 +77,7 @@ def test_wrong_words_are_one_sentence(oneshui: Oneshui, place: Path, tmp_path: P
     assert (code, "audit needs --original" in sentence(err)) == (2, True)
 
 
+@pytest.mark.slow
 def test_models_of_the_hub_are_read_without_pickles_and_code(place: Path, tmp_path: Path) -> None:
     """Of a repository, only config, preprocessing and safetensors files are requested, and nothing is left of them."""
     torch.save({}, tmp_path / "pytorch_model.bin")

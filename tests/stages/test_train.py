@@ -239,6 +239,7 @@ def test_each_shard_is_trained_on_its_own_identities_with_a_frozen_backbone(
     assert [shard for shard in before if not equal(before[shard], after[shard])] == [affected]
 
 
+@pytest.mark.slow
 def test_reused_shards_equal_shards_trained_again(
     folder_and_shards: tuple[Path, Run], pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

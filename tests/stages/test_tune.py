@@ -190,6 +190,7 @@ def test_scores_are_those_of_the_models_and_equal_preparations_run_once(trained:
     assert (found["values"], found["scores"]) == (best["values"], best["scores"])
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_resumes_to_the_same_bytes(
     trained: Run, tmp_path: Path, shift: type[Shift], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,6 +74,7 @@ def test_forget_identities_are_predicted_like_unseen_ones_and_all_others_as_befo
         assert abs(new - old) < 0.4 * abs(before - level) + 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["multi_label", "single_label"])
 def test_forget_photos_get_the_logits_of_models_that_were_trained_without_their_identity(kind: TaskKind) -> None:
     problem, forget = toy_problem(kind), toy_problem(kind).sets["forget"]
