@@ -83,7 +83,7 @@ def lock(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Format, lint, types, spelling, and the words of the glossary."""
+    """Format, lint, types, spelling, and the field's terms."""
     install(session, "[dev]")
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")

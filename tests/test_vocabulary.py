@@ -63,6 +63,8 @@ def test_identifiers_use_the_terms_of_the_field(folder: Path) -> None:
 
 def help_texts() -> Iterator[tuple[str, str]]:
     """Yield (where, text) of everything that `--help`, `methods` and `data list` print."""
+    for command in COMMANDS:
+        yield from ((f"oneshui {command.path}", text) for text in (command.summary, command.details))
     for kind in {command.options for command in COMMANDS}:
         yield from ((f"{kind.__name__}.{field.name}", field.metadata["help"]) for field in fields(kind).values())
     for name in Plugins(METHODS).names:

@@ -6,12 +6,10 @@ import re
 from collections.abc import Sequence
 from datetime import date, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .api_options import AnyRun, read_options, split_options, with_options
 from .api_run import open_run
-from .desk.desk import MAX_PHOTO, Desk
-from .desk.verification import verify as verify_file
 from .errors import UsageError
 from .files import open_regular
 from .option_values import shown
@@ -30,6 +28,9 @@ from .stages.desk_options import (
     ServeOptions,
     VerifyOptions,
 )
+
+if TYPE_CHECKING:
+    from .desk.desk import Desk
 
 __all__ = [
     "answer_request",
@@ -57,7 +58,7 @@ def receive_request(image: str | Path, *, now: datetime | None = None, reporter:
     checks.require_images([resolved.image])
     received = _day(resolved.received)
     photo = _photo(resolved.image)
-    request = Desk(Path(resolved.desk)).receive(photo, resolved.identity, received, resolved.channel, now)
+    request = _open_desk(resolved).receive(photo, resolved.identity, received, resolved.channel, now)
     return {"request": request.id, "received": request.received.isoformat(), "due": request.due.isoformat()}
 
 
@@ -66,7 +67,7 @@ def list_requests(*, now: datetime | None = None, reporter: Reporter = SILENT, *
     """Return a row per request, the first due first: `request`, `received`, `due`, `state`, `days_left`, `overdue` and more."""
     del reporter
     resolved = read_options(ListOptions, options, "requests list")
-    rows = Desk(Path(resolved.desk)).rows(now)
+    rows = _open_desk(resolved).rows(now)
     if resolved.state is not None:
         rows = [row for row in rows if row["state"] == resolved.state or (resolved.state == "open" and row["days_left"] is not None)]
     if resolved.due_within is not None:
@@ -84,7 +85,7 @@ def identify_request(
     """
     reporter = reporter or default_reporter()
     resolved = read_options(IdentifyOptions, {**options, "request": request}, "requests identify")
-    desk = Desk(Path(resolved.desk))
+    desk = _open_desk(resolved)
     desk.find(resolved.request).require("identified")
     model = open_run(run, ("original", "unlearned"), reporter, "requests identify")
     from .stages.requests.identify import identify_request as stage
@@ -101,7 +102,7 @@ def apply_requests(
     own, methods = split_options(ApplyOptions, options)
     given = {"requests": requests} | ({} if run is None else {"run": run})
     resolved = read_options(ApplyOptions, own | given, "requests apply")
-    desk = Desk(Path(resolved.desk))
+    desk = _open_desk(resolved)
     desk.requests()
     model = open_run(run, ("original", "unlearned"), reporter, "requests apply", resolved.output_dir)
     from .stages.requests.apply import apply_requests as stage
@@ -117,7 +118,7 @@ def serve_requests(
     reporter = reporter or default_reporter()
     given = {"requests": requests} | ({} if run is None else {"run": run})
     resolved = read_options(ServeOptions, options | given, "requests serve")
-    desk = Desk(Path(resolved.desk))
+    desk = _open_desk(resolved)
     desk.requests()
     model = open_run(run, ("original", "unlearned"), reporter, "requests serve")
     from .stages.requests.serve import serve_requests as stage
@@ -132,7 +133,7 @@ def recheck_requests(
     """Examine whether the people of applied requests are still forgotten in a later model, record it, and return a row per request."""
     reporter = reporter or default_reporter()
     resolved = read_options(RecheckOptions, options | {"requests": requests}, "requests recheck")
-    desk = Desk(Path(resolved.desk))
+    desk = _open_desk(resolved)
     desk.requests()
     checks.require_images([resolved.image] if resolved.image else [])
     photo = _photo(resolved.image) if resolved.image else None
@@ -193,12 +194,15 @@ def verify(file: str | Path, *, reporter: Reporter = SILENT, **options: Any) -> 
     run = Path(resolved.run) if resolved.run is not None else None
     if run is not None and not run.is_dir():
         raise UsageError(f"There is no run at {run}; name the run of the receipt.")
+    from .desk.verification import verify as verify_file
+
     return verify_file(Path(resolved.file), run, resolved.anchor)
 
 
 def _photo(image: str) -> bytes:
     """Return the bytes of a photo's file, which can be decoded: a photo that cannot be read now could never be applied."""
     from .data.images import decode
+    from .desk.desk import MAX_PHOTO
 
     with open_regular(Path(image)) as stream:
         photo = stream.read(MAX_PHOTO + 1)
@@ -206,9 +210,15 @@ def _photo(image: str) -> bytes:
     return photo
 
 
+def _open_desk(options: DeskOptions) -> Desk:
+    from .desk.desk import Desk
+
+    return Desk(Path(options.desk))
+
+
 def _resolved(options: type[Any], request: str, values: dict[str, Any], where: str) -> tuple[Any, Desk]:
     resolved: DeskOptions = read_options(options, {**values, "request": request}, where)
-    return resolved, Desk(Path(resolved.desk))
+    return resolved, _open_desk(resolved)
 
 
 def _row(desk: Desk, id: str, now: datetime | None) -> dict[str, Any]:

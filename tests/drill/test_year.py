@@ -6,7 +6,6 @@ ledger, receipts and model are found, and nothing personal is in ledger and rece
 
 from __future__ import annotations
 
-import csv
 import json
 import random
 import shutil
@@ -23,7 +22,7 @@ from drill.processes import Job, Result, Worker
 from drill.year import name_of
 from oneshui_hf.data.split import load_split
 from oneshui_hf.desk.ledger import read_chain
-from support.faces import LABELS, bits, portrait
+from support.faces import LABELS, write_photos
 
 SEED = 2026
 PEOPLE, PHOTOS, BATCHES, PER_BATCH = 240, 3, 12, 5
@@ -76,13 +75,7 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
     found = Worker(folder, folder / "home", compile_shim(folder))
     photos = found.root / "photos"
     photos.mkdir()
-    with (photos / "metadata.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file_name", "identity", *LABELS])
-        for person in range(PEOPLE):
-            for photo in range(PHOTOS):
-                portrait(person, photo, (16, 16)).save(photos / f"{person:03d}-{photo}.png")
-                writer.writerow([f"{person:03d}-{photo}.png", name_of(person), *bits(person, photo, len(LABELS))])
+    write_photos(photos, PEOPLE, PHOTOS, name_of, (16, 16))
     require(*found.run(Job(script=SETUP, limit=240)))
     yield found
     found.close()

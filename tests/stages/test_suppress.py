@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import shutil
@@ -21,7 +20,7 @@ from oneshui_hf.runs import Run
 from oneshui_hf.stages.training import checkpoint
 from oneshui_hf.vault import Secrets, draw_secrets, new_id
 from support.commands import Oneshui, sentence
-from support.faces import LABELS, bits, portrait
+from support.faces import portrait, write_photos
 from support.recording_reporter import RecordingReporter
 
 NOW = datetime(2026, 11, 3, 12, 0, tzinfo=UTC)
@@ -39,13 +38,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     photos = folder / "photos"
     photos.mkdir()
-    with (photos / "metadata.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file_name", "identity", *LABELS])
-        for person in range(PEOPLE):
-            for photo in range(4):
-                portrait(person, photo).save(photos / f"{person:02d}-{photo}.png")
-                writer.writerow([f"{person:02d}-{photo}.png", name_of(person), *bits(person, photo, len(LABELS))])
+    write_photos(photos, PEOPLE, 4, name_of)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("ONESHUI_VAULT", str(folder / "vault"))

@@ -52,7 +52,7 @@ def add_desk(app: typer.Typer, requests: typer.Typer, panel: str) -> None:
     Command(
         "recheck", o.RecheckOptions, api.recheck_requests, show_desk.rechecked, positional=("requests",), group="requests",
         failure=show_desk.relapse, summary="Examine whether a later model still forgets the people.",
-        details="Fails if somebody is remembered again. Records the losses of the photos and the verdicts.",
+        details="Fails if a person is remembered again. Records the losses of the photos and the verdicts.",
         examples=("oneshui requests recheck --run runs/celeba-seed1",),
     ).add_to(requests)  # fmt: skip
     Command(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import math
@@ -28,7 +27,7 @@ from oneshui_hf.runs import SPLIT, Run, hash_file, hash_weights, write_record
 from oneshui_hf.stages.requests import apply as stage
 from oneshui_hf.stages.requests import recheck
 from support.commands import Oneshui, sentence
-from support.faces import LABELS, bits, portrait
+from support.faces import LABELS, bits, portrait, write_photos
 
 NOW = datetime(2026, 11, 3, 12, 0, tzinfo=UTC)
 PEOPLE = 20
@@ -45,13 +44,7 @@ def loss(margin: float) -> float:
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set in which all photos of a person have the same labels."""
     folder = tmp_path_factory.mktemp("photos")
-    with (folder / "metadata.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file_name", "identity", *LABELS])
-        for person in range(PEOPLE):
-            for photo in range(4):
-                portrait(person, photo).save(folder / f"{person:02d}-{photo}.png")
-                writer.writerow([f"{person:02d}-{photo}.png", f"Zora Canary {person:02d}", *bits(person, 0, len(LABELS))])
+    write_photos(folder, PEOPLE, 4, "Zora Canary {:02d}".format, vary=False)
     return folder
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from oneshui_hf.runs import SPLIT, Run
 from oneshui_hf.stages import identify as recognition
 from oneshui_hf.stages.requests import apply as stage
 from support.colour_encoder import Colours
-from support.faces import LABELS, bits, portrait
+from support.faces import portrait, write_photos
 from support.processes import another_writer
 from support.recording_reporter import RecordingReporter
 
@@ -45,13 +44,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     photos = folder / "photos"
     photos.mkdir()
-    with (photos / "metadata.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file_name", "identity", *LABELS])
-        for person in range(PEOPLE):
-            for photo in range(PHOTOS):
-                portrait(person, photo).save(photos / f"{person:02d}-{photo}.png")
-                writer.writerow([f"{person:02d}-{photo}.png", name_of(person), *bits(person, photo, len(LABELS))])
+    write_photos(photos, PEOPLE, PHOTOS, name_of)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ONESHUI_VAULT", str(folder / "vault"))
         patch.setattr(recognition, "load_encoder", lambda name, device: Colours())

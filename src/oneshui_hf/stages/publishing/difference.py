@@ -9,7 +9,7 @@ anyone can read a revision of it that contains the weights; `oneshui hub squash`
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,11 +40,12 @@ def check_difference(run: Run, options: PushOptions, api: HfApi, reporter: Repor
     """
     if options.private:
         return
+    relatives = _relatives(run)
     if run.record.kind == "unlearned":
         _require_batch(run, options.min_batch, reporter)
         if _is_per_identity(run) and not options.difference_is_public:
-            _require_known_parent(run)
-    for other, repo_id in _public_relatives(run, api):
+            _require_known_parent(run, relatives)
+    for other, repo_id in _public_relatives(run, relatives, api):
         relation = "the original of this model" if other.record.kind == "original" else "another model of the same original"
         found = f"{repo_id} publishes {relation}, and the difference of the two models shows who was forgotten"
         if not (_is_per_identity(run) or _is_per_identity(other)):
@@ -102,8 +103,8 @@ def _require_batch(run: Run, least: int, reporter: Reporter) -> None:
         reporter.warn("This release forgets a single identity: whoever knows that there was a request has one person to identify.")
 
 
-def _require_known_parent(run: Run) -> None:
-    if _parent(run) not in {other.record.weights for other in _relatives(run)}:
+def _require_known_parent(run: Run, relatives: Iterable[Run]) -> None:
+    if _parent(run) not in {other.record.weights for other in relatives}:
         raise UsageError(
             f"The run that {run.path} was computed from is not where its record has it, so whether that model is public is unknown, and "
             "the difference of the two shows who was forgotten. Put it next to this run, or publish with --difference-is-public."
@@ -121,9 +122,9 @@ def _is_per_identity(run: Run) -> bool:
     return method.per_identity
 
 
-def _public_relatives(run: Run, api: HfApi) -> Iterator[tuple[Run, str]]:
+def _public_relatives(run: Run, relatives: Iterable[Run], api: HfApi) -> Iterator[tuple[Run, str]]:
     """Yield each related run with other weights that is public, and its repository."""
-    for other in _relatives(run):
+    for other in relatives:
         for publication in other.record.publications:
             if other.record.weights not in (None, run.record.weights) and _is_public(publication, str(other.record.weights), api):
                 yield other, publication["repo_id"]
