@@ -143,7 +143,7 @@ def artefact(folder: Path | dict[str, Any]) -> None:
         images = f"{values['forward']:,} images forward, {values['backward']:,} forward and backward"
         if values["trainings"]:
             images = f"{values['trainings']} trainings by the run's recipe, {images}"
-        print_line(f"Estimated cost of preparing {values['method']}: {values['seconds']} s ({images}), {megabytes(values['bytes'])}.")
+        print_line(f"Estimated cost of preparing {values['method']}: {values['seconds']:.1f} s ({images}), {megabytes(values['bytes'])}.")
         return
     print_line(f"Prepared: {folder} ({megabytes(values['bytes'])}, {values['report']['seconds']} s)")
 

@@ -202,4 +202,4 @@ def estimate_preparation(
     photo = time_per_photo(ready.model, pixels, labels, ready.context.task.kind)
     training = seconds_per_photo(training_options(run), photo.forward, photo.backward)
     seconds = cost.seconds(photo.forward, photo.backward, training) / ready.context.accelerator.num_processes
-    return {"method": options.method, **dataclasses.asdict(cost), "seconds": round(seconds, 1)}
+    return {"method": options.method, **dataclasses.asdict(cost), "seconds": seconds}
