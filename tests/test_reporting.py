@@ -11,19 +11,7 @@ from typing import Any
 import pytest
 
 from oneshui_hf.reporting import SILENT, ConsoleReporter, PrefixedReporter, Reporter, is_main_process
-
-
-class Terminal:
-    """A stream that claims to be a terminal."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def isatty(self) -> bool:
-        return True
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+from support.terminal import Terminal
 
 
 @pytest.fixture

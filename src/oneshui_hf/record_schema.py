@@ -5,7 +5,7 @@ A published record lacks what is not public, so a field that is present may be n
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -36,6 +36,14 @@ class SplitSizes(Schema):
     images: dict[Text, Count] = Field(default_factory=dict)
 
 
+class PhotoRange(Schema):
+    """What photos of unseen identities look like; see `stages.photo_range`."""
+
+    distance: float
+    mean: Annotated[list[float], Field(min_length=9, max_length=9)]
+    whitening: Annotated[list[float], Field(min_length=45, max_length=45)]
+
+
 class Report(Schema):
     """What a training or a request reports."""
 
@@ -57,6 +65,7 @@ class Report(Schema):
     shards_trained: Count = 0
     rows: Count | None = None  # of a head in closed form
     features: Count | None = None
+    photo_range: PhotoRange | None = None
 
     @model_validator(mode="after")
     def _require_kept_epoch(self) -> Report:
@@ -107,6 +116,7 @@ class RecordFields(Schema):
     state: Literal["training", "complete"] = "complete"
     parent: Parent | None = None
     weights: Text | None = None
+    settings: dict[Text, Text] = Field(default_factory=dict)
     split: Text | None = None
     report: Report = Field(default_factory=Report)
     versions: dict[Text, Any] = Field(default_factory=dict)

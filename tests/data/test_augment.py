@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from oneshui_hf.data.augment import augment
+from oneshui_hf.data.augment import apply_augmentation, augment, draw_augmentation, resize_crops
 from oneshui_hf.data.images import to_pixels
 from support.faces import portrait
 
@@ -70,12 +70,12 @@ def test_input_batch_is_not_modified(kind: str) -> None:
 
 
 def as_floats(monkeypatch: pytest.MonkeyPatch, pixels: torch.Tensor) -> torch.Tensor:
-    """Augment as floats, as on a GPU, with rounding and clamping at the end."""
+    """Resize floats, with rounding and clamping at the end."""
     resize = F.interpolate
 
     def resize_floats(image: torch.Tensor, **settings: object) -> torch.Tensor:
         assert image.dtype == torch.uint8
-        return resize(image.float(), **settings)  # type: ignore[arg-type]
+        return resize(image.float(), **settings).round().clamp(0, 255)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
         patch.setattr(F, "interpolate", resize_floats)
@@ -98,3 +98,34 @@ def test_resizing_bytes_differs_slightly_at_strong_edges(monkeypatch: pytest.Mon
     difference = augment(noise, "crop", draws(4)).int() - as_floats(monkeypatch, noise).int()
     assert (difference.abs() > 1).float().mean() < 0.03
     assert difference.float().mean().abs() < 0.02
+
+
+@pytest.mark.parametrize("side", [1, 2, 16, 33, 56])
+def test_resizing_all_photos_at_once_has_the_bytes_of_resizing_each(side: int) -> None:
+    generator = draws(side)
+    photos = torch.randint(0, 256, (40, 3, side, side), generator=generator, dtype=torch.uint8)
+    photos[:4] = photos[:4] // 255 * 255  # black and white: the sums leave the range of a byte
+    sizes = torch.randint(1, side + 1, (40, 2), generator=generator).tolist()
+    boxes = [(n % (side - height + 1), n % (side - width + 1), height, width) for n, (height, width) in enumerate(sizes)]
+    boxes[-1] = (0, 0, side, side)
+    expected = [
+        F.interpolate(photo[None, :, y : y + h, x : x + w], size=(side, side), mode="bicubic", antialias=True)
+        for photo, (y, x, h, w) in zip(photos, boxes, strict=True)
+    ]
+    assert torch.equal(resize_crops(photos, boxes), torch.cat(expected))
+    assert torch.equal(resize_crops(photos[-1:], boxes[-1:]), photos[-1:])
+
+
+@pytest.mark.parametrize("kind", ["none", "flip", "crop"])
+def test_parts_of_a_step_are_augmented_as_the_whole_step(kind: str) -> None:
+    drawn = draw_augmentation(len(PIXELS), kind, draws(6))
+    parts = [apply_augmentation(part, own) for part, own in zip(PIXELS.tensor_split(3), drawn.tensor_split(3), strict=True)]
+    assert torch.equal(torch.cat(parts), augment(PIXELS, kind, draws(6)))
+
+
+def test_draws_are_those_of_earlier_versions() -> None:
+    generator = draws(7)
+    flips, crops = torch.rand(5, generator=generator) < 0.5, torch.rand(5, 4, generator=generator)
+    drawn = draw_augmentation(5, "crop", draws(7))
+    assert drawn.flips is not None and drawn.crops is not None
+    assert torch.equal(drawn.flips, flips) and torch.equal(drawn.crops, crops)

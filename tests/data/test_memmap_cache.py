@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -13,9 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from oneshui_hf.data import memmap_cache
 from oneshui_hf.data.memmap_cache import BLOCK, load_memmap_cache
 from oneshui_hf.errors import OneshuiError
 from support.faces import portrait
+from support.recording_reporter import RecordingReporter
 
 LAYOUT = np.dtype([("row", "<u4"), ("pixels", "u1", (3, 5, 5))])
 ROWS = 2 * BLOCK + 3
@@ -266,3 +269,24 @@ def test_file_is_written_if_the_file_system_cannot_allocate_space(tmp_path: Path
 
     monkeypatch.setattr("os.posix_fallocate", not_supported, raising=False)
     assert np.array_equal(load(tmp_path / "records.npy", record)[8], record(8)["pixels"])
+
+
+def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = ROWS * (4 + LAYOUT.itemsize)
+    found = shutil.disk_usage(tmp_path)
+    for free in (size - 1, size):
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder, free=free: found._replace(free=free))
+        if free < size:
+            with pytest.raises(OneshuiError, match=r"^photos\.npy needs 0\.0 MB and \S+ has 0\.0 MB free; free space, or name a folder"):
+                load(tmp_path / "photos.npy", fail_if_called)
+            assert not [name for name in names(tmp_path) if not name.endswith(".lock")]
+        else:
+            load(tmp_path / "photos.npy", record)
+
+
+def test_the_size_of_a_large_file_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memmap_cache, "LARGE", ROWS * (4 + LAYOUT.itemsize))
+    reporter = RecordingReporter()
+    load_memmap_cache(tmp_path / "pixels-5.npy", LAYOUT, ROWS, record, "Making", reporter)
+    load_memmap_cache(tmp_path / "small.npy", LAYOUT, 1, record, "Making", reporter)
+    assert reporter.notes == [f"Writing pixels-5.npy in {tmp_path}, 0.0 MB."]

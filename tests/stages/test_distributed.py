@@ -168,3 +168,38 @@ def test_head_in_closed_form_has_the_same_bytes(tmp_path: Path) -> None:
         assert (unlearned / "model.safetensors").read_bytes() == (oracle / "model.safetensors").read_bytes() != found[-1][0]
         found[-1].append((unlearned / "model.safetensors").read_bytes())
     assert found[0] == found[1]
+
+
+DIVIDED = Path(__file__).parents[1] / "support" / "divided_training.py"
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_training_in_two_processes_continues_after_a_signal_to_the_same_bytes(tmp_path: Path, kind: str) -> None:
+    recipe = {"dataset": "synthetic", "forget": 2, "epochs": 2, "optimizer": "adamw", "augment": "crop", "batch_size": 8}
+
+    def train(name: str, *step: int, **more: object) -> Run:
+        launch(2, DIVIDED, kind, json.dumps({**recipe, **more, "output_dir": str(tmp_path / name)}), *step)
+        return Run.open(tmp_path / name)
+
+    whole = train("whole")
+    stopped = train("stopped", 2, save_steps=2)
+    assert stopped.record.state == "training"
+    assert sorted(folder.name for folder in stopped.path.glob("checkpoint-*")) == ["checkpoint-0-2", "checkpoint-0-4"]
+    resumed = train("stopped", resume=True)
+    assert resumed.weights == whole.weights
+    assert resumed.record.report == whole.record.report
+    if kind == "ddp":
+        return
+    one = oneshui_hf.train(**recipe | {"batch_size": 16, "augment": "none", "keep": "last"}, output_dir=str(tmp_path / "one"))
+    two = train("two", augment="none", keep="last")
+    first, second = (load_file(run.path / "model.safetensors") for run in (one, two))
+    assert first.keys() == second.keys()
+    assert max((first[name] - second[name]).abs().max().item() for name in first) < 1e-4
+
+
+def test_micro_batches_and_processes_give_the_same_weights(tmp_path: Path) -> None:
+    words = ["-m", "oneshui_hf", "train", "--dataset", "synthetic", "--forget", "2", "--epochs", "1", "--augment", "none", "--keep", "last"]
+    launch(1, *words, "--batch-size", 24, "--output-dir", tmp_path / "one")
+    launch(2, *words, "--batch-size", 3, "--gradient-accumulation-steps", 4, "--output-dir", tmp_path / "two")
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert max((one[name] - two[name]).abs().max().item() for name in one) < 1e-6

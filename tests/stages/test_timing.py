@@ -32,7 +32,7 @@ class Model(torch.nn.Module):
 @pytest.mark.parametrize("kind", ["multi_label", "single_label"])
 def test_the_last_turn_is_timed_per_photo_and_no_gradient_remains(kind: TaskKind, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr(timing, "_now", lambda device: clock[0])
+    monkeypatch.setattr(timing, "now", lambda device: clock[0])
     model = Model(clock)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     labels = torch.zeros(4, 3) if kind == "multi_label" else torch.zeros(4, dtype=torch.long)

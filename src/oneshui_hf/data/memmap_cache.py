@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import tokenize
 import zlib
 from collections.abc import Callable
@@ -19,10 +20,12 @@ import numpy as np
 from filelock import FileLock
 
 from ..errors import OneshuiError
+from ..progress import gigabytes
 from ..reporting import SILENT, Reporter
 
 WORKERS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 BLOCK = 256  # records between two updates of the progress bar
+LARGE = 10**9  # bytes of a file whose size is always reported, not on a terminal only
 
 
 class MemmapCache:
@@ -67,18 +70,33 @@ def load_memmap_cache(
         reporter: For progress.
 
     Raises:
-        OneshuiError: The file is not a cache file, or has another dtype or number of records.
-        OSError: There is no disk space left.
+        OneshuiError: The file is not a cache file, or has another dtype or number of records; or the disk has no space for it.
+        OSError: The disk became full meanwhile.
     """
     layout = np.dtype([("checksum", "<u4"), ("record", dtype)])
     if not file.exists():
         with FileLock(f"{file}.lock"):
             if not file.exists():  # another process may have written it in the meantime
+                _require_space(file, layout.itemsize * count, reporter)
                 _write(file, layout, count, make, label, reporter)
     array = _open(file)
     if array is None or array.dtype != layout or array.shape != (count,):
         raise OneshuiError(f"{file} does not fit its data set; remove it and run again.")
     return MemmapCache(file, array)
+
+
+def _require_space(file: Path, size: int, reporter: Reporter) -> None:
+    """Report the size of a file that is about to be written, and check that the disk has space for it.
+
+    Raises:
+        OneshuiError: It has not.
+    """
+    if (free := shutil.disk_usage(file.parent).free) < size:
+        raise OneshuiError(
+            f"{file.name} needs {gigabytes(size)} and {file.parent} has {gigabytes(free)} free; free space, or name a folder on a larger "
+            "disk with HF_DATASETS_CACHE or HF_HOME."
+        )
+    (reporter.note if size >= LARGE else reporter.info)(f"Writing {file.name} in {file.parent}, {gigabytes(size)}.")
 
 
 def _open(file: Path) -> np.ndarray | None:

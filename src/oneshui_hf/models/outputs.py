@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -10,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..data.augment import apply_view
+from ..data.prefetch import pinned, prefetch
 from ..data.schema import Task, TaskKind
 from ..errors import OneshuiError
 
@@ -147,12 +150,28 @@ def _map_batches(
 
     Batches are assigned to processes in turn and rows are summed over processes, so the result does not depend on their number.
     """
+    mine, own = _batches_of_process(model, len(faces), batch_size, accelerator)
+    raw = (pinned(faces.raw_pixels(positions), accelerator.device) for positions in mine)
     training = model.training
     model.eval()
     out = torch.zeros(len(faces), width, device=accelerator.device)
-    with torch.no_grad():
-        for number, positions in enumerate(torch.arange(len(faces)).split(batch_size) if len(faces) else ()):
-            if number % accelerator.num_processes == accelerator.process_index:
-                out[positions] = forward(faces.batch(positions, accelerator.device)[0]).float()
+    with torch.no_grad(), contextlib.closing(prefetch(raw) if len(mine) > 1 else raw) as photos:
+        for number, pixels in enumerate(photos):
+            rows = forward(faces.preprocess(pixels.to(accelerator.device, non_blocking=True))).float()
+            if number < own:
+                out[mine[number]] = rows
     model.train(training)
     return accelerator.reduce(out, reduction="sum").cpu()
+
+
+def _batches_of_process(model: nn.Module, count: int, batch_size: int, accelerator: Accelerator) -> tuple[list[torch.Tensor], int]:
+    """Return the positions of each forward pass of this process, and how many of the passes count.
+
+    If the parameters are divided over the processes (FSDP), all make as many passes: a pass exchanges parameters.
+    """
+    batches = list(torch.arange(count).split(batch_size)) if count else []
+    mine = batches[accelerator.process_index :: accelerator.num_processes]
+    own = len(mine)
+    if accelerator.num_processes > 1 and any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
+        mine += batches[:1] * (math.ceil(len(batches) / accelerator.num_processes) - own)
+    return mine, own

@@ -165,7 +165,12 @@ def require_finite(name: str | Path, model: nn.Module, advice: str = "train agai
     Raises:
         OneshuiError: Some are NaN or infinite.
     """
-    wrong = [key for key, tensor in model.state_dict().items() if not is_finite(tensor)]
+    require_finite_tensors(name, model.state_dict(), advice)
+
+
+def require_finite_tensors(name: str | Path, tensors: Mapping[str, torch.Tensor], advice: str) -> None:
+    """Check the weights of a model, given by their names, as `require_finite` does."""
+    wrong = [key for key, tensor in tensors.items() if not is_finite(tensor)]
     if wrong:
         raise OneshuiError(f"The weights of {name} are NaN or infinite in {listed(wrong)}; {advice}.")
 

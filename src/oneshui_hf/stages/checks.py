@@ -16,6 +16,7 @@ from ..methods.resume import UNFINISHED, ResumeState
 from ..name_lists import match_names
 from ..options import flag
 from ..plugins import DATASETS, METHODS, Plugins
+from ..public_names import TINY
 from ..runs import RECORD, ROWS, RUNS, SPLIT, TUNED, Kind, Run, read_object, require_writable, require_writable_file
 from .audit_options import has_audit
 from .command_options import (
@@ -30,8 +31,10 @@ from .command_options import (
     TuneOptions,
     UnlearnOptions,
 )
+from .compared_runs import find_original, open_oracle
 from .presets import preset_values
 from .publishing.options import PullOptions, PushOptions
+from .tracking import check_report_to
 from .training.recipe import require_consistent_recipe
 
 FOLDER = "folder"  # the plugin that reads a path
@@ -82,9 +85,12 @@ def check_train(options: TrainOptions) -> Path:
         raise UsageError(f"Split file {options.split} does not exist; `oneshui data split` writes one, and every run has its {SPLIT}.")
     if options.suppress and not Path(options.suppress).is_file():
         raise UsageError(f"There is no ledger at {options.suppress}; name the ledger.jsonl of a request desk.")
+    if options.model_revision is not None and options.model and (options.model == TINY or Path(options.model).exists()):
+        raise UsageError(f"--model-revision applies to models of the Hub, not to '{options.model}'; omit it.")
     if options.model and options.model.startswith((".", "~", "/")) and not Path(options.model).exists():
         raise UsageError(f"Checkpoint '{options.model}' does not exist; name a folder, or a model of the Hub.")
     require_consistent_recipe(options)
+    check_report_to(options.report_to)
     path = Path(options.output_dir or RUNS / f"{Path(options.dataset).resolve().name}-seed{options.seed}")
     if options.resume:
         open_interrupted(path, "original", options)
@@ -98,6 +104,7 @@ def check_retrain(original: Run, options: RetrainOptions) -> Path:
     """Check the options of an oracle's training and return the folder of its run."""
     if original.require_finished().require_split().record.kind != "original":
         raise UsageError(f"{original.path} is an {original.record.kind} model; name the original model with --run.")
+    check_report_to(options.report_to)
     path = Path(options.output_dir or f"{original.path}-oracle")
     if options.resume:
         open_interrupted(path, "oracle", options)
@@ -127,6 +134,7 @@ def check_prepare(run: Run, options: PrepareOptions, given: Mapping[str, Any]) -
     """Check the options of a preparation, and those of its method."""
     name, method_class = options.method, _load(options.method)
     check_preparation(name, method_class, options)
+    check_report_to(options.report_to)
     require_writable_artefact(run.require_finished().artefact(name), options)
     method_class.prepare_options(name, preset_values(run, name, method_class, options.preset), given)
 
@@ -175,15 +183,8 @@ def check_unlearn(run: Run, options: UnlearnOptions, given: Mapping[str, Any] | 
         given: Options of the method.
         files: Whether the images are files, which must exist.
     """
-    name, method_class = options.method_name, _load(options.method_name)
-    if given:
-        method_class.apply_options(name, {}, given)
-    check_request(options)
-    if options.images and not method_class.needs.one_shot:
-        reads = ", ".join(sorted(method_class.needs.apply - {"support"}))
-        raise UsageError(f"Method '{name}' reads {reads} at request time, so one photo is not enough; run it with --from-split.")
-    _check_encoder(name, method_class, options.face_encoder)
-    path = Path(options.output_dir or f"{run.path}-{name}")
+    check_applied_method(options, given)
+    path = Path(options.output_dir or f"{run.path}-{options.method_name}")
     require_writable(path, overwrite=options.overwrite, source=run.require_finished().path)
     if options.images:
         per_photo(options.identity, len(options.images), "--identity")
@@ -192,6 +193,18 @@ def check_unlearn(run: Run, options: UnlearnOptions, given: Mapping[str, Any] | 
             named_labels(options, labels, one_class=kind == "single_label")
     require_images(options.images if files else ())
     return path
+
+
+def check_applied_method(options: UnlearnOptions, given: Mapping[str, Any] | None = None) -> None:
+    """Check the method of a request: its options, and whether it can be applied to photos."""
+    name, method_class = options.method_name, _load(options.method_name)
+    if given:
+        method_class.apply_options(name, {}, given)
+    check_request(options)
+    if options.images and not method_class.needs.one_shot:
+        reads = ", ".join(sorted(method_class.needs.apply - {"support"}))
+        raise UsageError(f"Method '{name}' reads {reads} at request time, so one photo is not enough; run it with --from-split.")
+    _check_encoder(name, method_class, options.face_encoder)
 
 
 def require_images(images: Sequence[str]) -> None:
@@ -237,27 +250,6 @@ def check_evaluate(run: Run, options: EvaluateOptions) -> None:
         open_oracle(options.oracle)
     if options.references and original is None:
         raise UsageError("--references trains oracles with the recipe of the original model, which is not known; name it with --original.")
-
-
-def find_original(run: Run, given: str | None) -> Run | None:
-    """Return the original model that a run is compared with: the named one, the run itself, or its parent."""
-    if given:
-        original = Run.open(given)
-        if original.record.kind != "original":
-            raise UsageError(f"{given} is an {original.record.kind} model; --original takes the original.")
-        return original
-    if run.record.kind == "original":
-        return run
-    parent = (run.record.parent or {}).get("run")  # a published run contains no path
-    return Run.open(parent) if parent and Path(parent).is_dir() else None
-
-
-def open_oracle(given: str) -> Run:
-    """Open the run that `--oracle` names."""
-    oracle = Run.open(given)
-    if oracle.record.kind != "oracle":
-        raise UsageError(f"{given} is an {oracle.record.kind} model; --oracle takes a model made by `oneshui retrain`.")
-    return oracle
 
 
 def check_predict(run: Run, options: PredictOptions) -> None:

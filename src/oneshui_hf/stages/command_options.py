@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..cache import KINDS
 from ..name_lists import split_names
 from ..options import option
 from ..runs import RUNS
@@ -13,6 +12,8 @@ from ..runs import RUNS
 MAX_SEED = 2**63 - 1
 DEFAULT_METHOD = "metaunlearn"  # the one method that the core knows by name
 DEFAULT_MODEL = "google/vit-base-patch16-224-in21k"
+
+REPORT_TO = "Trackers that get the numbers: trackio, tensorboard, wandb, or several with commas. Paths and names are not sent."
 
 DATA, MODEL, RECIPE, METHOD, EVALUATION = "Data", "Model", "Recipe", "Method", "Evaluation"  # panels of --help
 
@@ -26,7 +27,10 @@ class DataOptions:
         path=True,
         panel=DATA,
     )
-    data_dir: str | None = option(None, "Folder of a named data set on disk.", path=True, panel=DATA)
+    data_dir: str | None = option(
+        None, "Folder of a named data set on disk. $ONESHUI_DATA/NAME, ./NAME or ./data/NAME by default.", path=True, panel=DATA
+    )
+    dataset_revision: str | None = option(None, "Branch, tag or commit of a data set of the Hub. main by default.", panel=DATA)
     subset: str | None = option(None, "Configuration of the data set, if it has several (mufac: 'cleaned').", panel=DATA)
     image_column: str | None = option(None, "Your own data: the image column. Inferred by default.", panel=DATA)
     identity_column: str | None = option(None, "Your own data: the identity column. Inferred by default.", panel=DATA)
@@ -37,7 +41,7 @@ class DataOptions:
     def source(self) -> dict[str, Any]:
         """Return the arguments of `load_faces`."""
         named = {name: getattr(self, name) for name in ("dataset", "data_dir", "subset", "image_column", "identity_column")}
-        return named | {"label_columns": split_names(self.label_columns or "")}
+        return named | {"revision": self.dataset_revision, "label_columns": split_names(self.label_columns or "")}
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,9 @@ class SplitOptions:
 class TrainOptions(SplitOptions, DataOptions):
     """The training recipe. The defaults are those of the paper for CelebA."""
 
+    download: bool = option(
+        False, "If no folder of the named data set is found, train on its copy on the Hub. Asks on a terminal first.", panel=DATA
+    )
     split: str | None = option(
         None, "File with the split (see `oneshui data split`). A new split is drawn by default.", path=True, panel=DATA
     )
@@ -75,6 +82,7 @@ class TrainOptions(SplitOptions, DataOptions):
         path=True,
         panel=MODEL,
     )
+    model_revision: str | None = option(None, "Branch, tag or commit of a model of the Hub. main by default.", panel=MODEL)
     image_size: int | None = option(
         None, "Side of the input in pixels. The checkpoint's own by default.", minimum=16, maximum=2048, panel=MODEL
     )
@@ -104,12 +112,33 @@ class TrainOptions(SplitOptions, DataOptions):
     head: str = option(
         "trained", "'closed-form' computes a head on frozen features, to forget exactly.", choices=("trained", "closed-form"), panel=MODEL
     )
-    bf16: bool = option(True, "Train in bfloat16 if the GPU computes in it.", flags=("--bf16/--no-bf16",), panel=RECIPE)
-    fp16: bool = option(
-        False, "Train in float16 with loss scaling instead, for GPUs without bfloat16.", flags=("--fp16/--no-fp16",), panel=RECIPE
+    bf16: bool | None = option(
+        None, "Train in bfloat16. As set for Accelerate, else where a GPU has it.", flags=("--bf16/--no-bf16",), panel=RECIPE
     )
+    fp16: bool | None = option(
+        None, "Train in float16 with loss scaling instead, for GPUs without bfloat16.", flags=("--fp16/--no-fp16",), panel=RECIPE
+    )
+    gradient_accumulation_steps: int | None = option(
+        None,
+        "Gradient accumulation: batches per update; Accelerate's or 1.",
+        flags=("--accumulate", "--gradient-accumulation-steps"),
+        minimum=1,
+        panel=RECIPE,
+    )
+    max_memory: str | None = option(None, "Memory of the training, such as 20GiB: a batch is computed in parts that fit.", panel=RECIPE)
+    compile: bool = option(False, "Compile the model for training (torch.compile).", panel=RECIPE)
+    gradient_checkpointing: bool = option(
+        False,
+        "Gradient checkpointing: compute activations twice, for less memory.",
+        flags=("--recompute", "--gradient-checkpointing"),
+        panel=RECIPE,
+    )
+    save_steps: int | None = option(None, "Also save the training state every this many steps, within epochs.", minimum=1)
+    profile: bool = option(False, "Write where the time of a step goes into the run's folder.")
     seed: int = option(0, "Seed of split, head, order and augmentation.", minimum=0, maximum=MAX_SEED)
+    report_to: str = option("none", REPORT_TO, joined=True)
     output_dir: str | None = option(None, "Folder of the new run. runs/DATASET-seedSEED by default.", path=True)
+    push_to_hub: str | None = option(None, "Publish the trained model in this private repository, USER/NAME; see `oneshui push`.")
     resume: bool = option(False, "Resume an interrupted training.")
     overwrite: bool = option(False, "Replace an existing run.")
 
@@ -149,6 +178,7 @@ class RetrainOptions:
     run: str | None = option(None, "Run of the original model. The newest by default.", path=True)
     data_dir: str | None = option(None, "Folder of the data set, if it has moved since training.", path=True, panel=DATA)
     seed: int | None = option(None, "Seed of order and augmentation. The original's by default.", minimum=0, maximum=MAX_SEED)
+    report_to: str = option("none", REPORT_TO, joined=True)
     output_dir: str | None = option(None, "Folder of the oracle. RUN-oracle by default.", path=True)
     resume: bool = option(False, "Resume an interrupted training.")
     overwrite: bool = option(False, "Replace an existing run.")
@@ -175,7 +205,14 @@ class PrepareOptions:
         None, "Folder of cached models, for methods that train fold models. ~/.cache/oneshui or $ONESHUI_CACHE by default.", path=True
     )
     seed: int = option(0, "Seed of all random draws.", minimum=0, maximum=MAX_SEED)
+    report_to: str = option("none", REPORT_TO, joined=True)
+    simulate_batches: bool = option(
+        True, "Simulate requests of up to 100 people at the end, so that `requests apply` can estimate what a batch costs the others."
+    )
     dry_run: bool = option(False, "Print the estimated cost and prepare nothing.")
+    save_steps: int | None = option(
+        None, "Save the state of the preparation every this many steps, too. Every minute by default.", minimum=1
+    )
     resume: bool = option(False, "Resume an interrupted preparation.")
     overwrite: bool = option(False, "Replace an earlier preparation, complete or not.")
 
@@ -200,6 +237,7 @@ class TuneOptions:
     cache_dir: str | None = option(None, "Folder of cached models, as for `prepare`.", path=True)
     seed: int = option(0, "Seed of all random draws.", minimum=0, maximum=MAX_SEED)
     output: str | None = option(None, "Preset file to write. RUN/tuned/METHOD.json by default.", path=True)
+    save_steps: int | None = option(None, "Save the state of a preparation every this many steps, too, as for `prepare`.", minimum=1)
     resume: bool = option(False, "Resume an interrupted search, or add trials.")
     overwrite: bool = option(False, "Replace an existing file.")
 
@@ -303,9 +341,16 @@ class BenchmarkOptions:
     )
     cache_dir: str | None = option(None, "Folder of cached models. 'cache' in the benchmark's folder by default.", path=True)
     shard: str | None = option(None, "I/N: run the I-th of N parts. Machines that share the folder run the others.")
+    report_to: str = option("none", REPORT_TO, joined=True)
     dry_run: bool = option(False, "Print the jobs and their estimated cost, and run nothing.")
     retry: bool = option(False, "Run failed jobs again.")
     keep_models: bool = option(False, "Keep unlearned weights. By default only predictions are kept.")
+    check: str | None = option(
+        None,
+        "JSON file of expected values: print the cells of the tables that differ by more than their tolerance, and end with exit code 1 if "
+        "there are any. A complete benchmark is not run again.",
+        path=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -338,27 +383,6 @@ class PredictOptions:
     run: str | None = option(None, "Run of the model.", path=True)
     images: tuple[str, ...] = option((), "Image files.", path=True)
     top_k: int = option(5, "Number of labels to print per image, the most probable first.", minimum=1)
-
-
-@dataclass(frozen=True)
-class CacheListOptions:
-    """Which cache."""
-
-    cache_dir: str | None = option(None, "Folder of the cache. $ONESHUI_CACHE or ~/.cache/oneshui by default.", path=True)
-
-
-@dataclass(frozen=True)
-class ClearOptions(CacheListOptions):
-    """What is removed from a cache."""
-
-    kind: str | None = option(None, "Remove only entries of this kind.", choices=KINDS)
-    older_than: float | None = option(None, "Remove only entries that were last used at least this many days ago.", minimum=0)
-    dry_run: bool = option(False, "Print what would be removed, and remove nothing.")
-
-
-@dataclass(frozen=True)
-class EnvironmentOptions(CacheListOptions):
-    """Which cache is measured."""
 
 
 @dataclass(frozen=True)

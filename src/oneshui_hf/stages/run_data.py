@@ -35,8 +35,11 @@ def training_options(run: Run) -> TrainOptions:
     Raises:
         OneshuiError: One of them is unknown, or has a value that no training has.
     """
+    options = run.record.options
+    if "gradient_accumulation_steps" not in options:  # of an earlier version, whose defaults were bf16 where a GPU has it, and no fp16
+        options = {name: value for name, value in options.items() if (name, value) not in (("bf16", True), ("fp16", False))}
     try:
-        return resolve(TrainOptions, run.record.options, "train")
+        return resolve(TrainOptions, options, "train")
     except UsageError as error:
         raise OneshuiError(f"{run.path / RECORD} is damaged: {error}") from None
 

@@ -42,16 +42,17 @@ def time_per_photo(model: nn.Module, pixels: torch.Tensor, labels: torch.Tensor,
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for _ in range(TURNS):
         with PeakMemory(pixels.device) as peak:
-            started = _now(pixels.device)
+            started = now(pixels.device)
             with torch.no_grad():
                 model(pixel_values=pixels)
-            between = _now(pixels.device)
+            between = now(pixels.device)
             torch.autograd.grad(losses(model(pixel_values=pixels).logits, labels, kind).mean(), parameters, allow_unused=True)
-            ended = _now(pixels.device)
+            ended = now(pixels.device)
     return PhotoTiming((between - started) / len(pixels), (ended - between) / len(pixels), peak.mb)
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
+    """Return the time in seconds, after everything that a GPU was given to do."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # otherwise only the launch of the kernels is timed
     return time.perf_counter()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from accelerate import Accelerator
 
 from ..data.face_set import face_sets
 from ..data.identity_labels import LABELS_NAME_PEOPLE, describe_identity_labels, describe_labels, labels_of_one_identity, names_people
-from ..data.load import load_faces
+from ..data.load import load_faces, usual_data_dir
 from ..data.pixels import load_pixels
 from ..data.preprocess import Preprocess
 from ..data.schema import Faces
@@ -37,41 +38,61 @@ from ..plugins import DATASETS, Plugins
 from ..processes import on_main
 from ..public_names import TINY
 from ..reporting import SILENT, Reporter
-from ..runs import SPLIT, Kind, Record, Run, hash_weights, write_record
+from ..runs import SPLIT, Kind, Record, Run, hash_settings, hash_weights, write_record
 from ..vault import vault_root
 from .checks import check_retrain, check_train, open_interrupted
 from .command_options import DEFAULT_MODEL, RetrainOptions, SplitOptions, TrainOptions
-from .distributed import make_accelerator, precision_note
+from .distributed import check_divided_training, make_accelerator, precision_note, with_launch_settings
+from .photo_range import measure_photo_range
+from .publishing.after_training import check_destination, check_labels, push_trained
 from .recovery import locked_run
 from .run_data import training_options
+from .tracking import NONE, tracked, training_config
 from .training import checkpoint
 from .training.closed_form import closed_form_models, fit_closed_form
+from .training.divided import divides_model
 from .training.loop import fit
+from .training.optimization import check_model
+from .training.phases import FOLDER as PROFILE
 from .training.recipe import CLOSED_FORM
 from .training.shards import Shards
 from .unseen_range import measure_unseen_range
 
 LEFT_OUT = "forgotten_left_out"  # key of the report
+OF_A_CALL = {"resume", "overwrite", "output_dir", "push_to_hub", "save_steps", "profile"}  # options that --resume may change
 
 
 def train(options: TrainOptions, accelerator: Accelerator | None = None, reporter: Reporter = SILENT) -> Run:
-    """Train the original model on all training identities.
+    """Train the original model on all training identities, and publish it if `--push-to-hub` is given.
 
     Raises:
-        UsageError: An option is wrong or the output folder exists.
+        UsageError: An option is wrong or the output folder exists, or nobody is logged in to the Hub.
         OneshuiError: The data cannot be used, another process is writing the folder, or the loss is no longer finite.
         NotResumableError: The run to resume is damaged, or its data has changed.
     """
     path = check_train(options)
-    accelerator = accelerator or make_accelerator()
+    accelerator = accelerator or make_accelerator(training=True)
+    repo_id = options.push_to_hub
+    if repo_id is not None:
+        on_main(accelerator, lambda: check_destination(repo_id))
+    run = _train_original(path, options, accelerator, reporter)
+    if repo_id is not None:
+        on_main(accelerator, lambda: push_trained(run, repo_id, reporter))
+    return Run.open(path)
+
+
+def _train_original(path: Path, options: TrainOptions, accelerator: Accelerator, reporter: Reporter) -> Run:
     with locked_run(path, accelerator, reporter, "--output-dir"):
         on_main(accelerator, lambda: check_train(options))  # another process may have written the folder meanwhile
+        report_to, options = options.report_to, dataclasses.replace(options, report_to=NONE)  # of this call, not of the recipe
         interrupted = open_interrupted(path, "original", options) if options.resume else None
         if interrupted is not None:
             options = _stored_options(interrupted, options)
             if _has_finished(interrupted, reporter):
                 return interrupted
-        return _train(path, "original", options, options.seed, None, interrupted, accelerator, reporter)
+        options = _with_launch_settings(options, accelerator, reporter, fixed=interrupted is not None)
+        with tracked(report_to, path, training_config(dataclasses.asdict(options)), accelerator, reporter) as tracking:
+            return _train(path, "original", options, options.seed, None, interrupted, accelerator, tracking)
 
 
 def retrain(original: Run, options: RetrainOptions, accelerator: Accelerator | None = None, reporter: Reporter = SILENT) -> Run:
@@ -86,7 +107,7 @@ def retrain(original: Run, options: RetrainOptions, accelerator: Accelerator | N
     """
     path = check_retrain(original, options)
     original.require_complete()
-    accelerator = accelerator or make_accelerator()
+    accelerator = accelerator or make_accelerator(training=True)
     recipe = training_options(original)
     seed = recipe.seed if options.seed is None else options.seed
     with locked_run(path, accelerator, reporter, "--output-dir"):
@@ -98,7 +119,25 @@ def retrain(original: Run, options: RetrainOptions, accelerator: Accelerator | N
             _require_parent(interrupted, original)
             seed = interrupted.record.seed
         recipe = dataclasses.replace(recipe, data_dir=options.data_dir or recipe.data_dir, resume=options.resume, output_dir=str(path))
-        return _train(path, "oracle", recipe, seed, original, interrupted, accelerator, reporter)
+        recipe = _with_launch_settings(recipe, accelerator, reporter, fixed=True)
+        config = training_config(dataclasses.asdict(recipe)) | {"seed": seed}
+        with tracked(options.report_to, path, config, accelerator, reporter) as tracking:
+            return _train(path, "oracle", recipe, seed, original, interrupted, accelerator, tracking)
+
+
+def _with_launch_settings(options: TrainOptions, accelerator: Accelerator, reporter: Reporter, *, fixed: bool) -> TrainOptions:
+    """Return a recipe with the settings of the launch; a fixed one has its own, and only contradictions are reported.
+
+    Raises:
+        UsageError: They exclude each other.
+    """
+    configured, notes = with_launch_settings(options)
+    for note in notes:
+        reporter.note(note)
+    options = options if fixed else configured
+    if divides_model(accelerator):
+        check_divided_training(options)
+    return options
 
 
 def _require_parent(interrupted: Run, original: Run) -> None:
@@ -131,9 +170,10 @@ def _stored_options(run: Run, options: TrainOptions) -> TrainOptions:
     given = _absolute(options)
     for field in dataclasses.fields(TrainOptions):
         new, old = getattr(given, field.name), getattr(stored, field.name)
-        if field.name not in ("resume", "overwrite", "output_dir") and new != field.default and new != old:
+        if field.name not in OF_A_CALL and new != field.default and new != old:
             raise UsageError(f"{flag(field.name)} {new} differs from the {old} of the interrupted run; --resume keeps its options.")
-    return dataclasses.replace(stored, resume=True, output_dir=str(run.path))
+    of_this_call = {name: getattr(options, name) for name in OF_A_CALL - {"overwrite"} if getattr(options, name)}
+    return dataclasses.replace(stored, **of_this_call | {"resume": True, "output_dir": str(run.path)})
 
 
 def _train(
@@ -149,7 +189,7 @@ def _train(
     with accelerator.main_process_first():  # one process builds the caches, the others read them
         faces = load_faces(**options.source(), reporter=reporter)
         name = backbone_name(options, faces)
-        model, preprocess = new_model(name, faces.task, options.image_size, options.seed)
+        model, preprocess = new_model(name, faces.task, options.image_size, options.seed, options.model_revision, reporter)
         if original is not None:  # it may have been trained by a version that reads the checkpoint's processor otherwise
             preprocess = Preprocess.load(original.path)
         precision = None if original else precision_note(accelerator.device, bf16=options.bf16, fp16=options.fp16)
@@ -161,6 +201,8 @@ def _train(
     reporter.info(f"{len(faces)} photos of {len(faces.people)} identities; {len(split.forget)} in the forget set.")
     reporter.note(describe_labels(faces))
     of_one = labels_of_one_identity(faces)
+    if options.push_to_hub is not None:
+        check_labels(faces.task.label_names, faces.people, is_people=names_people(faces, of_one))
     if original is None and (problem := describe_identity_labels(faces, of_one)):
         reporter.warn(problem)
 
@@ -173,8 +215,12 @@ def _train(
         reserve_supports=len(split.reserved),
         meta_identities=split.meta_identities,
         resume=False,
+        profile=False,
         overwrite=False,
         output_dir=None,
+        push_to_hub=None,
+        download=False,
+        data_dir=options.data_dir or _found_data_dir(options),
     )
     record = Record(
         kind=kind,
@@ -209,6 +255,8 @@ def _train(
             shards.reuse_shards(original, sets["forget"])
     if original is not None:
         original.require_unchanged()
+    if not options.sharded:
+        check_model(model, options, preprocess.size, accelerator.device)
     if interrupted is None:
         on_main(accelerator, lambda: _write_run(path, split, record))
     if candidates:
@@ -217,7 +265,7 @@ def _train(
         outcome = fit(model, training_set, val, faces.task, options, seed, path, accelerator, reporter)
     else:
         model, outcome = shards.fit(val, faces.task, path, accelerator, reporter)
-    record.report |= outcome | measure_unseen_range(model, val, faces.task, accelerator)
+    record.report |= outcome | measure_unseen_range(model, val, faces.task, accelerator) | measure_photo_range(val)
     record.state = "complete"
     on_main(accelerator, lambda: _write_run(path, split, record, model, preprocess))
     return Run.open(path)
@@ -318,6 +366,12 @@ def _require_consistent(options: TrainOptions, split: Split) -> None:
             raise UsageError(f"{flag(field.name)} {given} differs from the {stored[field.name]} of --split {options.split}; omit it.")
 
 
+def _found_data_dir(options: TrainOptions) -> str | None:
+    """Return the folder that a named data set was read from without `--data-dir`."""
+    found = usual_data_dir(options.dataset)
+    return str(found) if found else None
+
+
 def _absolute(options: TrainOptions) -> TrainOptions:
     """Make paths absolute, so that later stages find the data from any folder. A known name is never a path, even if a folder has it."""
     known = {TINY, *Plugins(DATASETS).names}
@@ -338,6 +392,8 @@ def _write_run(
     with new_folder(path, replace=True, private=True, discard=discard_with_secrets(vault_root())) as scratch:
         if model is not None and preprocess is not None:
             save_model(model, preprocess, scratch)
-            record.weights = hash_weights(scratch)
+            record.weights, record.settings = hash_weights(scratch), hash_settings(scratch)
+            if (path / PROFILE).is_dir():
+                shutil.copytree(path / PROFILE, scratch / PROFILE)
         split.save(scratch / SPLIT)
         write_record(scratch, record)

@@ -23,6 +23,8 @@ from oneshui_hf.stages.training import fold_models as module
 from oneshui_hf.stages.training import loop
 from oneshui_hf.stages.training.fold_models import FoldModels
 
+pytestmark = pytest.mark.slow
+
 RECIPE: dict[str, Any] = {"dataset": "synthetic", "forget": 2, "epochs": 2, "optimizer": "adamw", "augment": "flip"}
 RECIPES: dict[str, dict[str, Any]] = {
     "whole": RECIPE,

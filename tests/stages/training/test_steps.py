@@ -21,6 +21,7 @@ from oneshui_hf.models.load import save_model
 from oneshui_hf.runs import read_json
 from oneshui_hf.seeding import seeded
 from oneshui_hf.stages import distributed
+from oneshui_hf.stages.run_data import training_options
 from oneshui_hf.stages.training import checkpoint, loop
 from oneshui_hf.stages.training.steps import has_unused_parameters, use_running_statistics
 from support.architectures import classifier
@@ -98,21 +99,42 @@ def test_frozen_parameters_are_not_unused_and_layers_that_are_left_out_may_be() 
 @pytest.mark.parametrize(
     ("native", "bf16", "fp16", "dtype"),
     [
-        (True, True, False, torch.bfloat16),
-        (True, False, False, torch.float32),
-        (True, True, True, torch.float16),
+        (True, None, None, torch.bfloat16),
+        (True, True, None, torch.bfloat16),
+        (True, None, False, torch.bfloat16),
+        (True, False, None, torch.float32),
+        (True, None, True, torch.float16),
+        (False, None, None, torch.float32),
         (False, True, False, torch.float32),
-        (False, True, True, torch.float16),
         (False, False, True, torch.float16),
     ],
 )
-def test_precision_on_a_gpu(monkeypatch: pytest.MonkeyPatch, native: bool, bf16: bool, fp16: bool, dtype: torch.dtype) -> None:
+def test_precision_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, native: bool, bf16: bool | None, fp16: bool | None, dtype: torch.dtype
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
     assert distributed.training_dtype(CUDA, bf16=bf16, fp16=fp16) == dtype
-    assert distributed.training_dtype(CPU, bf16=bf16, fp16=fp16) == torch.float32
     note = distributed.precision_note(CUDA, bf16=bf16, fp16=fp16)
-    assert (note is not None) == (bf16 and not fp16 and not native)
-    assert (distributed.precision_note(CPU, bf16=bf16, fp16=fp16) is not None) == fp16
+    assert (note is not None) == (bf16 is not False and not fp16 and not native)
+
+
+@pytest.mark.parametrize(
+    ("native", "bf16", "fp16", "dtype", "note"),
+    [
+        (True, None, None, torch.float32, None),
+        (True, True, None, torch.bfloat16, distributed.CPUS_DIFFER),
+        (True, False, None, torch.float32, None),
+        (True, None, True, torch.float32, distributed.FP16_NEEDS_GPU),
+        (False, True, None, torch.float32, distributed.CPU_LACKS_BF16),
+    ],
+)
+def test_precision_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch, native: bool, bf16: bool | None, fp16: bool | None, dtype: torch.dtype, note: str | None
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    assert distributed.training_dtype(CPU, bf16=bf16, fp16=fp16) == dtype
+    assert distributed.precision_note(CPU, bf16=bf16, fp16=fp16) == note
 
 
 def test_half_precision_with_loss_scaling_learns_and_resumes_to_the_same_weights(
@@ -147,6 +169,17 @@ def test_half_precision_with_loss_scaling_learns_and_resumes_to_the_same_weights
 def test_record_without_the_option_is_read(tmp_path: Path, photo_folder: Callable[..., Path]) -> None:
     run = train_small(tmp_path / "run", dataset=str(photo_folder(people=6, photos=4)), model="tiny", epochs=1)
     record = read_json(run.path / "oneshui.json")
-    assert record["options"].pop("fp16") is False
+    assert record["options"].pop("fp16") is None
     (run.path / "oneshui.json").write_text(json.dumps(record))
-    assert oneshui_hf.retrain(str(run.path)).record.options["fp16"] is False
+    assert oneshui_hf.retrain(str(run.path)).record.options["fp16"] is None
+
+
+def test_bf16_of_an_earlier_record_is_that_of_gpus(tmp_path: Path, photo_folder: Callable[..., Path]) -> None:
+    run = train_small(tmp_path / "run", dataset=str(photo_folder(people=6, photos=4)), model="tiny", epochs=1)
+    record = read_json(run.path / "oneshui.json")
+    del record["options"]["gradient_accumulation_steps"]
+    for stored, expected in (({"bf16": True, "fp16": False}, (None, None)), ({"bf16": False, "fp16": True}, (False, True))):
+        record["options"] |= stored
+        (run.path / "oneshui.json").write_text(json.dumps(record))
+        options = training_options(oneshui_hf.Run.open(run.path))
+        assert (options.bf16, options.fp16) == expected

@@ -31,7 +31,7 @@ from ...reporting import SILENT, Reporter
 from ...runs import RECORD, SPLIT, Run, hash_file, hash_weights
 from ..checks import resume_folder
 from ..command_options import EvaluateOptions, PrepareOptions, RetrainOptions, SplitOptions, TrainOptions, UnlearnOptions
-from ..distributed import supports_bf16, training_dtype
+from ..distributed import training_dtype, with_launch_settings
 from ..prepare import prepare
 from ..run_data import training_options
 from ..train import backbone_name, recipe_split, retrain, train
@@ -41,12 +41,13 @@ from .predictions import has_all_predictions
 
 # Training options that are not part of a key: locations, control of the call, and what the hashes of data and split already cover.
 NOT_IN_KEY = {
-    *("dataset", "data_dir", "subset", "image_column", "identity_column", "label_columns", "model", "split", "suppress", "seed"),
+    *("dataset", "dataset_revision", "download", "data_dir", "subset", "image_column", "identity_column", "label_columns"),
+    *("model", "split", "suppress", "seed"),
     *(field.name for field in dataclasses.fields(SplitOptions)),
-    *("output_dir", "resume", "overwrite", "bf16", "fp16"),
+    *("output_dir", "push_to_hub", "resume", "overwrite", "report_to", "bf16", "fp16"),
 }
 # Options that were added after models were first cached. Their defaults are not part of a key, so that old keys stay valid.
-ADDED_OPTIONS = ("head",)
+ADDED_OPTIONS = ("head", "gradient_accumulation_steps", "max_memory", "compile", "model_revision")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +174,7 @@ class ModelCache:
                     data_dir=self.data_dir,
                     cache_dir=str(self.cache.root),
                     face_encoder=NONE,
+                    simulate_batches=False,  # no request desk estimates a batch from it
                     resume=resume,
                 )
                 given = dataclasses.asdict(resolved)
@@ -235,6 +237,8 @@ class ModelCache:
 
     def _recipe(self, kind: str, options: TrainOptions, fingerprint: Any, split: str, seed: int) -> dict[str, Any]:
         """Return everything a training depends on. The options' seed draws the head, `seed` the order of photos and the augmentation."""
+        if kind == "original":  # an oracle has the settings of its original
+            options = with_launch_settings(options)[0]
         recipe = {field.name: getattr(options, field.name) for field in dataclasses.fields(options) if field.name not in NOT_IN_KEY}
         for name in ADDED_OPTIONS:
             if recipe[name] == fields(TrainOptions)[name].default:
@@ -253,9 +257,8 @@ class ModelCache:
 
     def _half_precision(self, options: TrainOptions) -> bool | str:
         """Return whether training uses bfloat16, as keys have always had it, or "fp16"."""
-        if options.fp16 and training_dtype(self.accelerator.device, bf16=False, fp16=True) == torch.float16:
-            return "fp16"
-        return options.bf16 and supports_bf16(self.accelerator.device)
+        dtype = training_dtype(self.accelerator.device, bf16=options.bf16, fp16=options.fp16)
+        return "fp16" if dtype == torch.float16 else dtype == torch.bfloat16
 
     def _method_key(self, run: Run, method: str, resolved: Any, seed: int) -> dict[str, Any]:
         return {

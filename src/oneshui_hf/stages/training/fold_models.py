@@ -59,7 +59,7 @@ class FoldModels:
 
     @property
     def _options(self) -> TrainOptions:
-        return dataclasses.replace(training_options(self.run), resume=True)
+        return dataclasses.replace(training_options(self.run), resume=True, profile=False)
 
     def __call__(self, left_out: Collection[int], seed: int) -> PreTrainedModel:
         """Return a model that was trained by the run's recipe without some training identities, in evaluation mode.
@@ -109,7 +109,7 @@ class FoldModels:
         """
         options, task, val = self._options, self.data.faces.task, self.data.sets["val"]
         assert options.model is not None  # the options of a run name it
-        model, _ = new_model(options.model, task, options.image_size, options.seed)
+        model, _ = new_model(options.model, task, options.image_size, options.seed, options.model_revision)
         all_people, people = (len(some.positions_of) for some in (self.data.sets["train"], faces))
         self.reporter.info(f"Training a fold model on {people} of {all_people} identities.")
         reporter = PrefixedReporter(self.reporter, "Fold model")
