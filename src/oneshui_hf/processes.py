@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .files import Discard, lock_output, remove
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import Accelerator
 
 T = TypeVar("T")
@@ -64,6 +65,31 @@ def locked_output(path: Path, accelerator: Accelerator, discard: Discard = remov
         on_main(accelerator, lambda: held.enter_context(lock_output(path, discard, flag)))
         yield
         accelerator.wait_for_everyone()
+
+
+class OneProcess:
+    """Stands for an accelerator of one process: work that a process of a launch does without the others.
+
+    Attributes:
+        device: Of this process.
+    """
+
+    num_processes, process_index, is_main_process = 1, 0, True
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def reduce(self, tensor: torch.Tensor, reduction: str = "sum") -> torch.Tensor:
+        """Return the tensor itself: there is nothing to add."""
+        del reduction
+        return tensor
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the tensor itself."""
+        return tensor
+
+    def wait_for_everyone(self) -> None:
+        """Return at once."""
 
 
 @contextlib.contextmanager

@@ -123,6 +123,7 @@ def test_interrupted_and_resumed_preparation_gives_same_result(run: Run, uninter
     assert [path.name for path in (run.path / "methods").iterdir()] == [METHOD]
 
 
+@pytest.mark.slow
 def test_preparation_that_was_interrupted_while_it_trained_fold_models_continues_with_them(run: Run, tmp_path: Path) -> None:
     options = FAST | {"targets": "cross-fit", "folds": 2, "repeats": 1, "steps_per_identity": 1}
 
@@ -286,3 +287,31 @@ def test_killed_and_resumed_preparation_gives_same_result(run: Run, uninterrupte
     oneshui_hf.prepare(run, **FAST, resume=True)
     assert equal(load_people_tensors(run), uninterrupted)
     assert not state_folder(run).exists()
+
+
+# A process that a shell started in the background ignores Ctrl-C, and so would its children.
+STOPPED = KILLED.replace(
+    "resume.SAVE_INTERVAL = 0.0\n", "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+).replace("            time.sleep(0.2", "            print(label, flush=True)\n            time.sleep(0.2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_preparation_saves_its_state_before_it_ends(
+    run: Run, uninterrupted: dict[str, torch.Tensor], number: signal.Signals
+) -> None:
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, "-c", STOPPED, str(run.path), repr(FAST)]
+    with subprocess.Popen(command, env=os.environ | threads, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line == "Training the keys\n":  # the first step begins; less than a minute has passed, so nothing is saved yet
+                process.send_signal(number)
+                break
+        process.stdout.read()
+    assert process.returncode != 0
+    assert ResumeState(state_folder(run)).exists
+    assert not run.artefact(METHOD).exists()
+    resumed = CountingReporter()
+    oneshui_hf.prepare(run, **FAST, resume=True, reporter=resumed)
+    assert equal(load_people_tensors(run), uninterrupted)

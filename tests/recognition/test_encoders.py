@@ -276,6 +276,14 @@ def test_dlib_has_no_embedding_without_a_face(dlib_encoder: DlibEncoder) -> None
 
 
 @needs_dlib
+def test_dlib_counts_faces(assets: Path, dlib_encoder: DlibEncoder) -> None:
+    face = Image.open(sorted((assets / "faces" / "folder" / "images").glob("*/*.jpg"))[0]).convert("RGB").resize((256, 256))
+    pair = Image.new("RGB", (512, 256))
+    pair.paste(face, (0, 0)), pair.paste(face, (256, 0))
+    assert [dlib_encoder.count_faces(photo) for photo in (Image.new("RGB", (64, 64), "white"), face, pair)] == [0, 1, 2]
+
+
+@needs_dlib
 def test_dlib_embeddings_of_one_person_are_similar(assets: Path, dlib_encoder: DlibEncoder) -> None:
     own = faces(assets, 6, 3)
     found = torch.stack([dlib_encoder(photos) for photos in own])

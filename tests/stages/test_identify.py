@@ -19,7 +19,7 @@ from PIL import Image
 
 import oneshui_hf
 from oneshui_hf.errors import OneshuiError, UsageError
-from oneshui_hf.methods import Artefact
+from oneshui_hf.methods import Artefact, ResumeState
 from oneshui_hf.methods.artefact import write_header
 from oneshui_hf.models.load import load_model
 from oneshui_hf.reporting import Reporter
@@ -226,7 +226,9 @@ def test_two_processes_share_the_photos(trained: Run, monkeypatch: pytest.Monkey
     monkeypatch.setattr(stage, "gather_object", gather)
     encoders = [Colours(), Colours()]
     for process, encoder in enumerate(encoders):
-        context: Any = SimpleNamespace(accelerator=SimpleNamespace(process_index=process, num_processes=2), reporter=Reporter())
+        context: Any = SimpleNamespace(
+            accelerator=SimpleNamespace(process_index=process, num_processes=2), reporter=Reporter(), resume_state=ResumeState()
+        )
         both = stage._embed(encoder, faces, rows, context)
     assert [len(encoder.seen) for encoder in encoders] == [3, 2]
     alone = Colours()([portrait(*map(int, faces.keys[row].removesuffix(".png").split("-"))) for row in rows])
@@ -405,6 +407,7 @@ def test_no_encoder_means_that_the_person_must_be_named(prepared: Run, photo: An
         oneshui_hf.unlearn(prepared, [photo(training_identity(prepared))], method=METHOD, face_encoder="none")
 
 
+@pytest.mark.slow
 def test_a_request_for_a_run_of_another_machine_causes_no_request_to_the_hub(prepared: Run, photo: Any, tmp_path: Path) -> None:
     from support.hub_server import Hub
 
@@ -477,3 +480,47 @@ def test_tuning_prepares_the_identities_of_simulated_requests(trained: Run, tmp_
     trials = read_json(file)["trials"]
     assert "strength" in trials[1]["values"]
     assert all(trial["scores"] is not None for trial in trials)
+
+
+class InterruptedColours(Colours):
+    """An encoder whose process is interrupted when it is called for the third time."""
+
+    calls = 0
+
+    def __call__(self, photos: Sequence[Any]) -> torch.Tensor:
+        self.calls += 1
+        if self.calls == 3:
+            raise KeyboardInterrupt
+        return super().__call__(photos)
+
+
+def test_interrupted_enrolment_continues_and_the_method_is_not_prepared_again(
+    prepared_once: tuple[Run, Path, Colours, RecordingReporter], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, vault, encoder, _ = prepared_once
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ONESHUI_VAULT", str(vault))
+        expected = {name: dict(parts) for name, parts in artefact(run).people.items()}
+    expected_values = artefact(run).values
+    monkeypatch.setenv("ONESHUI_VAULT", str(tmp_path / "vault"))
+    copy = Run.open(shutil.copytree(run.path, tmp_path / "run"))
+    shutil.rmtree(copy.artefact(METHOD))
+    monkeypatch.setattr(stage, "CHUNK", 8)
+    for count, (broken, resume) in enumerate(((InterruptedColours(), False), (encoder, True))):
+        monkeypatch.setattr(stage, "load_encoder", lambda name, device, broken=broken: broken)
+        if count:
+            from oneshui_plugins.forget_keys.method import ForgetKeys
+
+            monkeypatch.setattr(ForgetKeys, "prepare", None)
+            oneshui_hf.prepare(copy, **FAST, face_encoder="colours", save_steps=1, resume=resume)
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                oneshui_hf.prepare(copy, **FAST, face_encoder="colours", save_steps=1)
+            files = {file.name for file in (copy.path / "methods" / f".{METHOD}.unfinished").iterdir()}
+            assert {"unfinished-artefact.safetensors", "unfinished-enrolment.safetensors"} <= files
+    found = artefact(copy)
+    assert found.values == expected_values
+    assert {name: dict(parts).keys() for name, parts in found.people.items()} == {name: parts.keys() for name, parts in expected.items()}
+    for name, parts in found.people.items():
+        assert all(torch.equal(part, expected[name][key]) for key, part in parts.items())
+    assert not (copy.path / "methods" / f".{METHOD}.unfinished").exists()

@@ -216,6 +216,47 @@ def test_an_interrupted_search_resumes_to_the_same_bytes(
     assert tune(trained, tmp_path / "other.json", trials=8, seed=1)["trials"] != read_json(tmp_path / "whole.json")["trials"]
 
 
+class Units(Shift):
+    """Prepares in five units of work, each of which can be interrupted."""
+
+    finished: ClassVar[list[int]] = []
+    interrupt_at: ClassVar[int | None] = None
+
+    def prepare(self, model: Any, data: DataAccess, options: Options, context: Context) -> Artefact:
+        found = context.resume_state.load()
+        with context.resume_state.stoppable():
+            for unit in range(found[1]["done"] if found else 0, 5):
+                if len(self.finished) == self.interrupt_at:
+                    raise KeyboardInterrupt
+                self.finished.append(unit)
+                if context.resume_state.should_save():
+                    context.resume_state.save({"state": torch.tensor(unit)}, {"done": unit + 1})
+        return super().prepare(model, data, options, context)
+
+
+@pytest.mark.slow
+def test_a_search_that_was_interrupted_within_a_preparation_continues_there(
+    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shift: type[Shift]
+) -> None:
+    from oneshui_hf import plugins
+
+    load = plugins.Plugins.load
+    monkeypatch.setattr(plugins.Plugins, "load", lambda self, name: Units if name == "shift" else load(self, name))
+    tune(trained, tmp_path / "whole.json", trials=3)
+    assert not list(trained.path.rglob("*unfinished*"))
+    Units.finished.clear()
+    monkeypatch.setattr(Units, "interrupt_at", 7)  # in the second preparation, or the first with other values
+    with pytest.raises(KeyboardInterrupt):
+        tune(trained, tmp_path / "parts.json", trials=3, save_steps=1)
+    (state,) = trained.path.glob("methods/.tuning-*.unfinished")
+    assert state.stat().st_mode & 0o077 == 0
+    monkeypatch.setattr(Units, "interrupt_at", None)
+    tune(trained, tmp_path / "parts.json", trials=3, resume=True)
+    assert (tmp_path / "parts.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+    assert Units.finished[5:10] == [0, 1, 2, 3, 4]  # no unit was repeated, and none left out
+    assert not list(trained.path.rglob("*unfinished*"))
+
+
 def test_a_search_with_other_settings_is_not_resumed(trained: Run, tmp_path: Path, shift: type[Shift]) -> None:
     file = tmp_path / "preset.json"
     tune(trained, file, trials=1)

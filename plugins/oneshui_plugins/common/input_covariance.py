@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from oneshui_hf.methods import Context
+from oneshui_hf.methods import Context, add_up
 
 Layer = nn.Linear | nn.Conv2d
 RowExtractor = Callable[[Layer, torch.Tensor], torch.Tensor]  # (layer, its input) -> the rows that its weight multiplies, (g, n, d)
@@ -110,10 +110,13 @@ def input_covariances(
         sums[name] = torch.zeros(groups, d, d, dtype=torch.float64, device=context.device)
         hooks += [_accumulate_products(layer, extract_rows, sums[name], counts[name]) for layer in users]
 
-    with torch.no_grad():
-        for positions in context.reporter.track(context.local_share(torch.arange(num_images).split(chunk)), "Reading the layers' inputs"):
-            frozen(pixel_values=load(positions))
+    @torch.no_grad()
+    def add(positions: torch.Tensor) -> None:
+        frozen(pixel_values=load(positions))
 
+    kept = {f"sum/{name}": total for name, total in sums.items()} | {f"count/{name}": count for name, count in counts.items()}
+    add_up(context, "input-covariances", torch.arange(num_images).split(chunk), kept, add, "Reading the layers' inputs")
+    del kept
     for hook in hooks:  # the hooks reference the sums, which are freed one by one below
         hook.remove()
     found: dict[str, Covariance] = {}

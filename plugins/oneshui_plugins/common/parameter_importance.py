@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from oneshui_hf.methods import Context, OneshuiError, Weights, parameters
+from oneshui_hf.methods import Context, OneshuiError, Weights, add_up, parameters
 
 LoadBatch = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]  # positions (m,) -> pixels (m, 3, S, S) and labels (m, ...)
 PerImageValue = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # logits (m, K), labels (m, ...) -> one number per photo (m,)
@@ -91,9 +91,12 @@ def parameter_importances(
     theta = parameters(model)
     gradients = differentiate(copy.deepcopy(model).eval(), value, chunk)
     sums = {name: torch.zeros_like(parameter) for name, parameter in theta.items()}
-    for batch in context.reporter.track(context.local_share(positions.split(chunk)), "Measuring importances"):
+
+    def add(batch: torch.Tensor) -> None:
         for name, part in gradients(theta, *load(batch)).items():
             sums[name] += part.abs().pow(power).sum(dim=0)
+
+    add_up(context, "importances", positions.split(chunk), sums, add, "Measuring importances")
     means = {name: context.accelerator.reduce(part, "sum") / len(positions) for name, part in sums.items()}
     largest = torch.stack([part.max() for part in means.values()]).max()
     if not largest.isfinite():

@@ -102,7 +102,19 @@ class ForgetKeys(Method[ForgetKeysOptions]):
             + (2 * options.steps_per_identity + ROUNDS) * forget,
             backward=2 * (preconditioning + forget) + round(options.steps_per_identity * forget * per_step),
             bytes=len(identities) * per_key,
+            memory=self._memory(model, len(identities), options, per_key),
         )
+
+    @staticmethod
+    def _memory(model: nn.Module, identities: int, options: ForgetKeysOptions, per_key: int) -> int:
+        """Return the bytes of the keys, of the optimizer's state of a cohort, and of the preconditioner, each with float32 numbers."""
+        from .low_rank import target_layers
+        from .training import PerIdentityAdam
+
+        shapes = matrix_shapes(model, target_layers(model, options.target_fraction))
+        adam = PerIdentityAdam.count(shapes, options.rank, min(identities, options.cohort_size))
+        preconditioner = sum(out * out + d * d for out, d in shapes.values())
+        return identities * per_key + 4 * (adam + preconditioner)
 
     @classmethod
     def inactive_options(cls, options: ForgetKeysOptions) -> frozenset[str]:

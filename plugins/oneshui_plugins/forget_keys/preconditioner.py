@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from oneshui_hf.methods import Context, generator, sample
+from oneshui_hf.methods import Context, add_up, generator, sample
 
 from ..common.input_covariance import Layer, input_covariances
 from .batches import load_pixel_values, repeat_mirrored
@@ -109,9 +109,12 @@ def gradient_covariances(
     sums = {name: torch.zeros(len(weights[name]), len(weights[name]), dtype=torch.float64, device=context.device) for name in layers}
     hooks = [layer.register_forward_hook(_covariance_hook(sums[name], layer)) for name, users in layers.items() for layer in users]
     signs = torch.randint(2, (photos, len(context.task.label_names)), generator=rng) * 2.0 - 1
-    for rows in context.reporter.track(context.local_share(torch.arange(photos).split(chunk)), "Estimating gradient covariances"):
+
+    def add(rows: torch.Tensor) -> None:
         logits = model(pixel_values=load(rows).requires_grad_()).logits
         (logits * fisher_noise(logits.detach(), signs[rows].to(logits), context.task.kind)).sum().backward()
+
+    add_up(context, "gradient-covariances", torch.arange(photos).split(chunk), sums, add, "Estimating gradient covariances")
     for hook in hooks:
         hook.remove()
     return {name: context.accelerator.reduce(total, "sum") / photos for name, total in sums.items()}

@@ -32,8 +32,8 @@ from .batches import Batch, TrainingData, load_pixel_values
 from .inference import logits_with_adapters
 from .initialization import initialize
 from .low_rank import LowRankUpdate, Updates, scale_updates, select_identities, with_adapters
-from .preconditioner import estimate_preconditioner
-from .quantization import QuantizedKey, quantize
+from .preconditioner import Preconditioner, estimate_preconditioner
+from .quantization import QuantizedKey, Shapes, quantize
 from .rescaling import rescaling_factors
 
 if TYPE_CHECKING:
@@ -144,6 +144,11 @@ class PerIdentityAdam:
         }
         return tensors | {"steps": self.steps}
 
+    @staticmethod
+    def count(shapes: Shapes, rank: int, identities: int) -> int:
+        """Return how many numbers `state` has for so many identities, without their step counts."""
+        return 3 * identities * sum(rank * (out + d) for out, d in shapes.values())
+
     @classmethod
     def from_state(cls, tensors: Mapping[str, torch.Tensor], names: Iterable[str]) -> PerIdentityAdam:
         """Restore what `state` returned, for weights in this order."""
@@ -161,12 +166,14 @@ class Step:
     """One training step.
 
     Attributes:
+        number: Its place in the plan.
         cohort: Numbers of the identities whose keys are trained concurrently.
         group: The identities of this step, as indices into the cohort.
         progress: The fraction of the cohort's steps before this one, from 0 to below 1.
         is_last: Whether it is the cohort's last step.
     """
 
+    number: int
     cohort: tuple[int, ...]
     group: list[int]
     progress: float
@@ -175,11 +182,13 @@ class Step:
 
 def plan_steps(data: TrainingData, identities: Sequence[int]) -> list[Step]:
     """Return all steps, cohort by cohort."""
-    steps, size = [], data.options.cohort_size
+    size = data.options.cohort_size
+    steps: list[Step] = []
     for first in range(0, len(identities), size):
         cohort = tuple(identities[first : first + size])
         groups = data.sample_groups(cohort, data.options.steps_per_identity, "groups")
-        steps += [Step(cohort, group, i / len(groups), i + 1 == len(groups)) for i, group in enumerate(groups)]
+        start = len(steps)
+        steps += [Step(start + i, cohort, group, i / len(groups), i + 1 == len(groups)) for i, group in enumerate(groups)]
     return steps
 
 
@@ -188,29 +197,52 @@ def train_updates(
 ) -> tuple[dict[int, QuantizedKey], list[dict[str, float]]]:
     """Train the keys of identities (by number); return each one's quantized key, and the measurements of every step.
 
-    Continues an interrupted training if the context has its state.
+    Continues an interrupted training if the context has its state. If there are as many cohorts as processes, each process trains its share
+    of the cohorts, alone; otherwise the processes share the photos of each step.
     """
-    options, resume_state = data.options, context.resume_state
     steps, preconditioner = plan_steps(data, identities), estimate_preconditioner(model, layers, data, context)
+    cohorts = list(dict.fromkeys(step.cohort for step in steps))
+    if len(cohorts) < context.accelerator.num_processes or context.accelerator.num_processes == 1:
+        return _train_steps(model, layers, data, steps, preconditioner, context)
+    own = set(context.local_share(cohorts))
+    own_steps = [step for step in steps if step.cohort in own]
+    own_keys, own_history = _train_steps(model, layers, data, own_steps, preconditioner, context.alone("cohorts"))
+    keys = dict(context.gather(list(own_keys.items())))
+    history = dict(context.gather([(step.number, row) for step, row in zip(own_steps, own_history, strict=True)]))
+    return {identity: keys[identity] for identity in identities}, [history[step.number] for step in steps]
+
+
+def _train_steps(
+    model: nn.Module,
+    layers: Mapping[str, list[Layer]],
+    data: TrainingData,
+    steps: Sequence[Step],
+    preconditioner: Preconditioner,
+    context: Context,
+) -> tuple[dict[int, QuantizedKey], list[dict[str, float]]]:
+    """Train the keys of some cohorts, whose steps these are; see `train_updates`."""
+    options, resume_state = data.options, context.resume_state
     state = TrainingState.load(resume_state, list(layers)) or TrainingState()
-    for step in context.reporter.track(steps[len(state.history) :], "Training the keys", len(steps) - len(state.history)):
-        if state.adam is None:
-            state.adam = PerIdentityAdam(initialize(model, layers, data, step.cohort, preconditioner, context))
-        batch = data.sample_batch(len(state.history), [step.cohort[index] for index in step.group])
-        updates = preconditioner.apply(select_identities(state.adam.updates, step.group))
-        mirrored = batch.mirrored[: len(batch.forget)]
-        logits = logits_with_adapters(model, layers, updates, data.train, batch.forget, mirrored, options.chunk, context)
-        target_logits = torch.cat([data.target_logits(batch.forget, logits, mirrored), batch.preserved_logits])
-        objective, gradients = objective_gradient(model, layers, updates, batch, target_logits, options.chunk, context)
-        state.adam.step(step.group, preconditioner.apply(gradients), cosine_schedule(options.lr, 0.0, step.progress))
-        state.history.append({"people": len(step.group), "objective": objective / len(step.group)})
-        if step.is_last:
-            trained = preconditioner.apply(state.adam.updates)
-            trained = scale_updates(trained, rescaling_factors(model, layers, trained, data, step.cohort, context))
-            state.keys |= {identity: quantize(trained, index, options.bits) for index, identity in enumerate(step.cohort)}
-            state.adam = None
-        if resume_state.should_save():
-            state.save(resume_state)
+    with resume_state.stoppable():
+        for step in context.reporter.track(steps[len(state.history) :], "Training the keys", len(steps) - len(state.history)):
+            if state.adam is None:
+                state.adam = PerIdentityAdam(initialize(model, layers, data, step.cohort, preconditioner, context))
+            batch = data.sample_batch(step.number, [step.cohort[index] for index in step.group])
+            updates = preconditioner.apply(select_identities(state.adam.updates, step.group))
+            mirrored = batch.mirrored[: len(batch.forget)]
+            logits = logits_with_adapters(model, layers, updates, data.train, batch.forget, mirrored, options.chunk, context)
+            target_logits = torch.cat([data.target_logits(batch.forget, logits, mirrored), batch.preserved_logits])
+            objective, gradients = objective_gradient(model, layers, updates, batch, target_logits, options.chunk, context)
+            state.adam.step(step.group, preconditioner.apply(gradients), cosine_schedule(options.lr, 0.0, step.progress))
+            state.history.append({"people": len(step.group), "objective": objective / len(step.group)})
+            context.reporter.metrics({"prepare/objective": objective / len(step.group)}, len(state.history))
+            if step.is_last:
+                trained = preconditioner.apply(state.adam.updates)
+                trained = scale_updates(trained, rescaling_factors(model, layers, trained, data, step.cohort, context))
+                state.keys |= {identity: quantize(trained, index, options.bits) for index, identity in enumerate(step.cohort)}
+                state.adam = None
+            if resume_state.should_save():
+                state.save(resume_state)
     return state.keys, state.history
 
 

@@ -191,17 +191,19 @@ class MetaLossTrainer:
         if self.held_out:
             self.original_objective = self.held_out_objective(requests, None)
         first, total = len(state.history), len(self.plan)
-        for number in self.context.reporter.track(range(first, total), "Training the loss network", total - first):
-            if self.held_out and number % self.options.evaluate_every == 0:
-                state.record_evaluation(self.held_out_objective(requests, state.lengths))
-            lengths = state.lengths
-            value, by_phi, by_length = self.mean_meta_gradient(self.plan[number], number, self.step_size(lengths))
-            if not math.isfinite(value):
-                raise OneshuiError("The training of the loss network diverged: the objective is no longer finite. Use a smaller --lr.")
-            state.step(by_phi, by_length, number / total, self.normalised)
-            state.history.append({"objective": value} | ({"length": math.hypot(*lengths) / self.scale} if self.normalised else {}))
-            if resume_state.should_save():
-                state.save(resume_state)
+        with resume_state.stoppable():
+            for number in self.context.reporter.track(range(first, total), "Training the loss network", total - first):
+                if self.held_out and number % self.options.evaluate_every == 0:
+                    state.record_evaluation(self.held_out_objective(requests, state.lengths))
+                lengths = state.lengths
+                value, by_phi, by_length = self.mean_meta_gradient(self.plan[number], number, self.step_size(lengths))
+                if not math.isfinite(value):
+                    raise OneshuiError("The training of the loss network diverged: the objective is no longer finite. Use a smaller --lr.")
+                state.step(by_phi, by_length, number / total, self.normalised)
+                state.history.append({"objective": value} | ({"length": math.hypot(*lengths) / self.scale} if self.normalised else {}))
+                self.context.reporter.metrics({f"prepare/{name}": part for name, part in state.history[-1].items()}, len(state.history))
+                if resume_state.should_save():
+                    state.save(resume_state)
         if self.held_out:
             state.record_evaluation(self.held_out_objective(requests, state.lengths))
             if self.options.early_stopping:

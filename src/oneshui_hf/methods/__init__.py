@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..models.sharded import ShardedClassifier, drop_shards, shard_of
     from .artefact import Artefact
     from .requests import Request, requested_identities
+    from .resumable_sums import add_up
     from .simulation import SimulatedRequest, sample, simulate
     from .step_length import choose_length, length_cost
     from .weight_space import Weights, displaced, inner, norm, parameters, unit
@@ -35,6 +36,7 @@ _LAZY = {
     "FaceSet": "..data.face_set",
     **dict.fromkeys(("Task", "TaskKind"), "..data.schema"),
     **dict.fromkeys(("Request", "requested_identities"), ".requests"),
+    "add_up": ".resumable_sums",
     **dict.fromkeys(("SimulatedRequest", "sample", "simulate"), ".simulation"),
     **dict.fromkeys(("choose_length", "length_cost"), ".step_length"),
     **dict.fromkeys(("Weights", "displaced", "inner", "norm", "parameters", "unit"), ".weight_space"),
@@ -70,6 +72,7 @@ __all__ = [
     "TaskKind",
     "UsageError",
     "Weights",
+    "add_up",
     "choose_length",
     "derive",
     "displaced",

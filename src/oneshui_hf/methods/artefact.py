@@ -24,6 +24,8 @@ from .identity_store import BLOBS, BOUND_TO, HEADER, INDEX, IdentityStore, disca
 if TYPE_CHECKING:
     import torch
 
+    from .resume import ResumeState
+
 TENSORS = "artefact.safetensors"
 FORMAT = 1
 FIELD_TYPES = {"weights": str, "values": dict, "options": dict, "report": dict}  # of artefact.json, besides format and method
@@ -79,6 +81,33 @@ class Artefact:
             header = write_header(scratch, header | self._described())
             if self.people:
                 save_identities(scratch, self.people, vault, header, folder)
+
+    def save_state(self, state: ResumeState) -> None:
+        """Save what a method prepared as a resume state, for a preparation that has more to do."""
+        people = {f"people/{index}/{name}": part for index, parts in enumerate(self.people.values()) for name, part in parts.items()}
+        tensors = {f"tensors/{name}": part for name, part in self.tensors.items()} | people
+        state.save(tensors, {"values": self.values, "report": self.report, "private": self.private, "people": list(self.people)})
+
+    @classmethod
+    def load_state(cls, state: ResumeState) -> Artefact | None:
+        """Return what `save_state` saved; None if nothing was.
+
+        Raises:
+            OneshuiError: See `ResumeState.load`.
+        """
+        if (found := state.load()) is None:
+            return None
+        names = found[1]["people"]
+        tensors: dict[str, torch.Tensor] = {}
+        people: dict[str, dict[str, torch.Tensor]] = {name: {} for name in names}
+        for key, tensor in found[0].items():
+            kind, _, name = key.partition("/")
+            if kind == "people":
+                index, _, name = name.partition("/")
+                people[names[int(index)]][name] = tensor
+            else:
+                tensors[name] = tensor
+        return cls(tensors, found[1]["values"], people, report=found[1]["report"], private=found[1]["private"])
 
     def _described(self) -> dict[str, Any]:
         return {"options": self.options, "values": self.values, "report": self.report} | ({"private": True} if self.private else {})

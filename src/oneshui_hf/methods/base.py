@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar, cast
 
 from ..errors import OneshuiError, UsageError, did_you_mean
 from ..options import field_name, fields, flag, names, option, resolve
+from ..processes import OneProcess
 from ..reporting import SILENT, Reporter
 from .resume import ResumeState
 
@@ -85,6 +86,7 @@ class Cost:
         forward: Photos that pass through the model without gradients.
         backward: Photos that pass through the model with gradients.
         bytes: Size of the artefact.
+        memory: Bytes of what the preparation keeps in memory besides the model, its activations and the photos. 0 if it is little.
         trainings: Models that are trained by the run's recipe (`Context.retrain`).
         training_photos: Photos in the training sets of all these models.
     """
@@ -92,6 +94,7 @@ class Cost:
     forward: int = 0
     backward: int = 0
     bytes: int = 0
+    memory: int = 0
     trainings: int = 0
     training_photos: int = 0
 
@@ -156,6 +159,23 @@ class Context:
     def local_share(self, items: Sequence[T]) -> Sequence[T]:
         """Return the items that this process works on, in order. Each item belongs to exactly one process."""
         return items[self.accelerator.process_index :: self.accelerator.num_processes]
+
+    def alone(self, name: str) -> Context:
+        """Return the context of work that this process does without the others.
+
+        Args:
+            name: Name of the work, for the resume state.
+        """
+        state = self.resume_state.of_process(name, self.accelerator)
+        return replace(self, accelerator=cast("Accelerator", OneProcess(self.device)), resume_state=state)
+
+    def gather(self, items: Sequence[T]) -> list[T]:
+        """Return the items of all processes, on each of them."""
+        if self.accelerator.num_processes == 1:
+            return list(items)
+        from accelerate.utils import gather_object
+
+        return list(gather_object(list(items)))
 
 
 class DataAccess:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -13,7 +14,12 @@ from ..data.schema import Task
 from ..errors import OneshuiError, UsageError
 from ..metrics.functional import is_scorable, score, tug_of_war
 from ..models.outputs import predict
-from .base import Context
+from ..models.weights import require_finite
+from .base import Context, DataAccess, Method
+from .requests import Request
+
+if TYPE_CHECKING:
+    from .artefact import Artefact
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,17 @@ class SimulatedRequest:
     support_set: FaceSet
     support: torch.Tensor
     forget: torch.Tensor
+
+    def first(self, count: int, train: FaceSet) -> SimulatedRequest:
+        """Return the request of the first identities of this one.
+
+        Args:
+            count: Their number.
+            train: The training set.
+        """
+        people = self.people[:count]
+        is_theirs = torch.isin(train.identities[self.forget], torch.tensor(people))
+        return SimulatedRequest(people, self.support_set, self.support[:count], self.forget[is_theirs])
 
 
 def simulate(train: FaceSet, sizes: tuple[int, int], generator: torch.Generator, *, unseen: bool) -> Iterator[SimulatedRequest]:
@@ -86,6 +103,42 @@ def scorable_requests(requests: Iterable[SimulatedRequest], train: FaceSet, task
     """
     found = list(requests)
     return [request for request in found if is_scorable(train.labels[request.forget], task)] or found
+
+
+def unlearn_simulated(
+    method: Method[Any],
+    model: nn.Module,
+    sets: Mapping[str, FaceSet],
+    request: SimulatedRequest,
+    artefact: Artefact | None,
+    options: Any,
+    context: Context,
+) -> nn.Module:
+    """Return the unlearned model of a simulated request.
+
+    Args:
+        method: The method.
+        model: The original model.
+        sets: The sets of the run; train is the one that the request was simulated from.
+        request: The simulated request.
+        artefact: What the method prepared.
+        options: Of the method.
+        context: For this request alone; the method may add to its report.
+
+    Raises:
+        OneshuiError: The method fails, or a weight of the new model is not finite.
+    """
+    train = sets["train"]
+    pixels, labels = request.support_set.batch(request.support, context.device)
+    granted: dict[str, Any] = {
+        **sets,
+        "support": Request(pixels, tuple(train.people[person] for person in request.people), labels, labels_given=True),
+        "forget": train.subset(request.forget),
+        "retain": train.subset(train.positions_without(request.people)),
+    }
+    unlearned = method.apply(model, DataAccess(granted, type(method).needs.apply), artefact, options, context)
+    require_finite("the unlearned model", unlearned, "this setting is too strong")
+    return unlearned
 
 
 def sample(positions: int | torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:

@@ -56,24 +56,32 @@ def choose_length(
     directions = [direction(trial.request) for trial in trials]
     scale = norm(parameters(model)).item()
     rows: list[dict[str, Any]] = [{"length": 0.0} | mean_scores([trial.baseline() for trial in trials])]
+    state = context.resume_state.part("lengths")
+    known = {row["length"]: row for row in found[1]["rows"]} if (found := state.load()) else {}
 
     def is_within_bound(row: dict[str, Any]) -> bool:
         return retain_drop(row, rows[0]) <= options.max_retain_drop
 
     def try_length(share: float) -> bool:
-        """Score a length; return whether its retain drop is within the bound."""
-        scores = [trial.score(displaced(model, step, share * scale)) for trial, step in zip(trials, directions, strict=True)]
-        rows.append({"length": share} | mean_scores(scores))
+        """Score a length, or take its score from the saved state; return whether its retain drop is within the bound."""
+        if share in known:
+            rows.append(known[share])
+        else:
+            scores = [trial.score(displaced(model, step, share * scale)) for trial, step in zip(trials, directions, strict=True)]
+            rows.append({"length": share} | mean_scores(scores))
+        if state.should_save():
+            state.save({}, {"rows": rows})
         return is_within_bound(rows[-1])
 
     share, longest_within = SHORTEST, 0.0
-    for _ in context.reporter.track(range(DOUBLINGS), "Choosing the step length"):
-        if not try_length(share):
-            break
-        share, longest_within = share * 2, share
-    for _ in range(REFINEMENTS if longest_within else 0):
-        middle = (longest_within * share) ** 0.5
-        longest_within, share = (middle, share) if try_length(middle) else (longest_within, middle)
+    with state.stoppable():
+        for _ in context.reporter.track(range(DOUBLINGS), "Choosing the step length"):
+            if not try_length(share):
+                break
+            share, longest_within = share * 2, share
+        for _ in range(REFINEMENTS if longest_within else 0):
+            middle = (longest_within * share) ** 0.5
+            longest_within, share = (middle, share) if try_length(middle) else (longest_within, middle)
 
     baseline, shortest = rows[:2]
     candidates = [row for row in rows[1:] if is_within_bound(row)]

@@ -129,25 +129,34 @@ class DlibEncoder:
                 embeddings[row] = torch.tensor(list(self._network.compute_face_descriptor(chip)))
         return F.normalize(embeddings, dim=1)
 
+    def count_faces(self, photo: Image | np.ndarray) -> int:
+        """Return how many faces are found on a photo. A face that is only found with the lower threshold counts as one."""
+        return len(self._find_faces(_as_image(photo))[1])
+
     def _largest_face(self, photo: Image) -> tuple[np.ndarray, Any] | None:
-        """Return the pixels of a photo, at the size at which a face was found, and the face's landmarks; None if no face is found.
+        """Return the pixels of a photo, at the size at which a face was found, and the face's landmarks; None if no face is found."""
+        pixels, faces = self._find_faces(photo)
+        if not faces:
+            return None
+        return pixels, self._landmarks(pixels, max(faces, key=lambda face: face.area()))
+
+    def _find_faces(self, photo: Image) -> tuple[np.ndarray, list[Any]]:
+        """Return the pixels of a photo, at the size at which faces were found, and the faces.
 
         The detector finds faces of 80 pixels a side and more. Small photos are therefore enlarged, and large ones are searched at a small
         size first: the largest face is found first, and a portrait of 12 megapixels takes no longer than one of half a megapixel. If no
-        face is found, the photo is searched again with a lower detection threshold: this finds a face in 50 of 62 photos of 56 pixels,
-        and their embeddings are nearly as good (the nearest neighbour is the same person for 70 %, against 86 % of the other photos).
-        Encoding the whole photo instead would reach 6 %, so a photo without a face has no embedding.
+        face is found, the photo is searched again with a lower detection threshold, for the most certain face: this finds a face in 50 of
+        62 photos of 56 pixels, and their embeddings are nearly as good (the nearest neighbour is the same person for 70 %, against 86 % of
+        the other photos). Encoding the whole photo instead would reach 6 %, so a photo without a face has no embedding.
         """
         sides = [side for side in SIDES if side <= max(SMALL, min(photo.size))]
         for side in sides:
             pixels = _resize(photo, side)
             if faces := self._detector(pixels, 0):
-                return pixels, self._landmarks(pixels, max(faces, key=lambda face: face.area()))
+                return pixels, list(faces)
         pixels = _resize(photo, SIDES[0])
         faces, scores, _ = self._detector.run(pixels, 0, LENIENT)
-        if not faces:
-            return None
-        return pixels, self._landmarks(pixels, faces[int(np.argmax(scores))])
+        return pixels, [faces[int(np.argmax(scores))]] if faces else []
 
 
 def _weights_file(file: str) -> Path:

@@ -24,6 +24,7 @@ from ..errors import OneshuiError, UsageError
 from ..methods.artefact import Artefact
 from ..methods.base import Context
 from ..methods.identity_store import IdentityStore
+from ..methods.resume import ResumeState
 from ..methods.simulation import sample
 from ..option_values import shown
 from ..processes import broadcast_from_main
@@ -124,18 +125,32 @@ def _sample_across_people(faces: FaceSet, most: int, draws: torch.Generator) -> 
 
 
 def _embed(encoder: FaceEncoder, faces: Faces, rows: np.ndarray, context: Context) -> torch.Tensor:
-    """Return the face embeddings of the photos in these rows, (n, d), on every process; each process computes a part of them."""
-    accelerator = context.accelerator
-    local = torch.arange(len(rows))[accelerator.process_index :: accelerator.num_processes]
-    chunks = local.split(CHUNK) if len(local) else ()
-    parts = []
-    for chunk in context.reporter.track(chunks, "Enrolling identities", len(chunks)):
-        parts.append(encoder([decode(faces.encoded_image(row), "a photo of the data set") for row in rows[chunk.numpy()].tolist()]))
-    gathered = gather_object([(local, torch.cat(parts))] if parts else [])
-    embeddings = torch.zeros(len(rows), gathered[0][1].shape[1] if gathered else 0)
-    for positions, part in gathered:
-        embeddings[positions] = part
+    """Return the face embeddings of the photos in these rows, (n, d), on every process; each process computes a part of them.
+
+    An interrupted enrolment continues after the photos that were done.
+    """
+    accelerator, state = context.accelerator, context.resume_state.part("enrolment")
+    embeddings, first = _saved_embeddings(state, encoder)
+    step = CHUNK * accelerator.num_processes
+    with state.stoppable():
+        starts = range(first, len(rows), step)
+        for start in context.reporter.track(starts, "Enrolling identities", len(starts)):
+            local = torch.arange(len(rows))[start : start + step][accelerator.process_index :: accelerator.num_processes]
+            photos = [decode(faces.encoded_image(row), "a photo of the data set") for row in rows[local.numpy()].tolist()]
+            for positions, part in gather_object([(local, encoder(photos))] if photos else []):
+                embeddings = embeddings if len(embeddings) else torch.zeros(len(rows), part.shape[1])
+                embeddings[positions] = part
+            if state.should_save():
+                state.save({"embeddings": embeddings}, {"encoder": encoder.name, "done": start + step})
     return embeddings
+
+
+def _saved_embeddings(state: ResumeState, encoder: FaceEncoder) -> tuple[torch.Tensor, int]:
+    """Return the embeddings that an interrupted enrolment saved, and the number of photos that it computed; none of another encoder."""
+    found = state.load()
+    if found is None or found[1]["encoder"] != encoder.name:
+        return torch.zeros(0, 0), 0
+    return found[0]["embeddings"], int(found[1]["done"])
 
 
 def _by_person(faces: FaceSet, embeddings: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:

@@ -17,17 +17,19 @@ from accelerate import Accelerator
 from ..cache import Cache, cache_root
 from ..errors import UsageError
 from ..memory import PeakMemory
+from ..methods.artefact import Artefact
 from ..methods.base import Context, DataAccess, Method
 from ..methods.identity_store import discard_with_secrets
 from ..methods.resume import ResumeState
 from ..models.load import load_model
-from ..options import field_name, flag, names, original_names
+from ..options import field_name, fields, flag, names, original_names
 from ..plugins import METHODS, Plugins
 from ..processes import locked_output, on_main
 from ..recognition.encoders import FaceEncoder
 from ..reporting import SILENT, Reporter
 from ..runs import Run, versions
 from ..vault import vault_root
+from .batch_cost import simulate_batches, simulation_cost
 from .checks import check_preparation, require_writable_artefact, resume_folder
 from .command_options import PrepareOptions
 from .distributed import make_accelerator
@@ -36,6 +38,7 @@ from .presets import preset_values
 from .recovery import clear_killed_work, refuse_during_request
 from .run_data import RunData, open_data, training_options
 from .timing import time_per_photo
+from .tracking import method_config, tracked
 from .training.fold_models import FoldModels
 from .training.recipe import seconds_per_photo
 
@@ -83,10 +86,19 @@ class Preparation:
         size = run.request_size
         preset = preset_values(run, name, method_class, options.preset, reporter)
         resolved = method_class.prepare_options(name, preset, given)
-        for ignored in sorted(method_class.inactive_options(resolved) & {names(method_class.options)[field_name(key)] for key in given}):
-            reporter.warn(f"{flag(ignored)} has no effect with the other options of '{name}', and is ignored.")
+        spellings, known = names(method_class.options), fields(method_class.options)
+        for ignored in sorted(method_class.inactive_options(resolved) & {spellings[field_name(key)] for key in given}):
+            if getattr(resolved, ignored) != known[ignored].default:  # a benchmark gives all options
+                reporter.warn(f"{flag(ignored)} has no effect with the other options of '{name}', and is ignored.")
         accelerator = accelerator or make_accelerator()
-        resume_state = ResumeState(resume_folder(folder), _inputs(run, options, resolved), saves=accelerator.is_main_process)
+        resume_state = ResumeState(
+            resume_folder(folder),
+            _inputs(run, options, resolved),
+            saves=accelerator.is_main_process,
+            every=options.save_steps,
+            accelerator=accelerator,
+            reporter=reporter,
+        )
         if options.resume:
             resume_state.load()  # to report an error before any long computation
         needs_encoder = method_class.per_identity and not options.dry_run
@@ -141,7 +153,11 @@ def prepare(
     with locked_output(place, accelerator, discard_with_secrets(vault)):
         on_main(accelerator, lambda: refuse_during_request(place))
         ready = Preparation.open(run, options, method_options or {}, accelerator, reporter, place)
-        return _prepare(ready, run, options, vault)
+        config = method_config(options.method, dataclasses.asdict(ready.options)) | {"seed": options.seed}
+        logs = run.path.resolve().with_name(f"{run.path.resolve().name}-{options.method}")
+        with tracked(options.report_to, logs, config, accelerator, reporter) as tracking:
+            context = dataclasses.replace(ready.context, reporter=tracking)
+            return _prepare(dataclasses.replace(ready, context=context), run, options, vault)
 
 
 def _prepare(ready: Preparation, run: Run, options: PrepareOptions, vault: Path) -> Path:
@@ -150,17 +166,26 @@ def _prepare(ready: Preparation, run: Run, options: PrepareOptions, vault: Path)
         on_main(ready.context.accelerator, resume_state.delete)
     started = time.perf_counter()
     with PeakMemory(ready.context.device) as peak:
-        artefact = ready.method.prepare(ready.model, ready.data, ready.options, ready.context)
+        finished = resume_state.part("artefact")
+        artefact = Artefact.load_state(finished)
+        if artefact is None:
+            artefact = ready.method.prepare(ready.model, ready.data, ready.options, ready.context)
+            artefact.report |= ready.context.report
+            if ready.encoder is not None and artefact.people:  # enrolment may take long, and may be interrupted as well
+                artefact.save_state(finished)
         if ready.encoder is not None and artefact.people:
             add_face_templates(artefact, ready.encoder, options.face_encoder, ready.run_data, ready.context)
     artefact.options = dataclasses.asdict(ready.options)
-    artefact.report |= ready.context.report | {
+    artefact.report |= {
         "preset": options.preset,
         "processes": ready.context.accelerator.num_processes,
         "seconds": round(time.perf_counter() - started, 1),
         "peak_mb": peak.mb,
         "seed": options.seed,
     }
+    if options.simulate_batches:
+        sets = ready.run_data.sets
+        artefact.report |= simulate_batches(ready.method, ready.model, sets, artefact, ready.options, ready.context)
 
     def save() -> None:
         artefact.save(ready.folder, options.method, run.weights, replace=options.overwrite or options.resume, vault=vault)
@@ -194,12 +219,23 @@ def estimate_preparation(
     accelerator: Accelerator | None = None,
     reporter: Reporter = SILENT,
 ) -> dict[str, Any]:
-    """Return the estimated cost of a preparation: photos forward and backward, bytes, and seconds on this machine."""
+    """Return the estimated cost of a preparation: photos forward and backward, bytes, and seconds on this machine.
+
+    The seconds do not contain the time in which the method itself makes the models of `simulated_requests`.
+    """
     ready = Preparation.open(run, options, method_options or {}, accelerator, reporter)
+    ready = dataclasses.replace(ready, context=dataclasses.replace(ready.context, resume_state=ResumeState()))  # nothing is saved
     cost = ready.method.cost(ready.model, ready.data, ready.options, ready.context)
     train = ready.run_data.sets["train"]  # also for a method that does not prepare from it
     pixels, labels = train.batch(torch.arange(min(TIMED_PHOTOS, len(train))), ready.context.device)
     photo = time_per_photo(ready.model, pixels, labels, ready.context.task.kind)
     training = seconds_per_photo(training_options(run), photo.forward, photo.backward)
     seconds = cost.seconds(photo.forward, photo.backward, training) / ready.context.accelerator.num_processes
-    return {"method": options.method, **dataclasses.asdict(cost), "seconds": seconds}
+    models, scored = simulation_cost(type(ready.method), ready.run_data.sets, options.seed) if options.simulate_batches else (0, 0)
+    return {
+        "method": options.method,
+        **dataclasses.asdict(cost),
+        "simulated_requests": models,
+        "simulation_forward": scored,
+        "seconds": seconds + scored * photo.forward,
+    }

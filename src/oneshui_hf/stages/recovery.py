@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import OneshuiError
 from ..files import LEFTOVER, clear_leftovers, is_locked, lock_output, remove, sync_folder
 from ..methods.identity_store import discard_with_secrets, find_entry, find_stores
-from ..methods.resume import FILE, UNFINISHED
+from ..methods.resume import STATE_FILES, UNFINISHED
 from ..processes import locked_output, on_main
 from ..reporting import SILENT, Reporter
 from ..runs import DESTRUCTION, METHODS, TUNED, Run, dump_json, read_object, write_json, write_record
@@ -164,7 +164,7 @@ def remove_resume_states(runs: Iterable[Path], reporter: Reporter) -> None:
     """Remove the states of interrupted preparations, and copies of their files: they contain the data of all people, unencrypted."""
     for run in sorted({run.resolve() for run in runs}):
         states = [state for state in run.rglob(f".*{UNFINISHED}") if state.is_dir()]
-        for state in (*states, *(file for file in run.rglob(FILE) if file.parent not in states)):
+        for state in (*states, *(file for file in run.rglob(STATE_FILES) if file.parent not in states)):
             remove(state)
             reporter.note(f"Removed {state}: the state of an interrupted preparation contains the data of all people, unencrypted.")
 

@@ -7,16 +7,20 @@ The identities of a simulated request are training identities outside the forget
 simulated requests, unless it prepares per-identity data: then it prepares these identities as well. The forget identities are ordinary
 training identities to the method, but no setting is scored on their photos. The support images and the test set are never read. (The unseen
 identities are those of val, from which some methods also learn.) The best setting has the highest ToW among the settings whose retain drop
-is within a bound. Every trial is written at once, so an interrupted search resumes to the same bytes.
+is within a bound. Every trial is written at once, and the preparation of a trial saves its state as `oneshui prepare` does, so an
+interrupted search resumes to the same bytes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,25 +31,33 @@ from ..cache import Cache, cache_root
 from ..data.face_set import FaceSet
 from ..data.schema import Task
 from ..errors import OneshuiError, UsageError
+from ..files import remove
 from ..methods.artefact import Artefact
 from ..methods.base import Context, DataAccess, Method
-from ..methods.requests import Request
-from ..methods.simulation import SimulatedRequest, SimulatedRequestTrial, mean_scores, retain_drop, scorable_requests, simulate
+from ..methods.resume import UNFINISHED, ResumeState
+from ..methods.simulation import (
+    SimulatedRequest,
+    SimulatedRequestTrial,
+    mean_scores,
+    retain_drop,
+    scorable_requests,
+    simulate,
+    unlearn_simulated,
+)
 from ..models.load import load_model
-from ..models.weights import require_finite
-from ..options import current_names, fields
+from ..options import current_names, fields, original_names
 from ..plugins import METHODS, Plugins
-from ..processes import locked_output, on_main
+from ..processes import broadcast_from_main, locked_output, on_main
 from ..public_names import dataset_name
 from ..random_search import axes, propose
 from ..reporting import SILENT, Reporter
-from ..runs import Run, write_json
+from ..runs import Run, dump_json, write_json
 from ..seeding import generator
-from .checks import check_tune
+from .checks import check_tune, resume_folder
 from .command_options import TuneOptions
 from .distributed import make_accelerator
 from .presets import FORMAT, read_preset
-from .recovery import clear_killed_work
+from .recovery import clear_killed_work, refuse_during_request
 from .run_data import open_data
 from .training.fold_models import FoldModels
 
@@ -76,11 +88,44 @@ def tune(
     on_main(accelerator, lambda: clear_killed_work(run.path, reporter=reporter))
     with locked_output(file, accelerator, flag="--output"):
         on_main(accelerator, lambda: check_tune(run, options, method_options))  # another process may have written the file meanwhile
-        return _search(file, run, options, method_options, accelerator, reporter)
+        with _state_folders(run, file, options, accelerator) as states:
+            return _search(file, run, options, method_options, accelerator, reporter, states)
+
+
+@contextlib.contextmanager
+def _state_folders(run: Run, file: Path, options: TuneOptions, accelerator: Accelerator) -> Iterator[Path | None]:
+    """Yield the start of the names of the folders for the states of preparations; None if the run cannot be written.
+
+    They are in the run, where a request that destroys a person's data finds them. No such request runs meanwhile.
+
+    Raises:
+        OneshuiError: A request destroys data of the run.
+    """
+    place = run.artefact(f"tuning-{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:8]}")
+
+    def clear() -> None:
+        for folder in place.parent.glob(f"{resume_folder(place).stem}-*{UNFINISHED}"):
+            remove(folder)
+
+    if not broadcast_from_main(accelerator, os.access(run.path, os.W_OK | os.X_OK)):
+        yield None
+        return
+    with locked_output(place, accelerator):
+        on_main(accelerator, lambda: refuse_during_request(place))
+        if not options.resume:
+            on_main(accelerator, clear)
+        yield place
+        on_main(accelerator, clear)
 
 
 def _search(
-    file: Path, run: Run, options: TuneOptions, method_options: Mapping[str, Any], accelerator: Accelerator, reporter: Reporter
+    file: Path,
+    run: Run,
+    options: TuneOptions,
+    method_options: Mapping[str, Any],
+    accelerator: Accelerator,
+    reporter: Reporter,
+    states: Path | None,
 ) -> Path:
     name, method_class = options.method, Plugins(METHODS).load(options.method)
     resolved = method_class.prepare_options(name, {}, method_options)
@@ -101,7 +146,8 @@ def _search(
         "judged_by": {"damage": options.retain_budget} | {key: getattr(options, key) for key in ("seed", "requests", "sample")},
     }
     trials = _read_trials(file, name, method_class, about) if options.resume and file.exists() else []
-    runner = TrialRunner.open(run, options, method_class, accelerator, reporter)
+    inputs = {key: about[key] for key in ("method", "method_from", "weights", "judged_by")}
+    runner = TrialRunner.open(run, options, method_class, accelerator, reporter, states, inputs)
     best = best_trial(trials, runner.baseline, options.retain_budget)
     for number in reporter.track(range(len(trials), options.trials), f"Tuning {name}"):
         values = propose(space, number, options.seed, defaults | best["values"] if best else None)
@@ -176,17 +222,37 @@ class TrialRunner:
         method_class: type[Method[Any]],
         context: Context,
         reporter: Reporter,
+        states: Path | None,
+        inputs: dict[str, Any],
     ) -> None:
         self.model, self.sets, self.requests, self.options = model, sets, requests, options
         self.unseen, self.method_class, self.context, self.reporter = unseen, method_class, context, reporter
+        self._states, self._inputs = states, inputs
         self.baseline = mean_scores([request.baseline() for request in requests])
         self._prepared: tuple[dict[str, Any], Artefact] | None = None  # the latest artefact, with its preparation options
 
     @classmethod
     def open(
-        cls, run: Run, options: TuneOptions, method_class: type[Method[Any]], accelerator: Accelerator, reporter: Reporter
+        cls,
+        run: Run,
+        options: TuneOptions,
+        method_class: type[Method[Any]],
+        accelerator: Accelerator,
+        reporter: Reporter,
+        states: Path | None,
+        inputs: dict[str, Any],
     ) -> TrialRunner:
-        """Load model and data, and simulate the requests."""
+        """Load model and data, and simulate the requests.
+
+        Args:
+            run: The model.
+            options: Of the search.
+            method_class: The method.
+            accelerator: For several processes.
+            reporter: For progress and notes.
+            states: See `_state_folders`.
+            inputs: What the preparations of all trials have in common.
+        """
         data = open_data(run, accelerator, options.data_dir, reporter)
         model, _, task = load_model(run.path, accelerator.device)
         sets = dict(data.sets)
@@ -203,7 +269,7 @@ class TrialRunner:
         draws = generator(options.seed, "judging")
         train, val = sets["train"], sets["val"]
         requests = [SimulatedRequestTrial(model, train, val, one, context, draws, options.sample, exclude=forget) for one in simulated]
-        return cls(model, sets, requests, unseen, options, method_class, context, reporter)
+        return cls(model, sets, requests, unseen, options, method_class, context, reporter, states, inputs)
 
     @property
     def people(self) -> list[int]:
@@ -238,24 +304,33 @@ class TrialRunner:
         known = fields(self.method_class.options)
         key = {name: value for name, value in dataclasses.asdict(resolved).items() if known[name].metadata["at"] == "prepare"}
         if self._prepared is None or self._prepared[0] != key:
-            data = DataAccess(self.sets, self.method_class.needs.prepare)
-            self._prepared = key, self.method_class().prepare(self.model, data, resolved, self._new_context())
+            data, state = DataAccess(self.sets, self.method_class.needs.prepare), self._state(key)
+            context = dataclasses.replace(self._new_context(), resume_state=state)
+            try:
+                self._prepared = key, self.method_class().prepare(self.model, data, resolved, context)
+            except (OneshuiError, RuntimeError):  # the setting failed, so its preparation is not continued
+                state.delete()
+                raise
+            state.delete()
         return self._prepared[1]
+
+    def _state(self, values: dict[str, Any]) -> ResumeState:
+        """Return the resume state of a preparation with these values."""
+        about = self._inputs | {"options": original_names(self.method_class.options, values)}
+        name = hashlib.sha256(dump_json(about)).hexdigest()[:8]
+        accelerator = self.context.accelerator
+        return ResumeState(
+            resume_folder(self._states.with_name(f"{self._states.name}-{name}")) if self._states else None,
+            about,
+            saves=accelerator.is_main_process,
+            every=self.options.save_steps,
+            accelerator=accelerator,
+            reporter=self.reporter,
+        )
 
     def _apply(self, request: SimulatedRequest, artefact: Artefact | None, resolved: Any) -> torch.nn.Module:
         """Return the unlearned model of a simulated request."""
-        train = self.sets["train"]
-        pixels, labels = request.support_set.batch(request.support, self.context.device)
-        names = tuple(train.people[person] for person in request.people)
-        granted = self.sets | {
-            "support": Request(pixels, names, labels, labels_given=True),
-            "forget": train.subset(request.forget),
-            "retain": train.subset(train.positions_without(request.people)),
-        }
-        data = DataAccess(granted, self.method_class.needs.apply)
-        unlearned: torch.nn.Module = self.method_class().apply(self.model, data, artefact, resolved, self._new_context())
-        require_finite("the unlearned model", unlearned, "this setting is too strong")
-        return unlearned
+        return unlearn_simulated(self.method_class(), self.model, self.sets, request, artefact, resolved, self._new_context())
 
     def _new_context(self) -> Context:
         """Return a context with an empty report; a method's reports of trials are discarded."""

@@ -135,6 +135,7 @@ def test_saved_artefact_gives_the_same_model(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_artefact_with_earlier_option_names_gives_the_same_bytes(tmp_path: Path) -> None:
     problem = toy_problem("multi_label")
     earlier = {

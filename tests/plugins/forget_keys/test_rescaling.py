@@ -124,6 +124,7 @@ def test_each_identity_is_measured_in_each_round_together_with_others() -> None:
     assert max(seen) > max(len(positions) for positions in data.train.positions_of.values())
 
 
+@pytest.mark.slow
 def test_training_rescales_the_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = toy_problem("multi_label")
     model, layers, context = frozen_model(problem)
