@@ -512,7 +512,7 @@ def test_preparation_on_an_oracle_does_not_get_the_forget_set(
     runs: Path, with_references: tuple[Path, dict[str, Any]], recorder: type[RecordingMethod], tmp_path: Path
 ) -> None:
     original = Run.open(shutil.copytree(runs / "original", tmp_path / "original"))
-    oneshui_hf.prepare(original, method="recorder", rounds=2)
+    oneshui_hf.prepare(original, method="recorder", rounds=2, simulate_batches=False)
     run = oneshui_hf.unlearn(original, method="recorder", from_split=True, rate=0.5, output_dir=str(tmp_path / "run"))
     oneshui_hf.evaluate(run, references=1, cache_dir=str(with_references[0]), **QUICK)
     forget_identities = set(read_json(original.path / "split.json")["forget"])

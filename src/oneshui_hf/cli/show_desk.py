@@ -6,15 +6,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..desk.entries import shows_no_change
+from ..desk.entries import estimated_points
+from ..stages.requests.verdict import photo_line
 from .printing import number, print_line, table
 
-VERDICTS = {
-    "like an unseen identity": "it looks like an unseen identity now: yes",
-    "not yet": "it looks like an unseen identity now: not yet",
-    "too much": "it looks like an unseen identity now: no, the loss is larger than theirs (too much)",
-    "unknown": "the range of unseen identities is not known, so there is no verdict",
-}
 RECHECKS = {
     "like an unseen identity": "it looks like an unseen identity",
     "no longer": "it no longer looks like an unseen identity",
@@ -88,23 +83,29 @@ def applied(result: Mapping[str, Any]) -> None:
     ids = ", ".join(row["request"] for row in result["requests"])
     if result.get("dry_run"):
         print_line(f"Batch {result['batch']} would apply {result['method']} to {ids} and write {result['run']}. Nothing was changed.")
+        if estimate := result["estimate"]:
+            refused = estimated_points(estimate) > estimate["budget"]
+            print_line(_estimated(estimate) + (" The batch would be refused: a retraining is due." if refused else ""))
         return
     print_line(f"Batch {result['batch']}: {result['method']} for {ids}. New run: {result['run']}")
     for row in result["requests"]:
         print_line(f"{row['request']}: {photo_line(row)} Receipt: {row['receipt']}")
+    if estimate := result["estimate"]:
+        print_line(_estimated(estimate))
+        measured = result["val_loss"]
+        print_line("Measured on val: the data was not at hand." if measured is None else f"Measured on val: {measured:.2f} points lost.")
     if result["destroyed"]:
         print_line(f"Destroyed the data prepared for {result['destroyed']} of the people.")
     print_line(f"Head of the ledger, to keep elsewhere as the anchor: {result['head']}")
 
 
-def photo_line(row: Mapping[str, Any]) -> str:
-    """Return one sentence about a support image: its loss before and after, the range of unseen identities, and the verdict."""
-    ends = row["unseen"]
-    labels = "" if row["labels"] == "given" else " for the labels that the model before predicted"
-    unseen = f"; 90 % of photos of unseen identities have {ends[0]:.3f} to {ends[1]:.3f}" if ends else ""
-    before = " (it did before, too, so this photo shows no change)" if shows_no_change(row) else ""
-    change = f"loss {number(row['loss_before'], 3)} before, {number(row['loss_after'], 3)} after{labels}"
-    return f"Photo: {change}{unseen}; {VERDICTS[row['verdict']]}{before}."
+def _estimated(estimate: Mapping[str, Any]) -> str:
+    """Return one sentence about what it costs the others that people are forgotten."""
+    earlier = f" ({estimate['people_before']} of them before this batch)" if estimate["people_before"] else ""
+    beyond = f"; more than the {estimate['simulated']} that were simulated" if estimate["people"] > estimate["simulated"] else ""
+    losses = f"{estimate['retain']:.2f} points on retain, {estimate['val']:.2f} on val"
+    people = f"{estimate['people']} people forgotten{earlier}"
+    return f"Estimated loss of the others with {people}: {losses}; budget {estimate['budget']:g}{beyond}."
 
 
 def rechecked(result: Mapping[str, Any]) -> None:

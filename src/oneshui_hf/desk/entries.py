@@ -154,6 +154,25 @@ class Nothing(Exact):
     """An entry without content."""
 
 
+class Estimate(Exact):
+    """What it costs the others that `people` are forgotten, `people_before` of them before this batch, by simulated requests.
+
+    `retain` and `val` are points of score that are lost; up to `simulated` people were simulated; `budget` bounds the larger loss.
+    """
+
+    people: Annotated[int, Field(ge=1)]
+    people_before: Count
+    retain: float
+    val: float
+    simulated: Annotated[int, Field(ge=1)]
+    budget: Annotated[float, Field(ge=0)]
+
+
+def estimated_points(estimate: Mapping[str, Any]) -> float:
+    """Return the larger of the estimated losses of score, which the budget bounds."""
+    return max(estimate["retain"], estimate["val"], 0.0)
+
+
 class Batch(Exact):
     """Requests are about to be applied together. Written before the work, so that a killed one can be completed."""
 
@@ -162,10 +181,14 @@ class Batch(Exact):
     method: Text
     seed: int
     weights_before: Hash
+    estimate: Estimate | None = None
 
 
 class Applied(Exact):
-    """The model was changed. `destroyed` is the number of people of the batch whose prepared data was destroyed."""
+    """The model was changed. `destroyed` is the number of people of the batch whose prepared data was destroyed.
+
+    `val_loss` are the points of score that val has lost since the preparation, as measured, next to `estimate`, which was made before.
+    """
 
     batch: Annotated[int, Field(ge=1)]
     people_in_batch: Annotated[int, Field(ge=1, le=MAX_BATCH)]
@@ -178,6 +201,8 @@ class Applied(Exact):
     files: Annotated[dict[Text, Hash], Field(max_length=1000)]
     destroyed: Count
     seconds: float | None
+    estimate: Estimate | None = None
+    val_loss: float | None = None
     not_done: Sentences
     not_measured: Sentences
 
@@ -191,7 +216,8 @@ class AppliedWithReceipt(Applied):
 class Verified(Exact):
     """The new model was hashed and loaded from the disk, and its loss on the photo was compared.
 
-    `unseen` are the 5 % and 95 % quantiles of the loss of unseen identities' photos under the original model.
+    `unseen` are the 5 % and 95 % quantiles of the loss of unseen identities' photos under the original model; `unlike_photos` is whether
+    the photo is unlike all of their photos, such as one that shows no face.
     """
 
     weights: Hash
@@ -200,6 +226,7 @@ class Verified(Exact):
     loss_after: float | None
     unseen: Ends | None
     verdict: Literal["like an unseen identity", "not yet", "too much", "unknown"]
+    unlike_photos: bool | None = None
 
 
 def shows_no_change(verified: Mapping[str, Any]) -> bool:

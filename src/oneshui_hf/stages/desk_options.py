@@ -67,6 +67,12 @@ class ApplyOptions(DeskOptions):
         None, "Unlearning method; see `oneshui methods`. Chosen by what the run has prepared by default, exact methods first.", panel=METHOD
     )
     preset: str | None = option(None, "Values of the options that `unlearn` reads: a name or a file.", path=True, panel=METHOD)
+    budget: float | None = option(
+        None,
+        "Most points of score that the others may lose through this batch and those before it, as estimated from simulated requests. 2 by "
+        "default, if the preparation kept some.",
+        minimum=0,
+    )
     seed: int = option(0, "Seed of all random draws.", minimum=0, maximum=MAX_SEED)
     output_dir: str | None = option(None, "Folder of the new model. RUN-batchN by default, N being the number of the batch.", path=True)
     dry_run: bool = option(False, "Print what would be done, and change nothing.")

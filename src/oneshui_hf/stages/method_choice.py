@@ -22,7 +22,7 @@ from .command_options import DEFAULT_METHOD, UnlearnOptions
 
 
 @dataclasses.dataclass(frozen=True)
-class _Prepared:
+class PreparedMethod:
     """A method that can be applied to a run without further preparation.
 
     Attributes:
@@ -104,7 +104,7 @@ def nearest_prepared_run(run: Run, method: str) -> Run:
 
 def _choose(run: Run, reporter: Reporter) -> str:
     """Return the first of the prepared methods, and print which it is and what else could be named."""
-    prepared = list(_prepared_methods(run, reporter))
+    prepared = list(prepared_methods(run, reporter))
     choices = sorted((found.rank, found.owner is None, found.name, found) for found in prepared if found.rank is not None)
     if not choices:
         state = f"No method has been prepared for {run.path}; name one that needs no preparation with --method"
@@ -120,7 +120,7 @@ def _choose(run: Run, reporter: Reporter) -> str:
     return chosen.name
 
 
-def _prepared_methods(run: Run, reporter: Reporter) -> Iterator[_Prepared]:
+def prepared_methods(run: Run, reporter: Reporter) -> Iterator[PreparedMethod]:
     """Yield the methods that can be applied to a run at once. Warn about methods that are prepared and cannot be loaded."""
     folders = {folder.name for folder in (run.path / ARTEFACTS).glob("[!.]*/")}
     maker = str(run.record.report.get("method")) if run.record.kind == "unlearned" else None
@@ -139,7 +139,7 @@ def _prepared_methods(run: Run, reporter: Reporter) -> Iterator[_Prepared]:
         owner = nearest_prepared_run(run, name) if method.sequential else run
         has_artefact = method.prepares != "never" and owner.artefact(name).is_dir()
         if has_artefact or (is_sharded and method.sharded and method.exact and method.prepares != "required"):
-            yield _Prepared(name, method, owner.path if has_artefact else None)
+            yield PreparedMethod(name, method, owner.path if has_artefact else None)
 
 
 def _listed(found: list[str]) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from ..data.image_modes import is_nearly_constant
+from ..data.image_modes import NEARLY_CONSTANT, is_nearly_constant
 from ..data.images import decode, to_pixels
 from ..data.preprocess import Preprocess
 from ..data.schema import Task
@@ -30,19 +30,19 @@ from ..methods.identity_store import artefact_id, discard_with_secrets
 from ..methods.requests import Request
 from ..models.load import load_model, save_model
 from ..models.outputs import losses, predicted_labels, require_finite_logits
-from ..options import current_names, flag
 from ..plugins import METHODS, Plugins
 from ..processes import locked_output, on_main
 from ..reporting import SILENT, Reporter
-from ..runs import DESTRUCTION, RECORD, SPLIT, Record, Run, hash_weights, require_writable, write_record
+from ..runs import DESTRUCTION, RECORD, SPLIT, Record, Run, hash_settings, hash_weights, require_writable, write_record
 from ..runs import METHODS as ARTEFACTS
 from ..vault import vault_root
-from .checks import check_unlearn, named_labels, per_photo
+from .checks import check_applied_method, check_unlearn, named_labels, per_photo
 from .command_options import UnlearnOptions
 from .distributed import make_accelerator
 from .identify import identify_people
+from .method_call import load_artefact, preset_values_at_request, receipt
 from .method_choice import nearest_prepared_run, with_method
-from .presets import preset_values, values_for_step
+from .photo_range import PHOTO_RANGE, UNLIKE, unlike_photos
 from .recovery import (
     clear_killed_work,
     complete_destruction,
@@ -109,24 +109,13 @@ def unlearn(
     with locked_output(path, accelerator, discard_with_secrets(vault, run.path), "--output-dir"), contextlib.ExitStack() as held:
         require_writable(path, overwrite=options.overwrite, source=run.path)  # another process may have written it meanwhile
         is_inherited = method_class.sequential and artefact is None
-        owner = nearest_prepared_run(run.require_complete(), options.method_name) if is_inherited else run.require_complete()
+        owner = _prepared_run(run, method_class, options.method_name) if artefact is None else run.require_complete()
         folder = artefact or owner.artefact(options.method_name)
         lineage = [run.path, owner.path, *_runs_with_copies(owner, options.method_name)]
         runs = [] if _keeps_identity_data(options) else lineage  # where the person's data is destroyed
         on_main(accelerator, lambda: held.enter_context(request_lock(runs)))
-        prepared = _load_artefact(owner, method_class, options, folder, vault)
-        earlier = (prepared.options if prepared else {}) | _preset_values(run, method_class, options, prepared, reporter)
-        resolved = method_class.apply_options(options.method_name, earlier, method_options or {})
-
-        model, preprocess, task = load_model(run.path, accelerator.device)
-        loaded = model, preprocess, task
-        granted, identification = _read_request(run, options, method_class, prepared, loaded, accelerator, reporter, support)
-        request: Request = granted["support"]
-        context = Context(task, options.seed, accelerator, reporter, request_size=len(request))
-        applying = time.perf_counter()
-        with PeakMemory(accelerator.device) as peak:
-            unlearned = method_class().apply(model, DataAccess(granted, method_class.needs.apply), prepared, resolved, context)
-        now = time.perf_counter()
+        found = _compute(run, owner, options, method_options or {}, accelerator, reporter, folder, vault, support)
+        request, prepared, context = found.request, found.prepared, found.context
         record = Record(
             kind="unlearned",
             seed=options.seed,
@@ -134,20 +123,7 @@ def unlearn(
             dataset=run.record.dataset,
             parent={"run": str(run.path.resolve()), "weights": run.record.weights},
             split=run.record.split,
-            report={
-                **_receipt(options, method_class, request),
-                **identification,
-                "method_options": dataclasses.asdict(resolved),
-                "prepared": prepared is not None,
-                "split": run.record.report.get("split"),
-                "seconds": round(now - applying, 3),
-                "seconds_in_all": round(now - started, 3),
-                "peak_mb": peak.mb,
-                RANGE: run.record.report.get(RANGE),
-                LOSS: {"before": _losses(model, request, task), "after": _losses(unlearned, request, task)},
-                **context.report,
-                "destroyed": 0,
-            },
+            report=found.report | {"seconds_in_all": round(time.perf_counter() - started, 3), "destroyed": 0},
         )
 
         def write() -> None:
@@ -155,7 +131,7 @@ def unlearn(
             identities = find_entries([*runs, folder] if runs else [], named, vault, reporter)
             pointers: list[Path] = []
             with new_folder(path, replace=options.overwrite, private=True, discard=discard_with_secrets(vault, run.path)) as scratch:
-                _write_run(scratch, run, unlearned, preprocess, record)
+                _write_run(scratch, run, found.unlearned, found.preprocess, record)
                 if is_inherited and context.successor is not None and prepared is not None:
                     target = scratch / ARTEFACTS / options.method_name
                     context.successor.save_successor(target, prepared, options.method_name, str(record.weights), named)
@@ -172,6 +148,106 @@ def unlearn(
 
         on_main(accelerator, write)
     return Run.open(path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unlearned:
+    """The outcome of a request, before anything is written.
+
+    Attributes:
+        model: The model before.
+        unlearned: The model after.
+        preprocess: The preprocessing of both.
+        request: The support images with their labels and identities.
+        prepared: The artefact that the method has used; None without one.
+        context: The method's context, with what it reported.
+        report: The entries of the receipt.
+    """
+
+    model: torch.nn.Module
+    unlearned: torch.nn.Module
+    preprocess: Preprocess
+    request: Request
+    prepared: Artefact | None
+    context: Context
+    report: dict[str, Any]
+
+
+def compute_unlearned(
+    run: Run,
+    options: UnlearnOptions,
+    method_options: Mapping[str, Any] | None = None,
+    accelerator: Accelerator | None = None,
+    reporter: Reporter = SILENT,
+    vault: Path | None = None,
+    support: Sequence[SupportPhoto] | None = None,
+) -> Unlearned:
+    """Compute the new model of a request as `unlearn` does, and write nothing.
+
+    Args:
+        run: The model.
+        options: The request, and the method by its name.
+        method_options: Options of the method.
+        accelerator: For several processes.
+        reporter: For progress.
+        vault: Folder of the secrets; the user's vault by default.
+        support: The support images, where they are not files.
+
+    Raises:
+        UsageError: As `unlearn`, except for the output folder.
+        OneshuiError: As `unlearn`.
+    """
+    method_class: type[Method[Any]] = Plugins(METHODS).load(options.method_name)
+    check_applied_method(options, method_options)
+    owner = _prepared_run(run, method_class, options.method_name)
+    folder = owner.artefact(options.method_name)
+    where = accelerator or make_accelerator()
+    return _compute(run, owner, options, method_options or {}, where, reporter, folder, vault or vault_root(), support)
+
+
+def _prepared_run(run: Run, method_class: type[Method[Any]], name: str) -> Run:
+    """Return the run whose artefact a method uses: the model's own, or that of an ancestor."""
+    return nearest_prepared_run(run.require_complete(), name) if method_class.sequential else run.require_complete()
+
+
+def _compute(
+    run: Run,
+    owner: Run,
+    options: UnlearnOptions,
+    method_options: Mapping[str, Any],
+    accelerator: Accelerator,
+    reporter: Reporter,
+    folder: Path,
+    vault: Path,
+    support: Sequence[SupportPhoto] | None,
+) -> Unlearned:
+    """Read model, artefact and request, and apply the method."""
+    method_class: type[Method[Any]] = Plugins(METHODS).load(options.method_name)
+    prepared = load_artefact(owner, method_class, options, folder, vault)
+    earlier = (prepared.options if prepared else {}) | preset_values_at_request(run, method_class, options, prepared, reporter)
+    resolved = method_class.apply_options(options.method_name, earlier, method_options)
+
+    model, preprocess, task = load_model(run.path, accelerator.device)
+    loaded = model, preprocess, task
+    granted, identification = _read_request(run, options, method_class, prepared, loaded, accelerator, reporter, support)
+    request: Request = granted["support"]
+    context = Context(task, options.seed, accelerator, reporter, request_size=len(request))
+    applying = time.perf_counter()
+    with PeakMemory(accelerator.device) as peak:
+        unlearned = method_class().apply(model, DataAccess(granted, method_class.needs.apply), prepared, resolved, context)
+    report = {
+        **receipt(options, method_class, request),
+        **identification,
+        "method_options": dataclasses.asdict(resolved),
+        "prepared": prepared is not None,
+        "split": run.record.report.get("split"),
+        "seconds": round(time.perf_counter() - applying, 3),
+        "peak_mb": peak.mb,
+        RANGE: run.record.report.get(RANGE),
+        LOSS: {"before": _losses(model, request, task), "after": _losses(unlearned, request, task)},
+        **context.report,
+    }
+    return Unlearned(model, unlearned, preprocess, request, prepared, context, report)
 
 
 def _read_request(
@@ -200,50 +276,8 @@ def _read_request(
     labels = _given_labels(options, task)
     if method_class.per_identity and prepared and None in people:
         people, identification = identify_people(photos, prepared, options.face_encoder, accelerator, reporter)
-    return {"support": _request_from_photos(photos, people, labels, model, preprocess, task, accelerator)}, identification
-
-
-def _preset_values(
-    run: Run, method_class: type[Method[Any]], options: UnlearnOptions, artefact: Artefact | None, reporter: Reporter
-) -> dict[str, Any]:
-    """Return the preset values that `apply` reads. Warn about values that `prepare` reads and that differ from the artefact's options."""
-    name = options.method_name
-    values = preset_values(run, name, method_class, options.preset, reporter)
-    used = values_for_step(method_class, values, "apply")
-    prepared = artefact.options if artefact else {}
-    if ignored := [flag(key) for key, value in values.items() if key not in used and (artefact is None or prepared.get(key) != value)]:
-        reason = "was prepared with other values" if artefact else "is not prepared"
-        reporter.warn(
-            f"Method '{name}' {reason}, and the preset's {', '.join(ignored)} apply to preparation only, so they are ignored; "
-            f"`oneshui prepare --preset {options.preset}` uses them."
-        )
-    return used
-
-
-def _receipt(options: UnlearnOptions, method_class: type[Method[Any]], request: Request) -> dict[str, Any]:
-    """Return the stored facts of a request: numbers and settings, never a name."""
-    named = {person for person in request.people if person is not None}
-    unnamed = request.people.count(None)
-    return {
-        "method": options.method_name,
-        "method_from": Plugins(METHODS).origin(options.method_name),
-        "photos": len(request),
-        # Several photos without a name may show one person or several, so their number is unknown.
-        "people": len(named) + unnamed if unnamed <= 1 else None,
-        "labels": "given" if request.labels_given else "guessed by the model",
-        "reads": sorted(method_class.needs.apply),
-        "source": "split" if options.from_split else "photos handed in",
-        "forced": options.force,
-    }
-
-
-def _load_artefact(owner: Run, method_class: type[Method[Any]], options: UnlearnOptions, folder: Path, vault: Path) -> Artefact | None:
-    """Return the artefact of a run's model with its options under their current names; None if the method runs without one."""
-    if method_class.prepares == "never" or (method_class.prepares == "optional" and not folder.exists()):
-        return None
-    artefact = Artefact.load(folder, options.method_name, owner.weights, force=options.force, vault=vault)
-    artefact.options = current_names(method_class.options, artefact.options)
-    return artefact
+    request = _request_from_photos(photos, people, labels, model, preprocess, task, accelerator)
+    return {"support": request}, identification | _unlike_photos(run, options.images, photos, preprocess.size, reporter)
 
 
 def _runs_with_copies(run: Run, method: str) -> Iterator[Path]:
@@ -267,7 +301,27 @@ def _warn_constant(names: Sequence[str], photos: Sequence[Image], reporter: Repo
     """Warn about photos that show nothing."""
     for name, photo in zip(names, photos, strict=True):
         if is_nearly_constant(to_pixels(photo, 64)):
-            reporter.warn(f"{name} has nearly the same colour everywhere and may show nobody.")
+            reporter.warn(f"{name} {NEARLY_CONSTANT}")
+
+
+def _unlike_photos(
+    run: Run,
+    names: Sequence[str],
+    photos: Sequence[Image],
+    size: int,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """Warn about photos unlike all photos of unseen identities, and return the receipt's entries; empty if the run has no range of them."""
+    pixels = torch.from_numpy(np.stack([to_pixels(photo, size) for photo in photos]))
+    unlike = unlike_photos(pixels, run.record.report)
+    if unlike is None:
+        return {}
+    for name, is_unlike in zip(names, unlike, strict=True):
+        if is_unlike:
+            reporter.warn(
+                f"{name} is unlike all photos that the model was tried on, and may show no face: check it, since the losses show little."
+            )
+    return {PHOTO_RANGE: run.record.report[PHOTO_RANGE], UNLIKE: unlike}
 
 
 def _request_from_photos(
@@ -325,7 +379,7 @@ def _request_from_split(run: Run, data: RunData, accelerator: Accelerator) -> Re
 
 def _write_run(folder: Path, run: Run, model: torch.nn.Module, preprocess: Preprocess, record: Record) -> None:
     save_model(model, preprocess, folder)
-    record.weights = hash_weights(folder)
+    record.weights, record.settings = hash_weights(folder), hash_settings(folder)
     split = run.path / SPLIT
     if split.exists():
         write_bytes(folder / SPLIT, split.read_bytes(), private=True)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..desk.entries import LIKE_UNSEEN
+from .photo_range import UNLIKE
 
 if TYPE_CHECKING:
     import torch
@@ -56,8 +57,8 @@ def judged(report: Mapping[str, Any], place: int) -> dict[str, Any]:
         place: Which support image, from 0 on.
 
     Returns:
-        `labels` ("given" or "predicted"), `loss_before`, `loss_after`, `unseen` (the ends of the range) and `verdict`; None and "unknown"
-        for what the report does not contain.
+        `labels` ("given" or "predicted"), `loss_before`, `loss_after`, `unseen` (the ends of the range), `verdict` and `unlike_photos`
+        (whether it is unlike the photos of unseen identities, see `photo_range`); None and "unknown" for what the report does not contain.
     """
     labels = "given" if report.get("labels") == "given" else "predicted"
     before, after = (_number((report.get(LOSS) or {}).get(when), place) for when in ("before", "after"))
@@ -66,7 +67,16 @@ def judged(report: Mapping[str, Any], place: int) -> dict[str, Any]:
     if ends is not None and before is not None:
         # A loss that is no number, or infinite, is larger than every other one.
         verdict = TOO_MUCH if after is None or after > ends[1] else NOT_YET if after < ends[0] else LIKE_UNSEEN
-    return {"labels": labels, "loss_before": before, "loss_after": after, "unseen": ends, "verdict": verdict}
+    unlike = report.get(UNLIKE)
+    is_unlike = unlike[place] if isinstance(unlike, list) and place < len(unlike) and isinstance(unlike[place], bool) else None
+    return {
+        "labels": labels,
+        "loss_before": before,
+        "loss_after": after,
+        "unseen": ends,
+        "verdict": verdict,
+        "unlike_photos": is_unlike,
+    }
 
 
 def unseen_ends(report: Mapping[str, Any], labels: str) -> list[float] | None:

@@ -119,6 +119,7 @@ def test_two_requests_from_receipt_to_answer(run: Run, tmp_path: Path) -> None:
         "method": METHOD,
         "requests": [{"request": first}, {"request": second}],
         "run": plan["run"],
+        "estimate": plan["estimate"],
         "dry_run": True,
     }
     assert Path("requests/ledger.jsonl").read_bytes() == before
@@ -299,7 +300,7 @@ def test_a_batch_that_was_killed_after_the_model_is_completed(run: Run, monkeypa
     assert hash_model(made) == files
     assert any("Completing batch 1" in note for note in reporter.notes)
     assert problems(run=made) == []
-    assert oneshui_hf.apply_requests(run=made, method=METHOD, now=NOW)["batch"] == 2
+    assert oneshui_hf.apply_requests(run=made, method=METHOD, now=NOW, budget=100.0)["batch"] == 2
 
 
 def test_a_batch_that_was_killed_before_the_model_starts_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,7 @@ from ..desk_options import ApplyOptions
 from ..method_choice import with_method
 from ..unlearn import SupportPhoto, unlearn
 from ..unseen_range import UNKNOWN, judged
+from .budget import estimate_batch, measure_val_loss, require_within_budget
 from .lineage import ancestors
 from .recheck import keep_labels
 
@@ -45,9 +46,14 @@ NOT_DONE = (
     "The person's photos in data sets and caches were not deleted.",
 )
 NOT_MEASURED = (
-    "The scores on retain, val and test were not measured; `oneshui evaluate` measures them.",
+    "The scores on all photos of retain, val and test were not measured; `oneshui evaluate` measures them.",
     "Membership attacks on the person's training photos were not run: a request does not read these photos.",
 )
+NO_ESTIMATE = (
+    "What the batch costs the others was not estimated before: no simulated requests were kept, or the earlier models are missing."
+)
+NO_VAL = "The score on val was not compared with the estimate: the data was not at hand."
+UNLIKE = "The photo is unlike the photos of unseen identities, so the losses and the verdict show little."
 NO_RANGE = "The range of unseen identities is not known: the run was trained by an earlier version, or val was empty."
 NO_CHANGE = "A change could not be shown with the photo: its loss was in the range of unseen identities before as well."
 PREDICTED = "The photo's true labels were not known; the loss refers to the labels that the model before predicted."
@@ -72,12 +78,13 @@ def apply_requests(
         now: The time of the entries.
 
     Returns:
-        `batch`, `method`, `requests` (a row each: `request`, and what the entry `verified` contains), `run`, `destroyed`, and `head`, the
-        hash of the ledger's last entry. With `dry_run` the first three, and the `run` that would be written.
+        `batch`, `method`, `requests` (a row each: `request`, and what the entry `verified` contains), `run`, `estimate` and `val_loss` (see
+        `desk.entries.Applied`), `destroyed`, and `head`, the hash of the ledger's last entry. With `dry_run` the first three, `estimate`,
+        and the `run` that would be written.
 
     Raises:
-        UsageError: No request can be applied, a named one is in another state, or an option is wrong.
-        OneshuiError: Another command applies requests of this desk, or the method fails.
+        UsageError: No request can be applied, a named one is in another state, an option is wrong, or the budget cannot be checked.
+        OneshuiError: The batch costs the others more than the budget, another command applies requests of this desk, or the method fails.
     """
     desk.requests()
     with lock_output(desk.batch) if not options.dry_run else contextlib.nullcontext():
@@ -86,7 +93,7 @@ def apply_requests(
         path = Path(options.output_dir or f"{run.path}-batch{number}")
         if pending and not options.dry_run and (made := _made_by(pending, path, run)) is not None:
             reporter.note(f"Completing batch {number}, which a killed command had applied; other requests wait for the next batch.")
-            return _record(desk, pending, run, made, now)
+            return _record(desk, pending, run, made, reporter, now)
         chosen = _choose(chain.requests, options)
         ids = tuple(request.id for request in chosen)
         request_options = UnlearnOptions(images=ids, method=options.method, preset=options.preset, seed=options.seed, output_dir=str(path))
@@ -97,19 +104,26 @@ def apply_requests(
         _require_identities(ids, support, request_options.method_name, method)
         if lost := _forgotten_elsewhere(chain, run):
             reporter.warn(f"{_elsewhere(lost)} Name the run of the last batch with --run, unless it was trained without them.")
+        named = [photo.identity for photo in support]
+        people = len({person for person in named if person is not None}) + named.count(None)
+        estimate = estimate_batch(run, request_options.method_name, method, people, options.budget, reporter)
         if options.dry_run:
             rows = [{"request": request.id} for request in chosen]
-            return {"batch": number, "method": request_options.method_name, "requests": rows, "run": str(path), "dry_run": True}
+            plan = {"batch": number, "method": request_options.method_name, "requests": rows, "run": str(path)}
+            return {**plan, "estimate": estimate, "dry_run": True}
+        if estimate is not None:
+            require_within_budget(estimate)
         batch = {
             "batch": number,
             "requests": list(ids),
             "method": request_options.method_name,
             "seed": options.seed,
             "weights_before": run.require_complete().weights,
+            "estimate": estimate,
         }
         chain = desk.ledger.append(lambda chain, key: [Draft("batch", None, batch)], now)
         made = unlearn(run, request_options, method_options, reporter=reporter, support=support)
-        return _record(desk, chain.entries[-1], run, made, now)
+        return _record(desk, chain.entries[-1], run, made, reporter, now)
 
 
 def _next_batch(chain: Chain) -> tuple[int, Entry | None]:
@@ -181,7 +195,7 @@ def _elsewhere(people: int) -> str:
     )
 
 
-def _record(desk: Desk, batch: Entry, run: Run, made: Run, now: datetime | None) -> dict[str, Any]:
+def _record(desk: Desk, batch: Entry, run: Run, made: Run, reporter: Reporter, now: datetime | None) -> dict[str, Any]:
     """Write the receipts of a batch and its entries. Requests that have them already are left as they are.
 
     Raises:
@@ -192,6 +206,11 @@ def _record(desk: Desk, batch: Entry, run: Run, made: Run, now: datetime | None)
     load_model(made.path)
     requests = desk.requests()
     keep_labels(desk, [requests[id] for id in batch.content["requests"] if requests[id].state == "identified"], run)
+    name = batch.content["method"]
+    costs = {
+        "estimate": batch.content.get("estimate"),
+        "val_loss": measure_val_loss(made, run, name, Plugins(METHODS).load(name), reporter),
+    }
     results: list[dict[str, Any]] = []
 
     def draft(chain: Chain, key: SigningKey) -> list[Draft]:
@@ -201,7 +220,7 @@ def _record(desk: Desk, batch: Entry, run: Run, made: Run, now: datetime | None)
             if request.state != "identified":
                 continue
             verified = {"weights": weights, **judged(report, place)}
-            applied = _applied(batch, made, verified, lost)
+            applied = _applied(batch, made, verified, lost, costs)
             receipt = make_receipt(key, request, applied, verified, write_moment(moment), chain.head)
             file = receipt_file(desk.folder, id)
             file.parent.mkdir(mode=0o700, exist_ok=True)
@@ -217,12 +236,13 @@ def _record(desk: Desk, batch: Entry, run: Run, made: Run, now: datetime | None)
         "method": batch.content["method"],
         "requests": results,
         "run": str(made.path),
+        **costs,
         "destroyed": report.get("destroyed"),
         "head": chain.head,
     }
 
 
-def _applied(batch: Entry, made: Run, verified: Mapping[str, Any], lost: int) -> dict[str, Any]:
+def _applied(batch: Entry, made: Run, verified: Mapping[str, Any], lost: int, costs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content of the entry `applied`, without the receipt's hash."""
     record, report = made.record, made.record.report
     people = report.get("people")
@@ -230,6 +250,8 @@ def _applied(batch: Entry, made: Run, verified: Mapping[str, Any], lost: int) ->
     not_measured += [NO_RANGE] if verified["verdict"] == UNKNOWN else []
     not_measured += [NO_CHANGE] if shows_no_change(verified) else []
     not_measured += [PREDICTED] if verified["labels"] == "predicted" else []
+    not_measured += [UNLIKE] if verified["unlike_photos"] else []
+    not_measured += [NO_ESTIMATE] if costs["estimate"] is None else [NO_VAL] if costs["val_loss"] is None else []
     return {
         "batch": batch.content["batch"],
         "people_in_batch": people if isinstance(people, int) else len(batch.content["requests"]),
@@ -242,6 +264,7 @@ def _applied(batch: Entry, made: Run, verified: Mapping[str, Any], lost: int) ->
         "files": hash_model(made.path),
         "destroyed": report.get("destroyed", 0),
         "seconds": report.get("seconds"),
+        **costs,
         "not_done": [*NOT_DONE, *([_elsewhere(lost)] if lost else [])],
         "not_measured": not_measured,
     }

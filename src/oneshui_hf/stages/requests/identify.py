@@ -96,7 +96,7 @@ def _compare_faces(
     desk: Desk, request: Request, run: Run, options: IdentifyOptions, reporter: Reporter
 ) -> tuple[str | None, str | None, str, dict[str, Any]]:
     """Return the identity that the face on the photo belongs to, how it was found, a sentence, and the numbers of the match."""
-    artefact = _enrolled(run)
+    artefact = enrolled_artefact(run)
     photo = decode(desk.kept(request).photo(), request.id)
     (match,), calibration = match_people([photo], artefact, options.face_encoder, make_accelerator(), reporter)
     numbers = _numbers(match, calibration)
@@ -136,7 +136,7 @@ def _finite(value: float) -> float | None:
     return round(value, 4) if math.isfinite(value) else None
 
 
-def _enrolled(run: Run) -> Artefact:
+def enrolled_artefact(run: Run) -> Artefact:
     """Return the first artefact of a run that can identify photos.
 
     Raises:
