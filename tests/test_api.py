@@ -171,4 +171,4 @@ def test_a_given_reporter_receives_progress(tmp_path: Path) -> None:
 
     recorder = Recorder()
     oneshui_hf.train(dataset="synthetic", forget=2, epochs=1, output_dir=str(tmp_path / "run"), reporter=recorder)
-    assert any("Epoch 1" in line for line in recorder.lines)
+    assert any("epoch 1/1" in line for line in recorder.lines)

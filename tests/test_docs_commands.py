@@ -1,20 +1,29 @@
 """The commands of README, tutorial and guides, run as they are written on generated people; their output is compared in shape.
 
-Commands on data that cannot be had here (CelebA, the Hub) are read by the command line in `test_docs.py`, and not run.
+CelebA and the Hub are replaced by stand-ins: generated people in CelebA's layout, a Hub on the loopback interface, and on it a small model
+under the name of the default backbone. The words of each command stay as they are.
 """
 
 from __future__ import annotations
 
 import csv
 import os
+import shlex
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from oneshui_hf.data.builders.synthetic import PERSONAL, SEEN, Person
+from oneshui_hf.stages.command_options import DEFAULT_MODEL
+from support.celeba_layout import SIZE, small_backbone, write_celeba, write_celebahq, write_mufac
+from support.command_process import CommandProcess
+from support.faces import portrait, write_photos
+from support.hub_server import Hub
 from support.pages import DOCS, ROOT, Block, Command, blocks, commands, shape
 
 pytestmark = pytest.mark.slow
@@ -45,11 +54,16 @@ def run(command: Command, folder: Path) -> None:
     places = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     environment = os.environ | {"PATH": places, "PYTHONPATH": str(folder / "site"), "COLUMNS": "200", "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(["bash", "-c", words], cwd=folder, env=environment, capture_output=True, text=True, timeout=1800)
+    compare(command, done.returncode, done.stdout + done.stderr)
+
+
+def compare(command: Command, code: int, text: str) -> None:
+    """Check the exit code of a command, and that the lines that the page shows are among its output, in their order."""
     is_error = any(line.startswith("Error:") for line in command.output)
-    assert (done.returncode != 0) == is_error, f"{command.words}\n{done.stdout}\n{done.stderr}"
-    printed = iter([shape(line) for line in (done.stdout + done.stderr).splitlines()])
+    assert (code != 0) == is_error, f"{command.words}\n{text}"
+    printed = iter([shape(line) for line in text.splitlines()])
     for line in map(shape, command.output):
-        assert line in printed, f"{command.words} does not print, after what comes before: {line}\n{done.stdout}\n{done.stderr}"
+        assert line in printed, f"{command.words} does not print, after what comes before: {line}\n{text}"
 
 
 @pytest.fixture(scope="module")
@@ -79,12 +93,12 @@ def test_own_method(after_tutorial: Path) -> None:
 
 
 def test_own_photos(tmp_path: Path) -> None:
-    write_photos(tmp_path)
+    write_own_photos(tmp_path)
     run_page(DOCS / "guides" / "your-photos.md", tmp_path)
     assert (tmp_path / "runs" / "without-p03" / "model.safetensors").is_file()
 
 
-def write_photos(folder: Path, people: int = 30, photos: int = 8) -> None:
+def write_own_photos(folder: Path, people: int = 30, photos: int = 8) -> None:
     """Write `photos/` with a metadata.csv, as a user has them, and `face.png`, a further photo of the person p03."""
     rows = []
     for number in range(people):
@@ -107,3 +121,97 @@ def test_python_of_the_readme(tmp_path: Path) -> None:
         if block.language == "python":
             run_python(block, tmp_path)
     assert (tmp_path / "runs" / "synthetic-seed0-forget-keys" / "metrics.json").is_file()
+
+
+# CelebA and the Hub
+
+ELSEWHERE = {
+    "oneshui demo": "the tutorial runs it",
+    "oneshui benchmark paper": "the grid takes days; a test of its own runs its plan",
+    "oneshui report benchmarks/paper": "the report of that grid",
+    "pip install": "changes the environment of the tests",
+}
+PERSON = 4711  # whom the pages forget
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[Hub]:
+    with Hub() as running:
+        running.add(DEFAULT_MODEL, small_backbone(), private=False)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def oneshui_on(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandProcess]:
+    """A process that runs commands one after the other; it is logged in as USER."""
+    process = CommandProcess(hub, tmp_path_factory.mktemp("home"), "hf_user")
+    yield process
+    process.close()
+
+
+def run_commands(page: Path, process: CommandProcess, folder: Path) -> None:
+    """Run the calls of `oneshui` of a page in their order."""
+    for block in blocks(page):
+        for command in commands(block) if block.language == "console" else ():
+            if not any(command.words.startswith(start) for start in ELSEWHERE):
+                run_in(process, command, folder)
+
+
+def run_in(process: CommandProcess, command: Command, folder: Path) -> None:
+    """Run a call of `oneshui`, as `run` does."""
+    words = shlex.split(command.words)
+    assert words[0] == "oneshui", command.words
+    answer = process(words[1:], folder)
+    compare(command, answer.code, answer.out + answer.err)
+
+
+def write_stand_ins(folder: Path) -> None:
+    """Write what the pages call DIR (CelebA) and face.jpg (a further photo of the person 4711, who is in the training set)."""
+    write_celeba(folder / "DIR", (PERSON, *range(301, 321)), photos=3)
+    portrait(PERSON, 9, SIZE).save(folder / "face.jpg")
+
+
+@pytest.fixture(scope="module")
+def after_celeba(oneshui_on: CommandProcess, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which the guide to CelebA was run."""
+    folder = tmp_path_factory.mktemp("celeba")
+    write_stand_ins(folder)
+    run_commands(DOCS / "guides" / "face-datasets.md", oneshui_on, folder)
+    return folder
+
+
+def test_face_data_sets(after_celeba: Path) -> None:
+    run = after_celeba / "runs" / "celeba-seed0-forget-keys"
+    assert (run / "report.html").is_file()
+    assert (run / "metrics.json").is_file()
+    assert (after_celeba / "runs" / "celeba-seed0" / "tuned" / "ssd.json").is_file()
+
+
+def test_plan_of_the_paper(oneshui_on: CommandProcess, tmp_path: Path) -> None:
+    write_celeba(tmp_path / "DIR", range(40))
+    write_celebahq(tmp_path / "DIR", range(150))
+    write_mufac(tmp_path / "DIR", people=40)
+    guide = [command for block in blocks(DOCS / "guides" / "face-datasets.md") for command in commands(block)]
+    [plan] = [command for command in guide if command.words.startswith("oneshui benchmark paper") and "--dry-run" in command.words]
+    run_in(oneshui_on, plan, tmp_path)
+
+
+def test_publishing(hub: Hub, oneshui_on: CommandProcess, after_celeba: Path, tmp_path: Path) -> None:
+    shutil.copytree(after_celeba / "runs", tmp_path / "runs")
+    for name in ("photos", "DIR"):
+        (tmp_path / name).mkdir()
+        write_photos(tmp_path / name, people=12, photos=2, name_of="person{}".format)
+    shutil.copyfile(after_celeba / "face.jpg", tmp_path / "face.jpg")
+    run_commands(DOCS / "guides" / "publishing.md", oneshui_on, tmp_path)
+    assert hub.repos["USER/NAME"].private
+    assert "model.safetensors" in hub.files("USER/NAME")
+    assert [file for file in hub.files("datasets/USER/NAME") if file.endswith(".parquet")]
+    assert (tmp_path / "runs" / "theirs-gradient-ascent" / "model.safetensors").is_file()
+
+
+def test_readme(hub: Hub, oneshui_on: CommandProcess, tmp_path: Path) -> None:
+    write_stand_ins(tmp_path)
+    hub.repos.pop("USER/NAME", None)
+    run_commands(ROOT / "README.md", oneshui_on, tmp_path)
+    assert (tmp_path / "runs" / "celeba-seed0-forget-keys" / "model.safetensors").is_file()
+    assert "model.safetensors" in hub.files("USER/NAME")

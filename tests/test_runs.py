@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from oneshui_hf.api_run import newest_run
 from oneshui_hf.errors import OneshuiError, UsageError
 from oneshui_hf.runs import (
     Kind,
@@ -16,7 +17,6 @@ from oneshui_hf.runs import (
     Run,
     hash_file,
     hash_weights,
-    newest_run,
     read_json,
     require_writable,
     require_writable_file,

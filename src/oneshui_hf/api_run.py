@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from . import runs
 from .api_options import AnyRun, run_path
-from .errors import OneshuiError
+from .errors import OneshuiError, UsageError
 from .metrics.schema import read_metrics
 from .option_values import expand_home
 from .options import resolve
 from .reporting import Reporter, default_reporter
-from .runs import METRICS, RUNS, Kind, newest_run
+from .runs import METRICS, RECORD, RUNS, Kind
 from .sets import EVALUATED
 from .stages.command_options import PredictOptions, ReportOptions
 from .stages.recovery import clear_killed_work
@@ -158,3 +158,25 @@ def open_run(run: AnyRun, kinds: tuple[Kind, ...], reporter: Reporter, where: st
     clear_killed_work(found.path, reporter=reporter)
     reporter.note(f"Using the newest run, {found.path}.")
     return found
+
+
+def newest_run(root: Path, kinds: tuple[Kind, ...] = ("original",)) -> runs.Run:
+    """Return the newest finished run below `root`. Runs that cannot be read are skipped.
+
+    Raises:
+        UsageError: There is none.
+    """
+    runs.restore_replaced(root)
+    found, unreadable = list[runs.Run](), []
+    for file in sorted(root.glob(f"*/{RECORD}")):
+        if file.parent.name.startswith("."):  # a temporary folder of a killed process
+            continue
+        try:
+            found.append(runs.Run.open(file.parent))
+        except OneshuiError:
+            unreadable.append(file.parent.name)
+    found = [run for run in found if run.record.kind in kinds and run.record.state == "complete"]
+    if not found:
+        detail = f" ({', '.join(unreadable)} cannot be read)" if unreadable else ""
+        raise UsageError(f"There is no finished run in {root}/{detail}; train one with `oneshui train`, or name one with --run.")
+    return max(found, key=lambda run: (run.path / RECORD).stat().st_mtime)

@@ -23,6 +23,8 @@ SET_DESCRIPTIONS = {
 }
 SCORES = {"map": "mAP", "accuracy": "accuracy"}
 TASK = "image-classification"
+UNKNOWN_LICENSE = "unknown"  # the identifier of the Hub
+PAPER = "2407.12069"  # of the task, on arXiv
 MAP_FORMAT = 3  # of metrics.json: from this one on, mAP leaves out labels that are positive on every photo
 OUTDATED_MAP = (
     "mAP was measured by an older version, which counts a label that is positive on every photo of a set as 100 %; "
@@ -45,6 +47,9 @@ def model_card(
     *,
     with_people: bool = False,
     original: str | None = None,
+    dataset_id: str | None = None,
+    license: str | None = None,
+    tags: Sequence[str] = (),
 ) -> str:
     """Return the card of a run as Markdown with a YAML header.
 
@@ -56,16 +61,24 @@ def model_card(
         prepared: The methods whose artefacts are published with the model.
         with_people: Whether the data they prepared for single people is published with them, encrypted.
         original: The repository of the model that an unlearned model was computed from, if the card may name it.
+        dataset_id: The public repository of the data, if it is one on the Hub.
+        license: The identifier of a licence; None if it is unknown.
+        tags: Further tags.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
     name = repo_id.rpartition("/")[2]
-    results = _results(record, metrics)
+    data_name = dataset_id or record.dataset["name"]
+    results = _results(data_name, dataset_id, metrics)
+    score = _score(metrics)
     base = record.options.get("model")
     data = ModelCardData(
         pipeline_tag=TASK,
         library_name="transformers",
-        tags=_tags(record),
+        license=license or UNKNOWN_LICENSE,
+        datasets=[dataset_id] if dataset_id else None,
+        metrics=[score] if score else None,
+        tags=[*_tags(record), *tags],
         base_model=original or (base if base and "/" in base else None),
         **({"base_model_relation": "finetune"} if original else {}),
         model_name=name if results else None,
@@ -83,13 +96,15 @@ def model_card(
         prepared=sorted(prepared),
         with_people=with_people,
         split=record.report.get("split") or {},
-        data=record.dataset,
+        data=record.dataset | {"name": data_name},
+        license=license,
+        paper=PAPER,
         architecture=config.get("model_type", "unknown"),
         side=config.get("image_size"),
         rows=_rows(metrics),
         collapse_mark=collapse.MARK if collapse.collapsed_sets(metrics.get("collapse")) else "",
         collapse_explanation=collapse.EXPLANATION,
-        score=_score(metrics),
+        score=score,
         tow=metrics.get("tow"),
         gap_closure=metrics.get("gap_closure"),
         attacks=_attacks(metrics),
@@ -115,6 +130,7 @@ def data_card(faces: Faces, repo_id: str, *, names_kept: bool, left_out: int) ->
     name = repo_id.rpartition("/")[2]
     data = DatasetCardData(
         pretty_name=name,
+        license=UNKNOWN_LICENSE,
         task_categories=[TASK],
         tags=["oneshui", "machine-unlearning", "faces"],
         configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}],
@@ -141,7 +157,7 @@ def _template(name: str) -> str:
 
 def _tags(record: Record) -> list[str]:
     method = record.report.get("method")
-    return ["oneshui", "machine-unlearning", record.kind, *([method] if method else [])]
+    return ["oneshui", "machine-unlearning", record.kind, *([method] if method else []), f"arxiv:{PAPER}"]
 
 
 def _score(metrics: Mapping[str, Any]) -> str | None:
@@ -225,11 +241,10 @@ def _bracket(ends: Sequence[float] | None, digits: int) -> str:
     return f" [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]" if ends and len(ends) == 2 else ""
 
 
-def _results(record: Record, metrics: Mapping[str, Any]) -> list[Any]:
+def _results(name: str, dataset_id: str | None, metrics: Mapping[str, Any]) -> list[Any]:
     """Return the numbers in the format of the Hub's model-index."""
     from huggingface_hub import EvalResult
 
-    name = record.dataset["name"]
     score = _score(metrics)
     values: list[tuple[str | None, str | None, str, float]] = [
         (split, kind, label, metrics[split][kind])
@@ -245,7 +260,7 @@ def _results(record: Record, metrics: Mapping[str, Any]) -> list[Any]:
     return [
         EvalResult(
             task_type=TASK,
-            dataset_type=name.replace(" ", "-"),
+            dataset_type=dataset_id or name.replace(" ", "-"),
             dataset_name=name,
             dataset_split=split,
             metric_type=kind,

@@ -33,6 +33,7 @@ def option(
     panel: str = "Run",
     path: bool = False,
     joined: bool = False,
+    secret: bool = False,
 ) -> Any:
     """Define one option.
 
@@ -50,6 +51,7 @@ def option(
         panel: For a command's options, the panel of `--help` that lists it.
         path: Whether the value is, or may be, a path: a leading `~` is then replaced by the home folder.
         joined: Whether the text lists names with commas between them, so that a list of names is accepted as well.
+        secret: Whether the value must not be shown, so that `repr` leaves it out.
     """
     metadata = {
         "help": help,
@@ -64,7 +66,7 @@ def option(
         "path": path,
         "joined": joined,
     }
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(default=default, repr=not secret, metadata=metadata)
 
 
 def fields(options: type[Any]) -> dict[str, dataclasses.Field[Any]]:

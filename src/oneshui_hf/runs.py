@@ -2,7 +2,7 @@
 
 RUN/
   config.json, model.safetensors, preprocessor_config.json   a plain transformers checkpoint, readable by `pipeline()`
-  oneshui.json       the record: options, versions, seed, data set fingerprint, parent run and the hash of the parent's weights
+  oneshui.json       the record: options, versions, seed, data set fingerprint, hashes of the files, parent run and hash of its weights
   split.json         the identities of train, val, test and forget, and the support images. Personal: never published
   metrics.json       the metrics that `evaluate` measured
   curves.json        the data of figures, per identity and without names. Personal: never published
@@ -12,7 +12,7 @@ RUN/
   methods/.request-<hex>.json   where the run is that such a request writes, if it is not next to this one. Never published
   methods/.<name>.unfinished/   the resume state of a running or interrupted preparation. Personal, not encrypted: never published
   tuned/<name>.json  a preset that `oneshui tune` wrote
-  checkpoint-<n>/    training state after n epochs, deleted when training ends
+  checkpoint-<n>/    training state after n epochs, or with -<s> after s more steps; deleted when training ends
   shards/<s>/        while a sharded model is trained: the finished adapter of shard s, or its checkpoint. Deleted when training ends
 """
 
@@ -46,6 +46,7 @@ METHODS = "methods"
 TUNED = "tuned"
 MANIFEST = "benchmark.json"  # in a benchmark's folder: the rows of its grid
 ROWS = "rows"  # in a benchmark's folder: one file per job
+CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
 FORMAT = 1
 RUNS = Path("runs")  # the default folder of runs
@@ -65,6 +66,7 @@ class Record:
     state: Literal["training", "complete"] = "complete"
     parent: dict[str, Any] | None = None
     weights: str | None = None
+    settings: dict[str, str] = dataclasses.field(default_factory=dict)  # see `hash_settings`; empty in runs of earlier versions
     split: str | None = None  # the SHA-256 of split.json; None in published runs and in those of earlier versions
     report: dict[str, Any] = dataclasses.field(default_factory=dict)
     versions: dict[str, str] = dataclasses.field(default_factory=lambda: versions())
@@ -187,6 +189,17 @@ class Run:
             raise OneshuiError(
                 f"The weights in {self.path} are not those of its record: they were damaged or changed by hand. Restore them."
             )
+        return self.require_settings()
+
+    def require_settings(self) -> Run:
+        """Return self.
+
+        Raises:
+            OneshuiError: The model's config or its preprocessing differs from what the record states.
+        """
+        found = hash_settings(self.path)
+        if changed := [name for name, digest in self.record.settings.items() if found.get(name) != digest]:
+            raise OneshuiError(f"{self.path / changed[0]} is not the one of its record: it was damaged or changed by hand. Restore it.")
         return self
 
     def require_split(self) -> Run:
@@ -205,28 +218,6 @@ class Run:
 def restore_replaced(folder: Path) -> None:
     """Restore the runs in a folder that a killed process was replacing. What else it left is kept, since it may name secrets."""
     clear_leftovers(folder, discard=lambda leftover: None)
-
-
-def newest_run(root: Path, kinds: tuple[Kind, ...] = ("original",)) -> Run:
-    """Return the newest finished run below `root`. Runs that cannot be read are skipped.
-
-    Raises:
-        UsageError: There is none.
-    """
-    restore_replaced(root)
-    runs, unreadable = [], []
-    for file in sorted(root.glob(f"*/{RECORD}")):
-        if file.parent.name.startswith("."):  # a temporary folder of a killed process
-            continue
-        try:
-            runs.append(Run.open(file.parent))
-        except OneshuiError:
-            unreadable.append(file.parent.name)
-    runs = [run for run in runs if run.record.kind in kinds and run.record.state == "complete"]
-    if not runs:
-        detail = f" ({', '.join(unreadable)} cannot be read)" if unreadable else ""
-        raise UsageError(f"There is no finished run in {root}/{detail}; train one with `oneshui train`, or name one with --run.")
-    return max(runs, key=lambda run: (run.path / RECORD).stat().st_mtime)
 
 
 def versions() -> dict[str, str]:
@@ -374,6 +365,11 @@ def hash_file(file: Path) -> str:
     """Return a file's SHA-256."""
     with open_regular(file) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def hash_settings(path: Path) -> dict[str, str]:
+    """Return the SHA-256 of a checkpoint's config and of its preprocessing, by the name of the file, as far as they exist."""
+    return {name: hash_file(path / name) for name in (CONFIG, PREPROCESSOR) if (path / name).is_file()}
 
 
 def hash_weights(path: Path) -> str:

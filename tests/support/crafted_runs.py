@@ -20,14 +20,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from oneshui_hf.runs import hash_file, hash_weights, with_checksum
+from oneshui_hf.runs import hash_file, hash_settings, hash_weights, with_checksum
 
 Corruption = Callable[[Path], None]
 
 CONFIG, PREPROCESSOR, RECORD = "config.json", "preprocessor_config.json", "oneshui.json"
 METRICS, CURVES, SPLIT = "metrics.json", "curves.json", "split.json"
 WEIGHTS = "model.safetensors"
-UNHASHED = ("config", "preprocessor", "record")  # the kinds of JSON files that have no hash
+SETTINGS = ("config", "preprocessor")  # the kinds of JSON files whose hash the record has
+UNHASHED = (*SETTINGS, "record")  # those without a hash, once the record has the new one
 LONG = "x" * 100_000
 ODD: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1, 2, 3.5, 10**9, -(10**9), 2**62, 1e30, "", "x", "0", LONG, "a\nb\x1b[31mred", "\u202eabc"),
@@ -82,6 +83,8 @@ def reseal(run: Path) -> None:
             record["weights"] = hash_weights(run)
         if (run / SPLIT).is_file() and isinstance(record.get("split"), str):
             record["split"] = hash_file(run / SPLIT)
+        if isinstance(record.get("settings"), dict):
+            record["settings"] = hash_settings(run)
         return record
 
     _change_object(run / RECORD, corrected)
@@ -140,13 +143,15 @@ def _texts() -> Iterator[CraftedRun]:
     areas = {CONFIG: "config", PREPROCESSOR: "preprocessor", RECORD: "record", METRICS: "metrics", CURVES: "metrics", SPLIT: "split"}
     areas |= {"artefact.json": "artefact", "checkpoint-1/progress.json": "checkpoint"}
     for name, area in areas.items():
+        seal = _sealed if area in SETTINGS else lambda corrupt: corrupt
         for what, content in contents.items():
-            yield CraftedRun(f"{name} is {what}", area, _with_content(name, content))
+            yield CraftedRun(f"{name} is {what}", area, seal(_with_content(name, content)))
         for what, content in added.items():
-            yield CraftedRun(f"{name} has {what}", area, _with_field(name, content))
-        yield CraftedRun(f"{name} has a field twice", area, _with_field(name, b'"later": 1, "later": 2'), harmless=area in UNHASHED)
+            yield CraftedRun(f"{name} has {what}", area, seal(_with_field(name, content)))
+        twice = _with_field(name, b'"later": 1, "later": 2')
+        yield CraftedRun(f"{name} has a field twice", area, seal(twice), harmless=area in UNHASHED)
         for what, make in PLACES.items():
-            yield CraftedRun(f"{name} is {what}", area, _with_place(name, make))
+            yield CraftedRun(f"{name} is {what}", area, seal(_with_place(name, make)))
 
 
 def _with_content(name: str, content: bytes) -> Corruption:
@@ -216,6 +221,7 @@ def _settings(area: str, name: str, values: dict[str, tuple[Any, ...]]) -> Itera
 
 
 def _config() -> Iterator[CraftedRun]:
+    yield CraftedRun(f"{CONFIG} has a new field, and the record is unchanged", "config", _with_field(CONFIG, b'"new": 1'))
     nested: Any = 1
     for _ in range(60):
         nested = {"vision_config": nested}

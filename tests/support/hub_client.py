@@ -21,8 +21,9 @@ from oneshui_hf.stages.publishing.options import PullOptions, PushOptions
 from oneshui_hf.stages.publishing.model import pull, push
 
 class RecordingReporter(Reporter):
-    def __init__(self): self.warnings = []
+    def __init__(self): self.warnings, self.notes = [], []
     def warn(self, message): self.warnings.append(message)
+    def note(self, message): self.notes.append(message)
 
 print(json.dumps(sorted({"torch", "transformers", "huggingface_hub"} & set(sys.modules))), flush=True)
 from huggingface_hub import constants
@@ -45,7 +46,11 @@ for line in sys.stdin:
     reporter = RecordingReporter()
     try:
         if what == "push":
+            step |= {"token": step.pop("token_option")} if "token_option" in step else {}
             answer = {"result": push(Run.open(run), PushOptions(**step), reporter)}
+        elif what in ("train", "retrain"):
+            from oneshui_hf import api
+            answer = {"result": str(getattr(api, what)(**step, **({"run": run} if run else {}), reporter=reporter).path)}
         elif what in ("list_revisions", "squash_history", "list_derived_models"):
             from oneshui_hf import api_hub
             answer = {"result": getattr(api_hub, what)(**step)}
@@ -55,7 +60,7 @@ for line in sys.stdin:
         answer = {"error": str(error)}
     except Exception as error:
         answer = {"crash": f"{type(error).__name__}: {error}"}
-    print(json.dumps(answer | {"warnings": reporter.warnings}), flush=True)
+    print(json.dumps(answer | {"warnings": reporter.warnings, "notes": reporter.notes}), flush=True)
 """
 
 

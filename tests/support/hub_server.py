@@ -19,7 +19,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
-TOKENS = {"hf_owner": "owner", "hf_other": "other"}
+TOKENS = {"hf_owner": "owner", "hf_other": "other", "hf_user": "USER"}  # the last is the name in the documentation
+KINDS = ("datasets", "spaces")  # what the names of repositories that are no models begin with
 PAGE = 50  # commits in one answer
 EMPTY = {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"}
 
@@ -196,7 +197,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _repo(self, repo_id: str, *, write: bool = False) -> Repo:
         """Return a repository that the caller can access; to others, a private one is reported as not found.
 
-        The name of a data set begins with "datasets/".
+        The name of a data set begins with "datasets/", that of a Space with "spaces/".
         """
         user, repo = self._user(), self.hub.repos.get(repo_id)
         owner = repo_id.split("/")[-2]
@@ -209,9 +210,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, url: Any, body: bytes) -> tuple[int, dict[str, str], bytes]:
         words = [unquote(word) for word in url.path.strip("/").split("/")]
         kind = ""
-        if words[0] == "datasets" or words[:2] == ["api", "datasets"]:
-            kind = "datasets/"
-            words = words[1:] if words[0] == "datasets" else ["api", "models", *words[2:]]
+        for name in KINDS:
+            if words[0] == name or words[:2] == ["api", name]:
+                kind = f"{name}/"
+                words = words[1:] if words[0] == name else ["api", "models", *words[2:]]
         match (self.command, words):
             case ("PUT", ["lfs", oid]):
                 if hashlib.sha256(body).hexdigest() != oid:
@@ -229,7 +231,9 @@ class _Handler(BaseHTTPRequestHandler):
             case ("POST", ["api", "repos", "create"]):
                 return self._create(json.loads(body))
             case ("POST", [owner, name, "info", "lfs", "objects", "batch"]):
-                self._repo(f"{kind}{owner}/{name.removesuffix('.git')}", write=True)
+                if self._user() is None:  # the content is stored by its hash; a commit refers to it
+                    raise ErrorResponse(401)
+                self._repo(f"{kind}{owner}/{name.removesuffix('.git')}")
                 return _json({"transfer": "basic", "objects": [self._place(o) for o in json.loads(body)["objects"]]})
             case ("GET", ["api", "models"]):
                 return self._models(parse_qs(url.query))
@@ -246,7 +250,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise ErrorResponse(401, message="Log in first")
         if owner != user:
             raise ErrorResponse(403, message=f"You may not write to {owner}")
-        kind = "datasets/" if requested.get("type") == "dataset" else ""
+        kind = {"dataset": "datasets/", "space": "spaces/"}.get(requested.get("type", ""), "")
         repo_id = f"{kind}{owner}/{requested['name']}"
         url = {"url": f"{self.hub.url}/{repo_id}"}
         if repo_id in self.hub.repos:
@@ -276,7 +280,7 @@ class _Handler(BaseHTTPRequestHandler):
                 tree = [entry for entry in _tree(files, "", recursive=True) if entry["path"] in requested]
                 return _json(tree)
             case ("POST", ["preupload", revision]):
-                self._repo(repo_id, write=True)
+                self._repo(repo_id, write=not _opens_pull_request(url))
                 self._files(repo_id, revision)
                 return _json({"files": [_mode(file) for file in json.loads(body)["files"]]})
             case ("POST", ["branch", name]):
@@ -287,7 +291,7 @@ class _Handler(BaseHTTPRequestHandler):
                 repo.branches[name] = repo.resolve(start) or ""
                 return _json({})
             case ("POST", ["commit", revision]):
-                return self._commit(repo_id, revision, body)
+                return self._commit(repo_id, revision, body, pull_request=_opens_pull_request(url))
             case ("GET", ["refs"]):
                 return self._refs(repo_id)
             case ("GET", ["commits", revision]):
@@ -350,10 +354,18 @@ class _Handler(BaseHTTPRequestHandler):
         oid, files = self._files(repo_id, revision)
         siblings = [{"rfilename": name} for name in sorted(files)]
         private = self.hub.repos[repo_id].private
-        return _json({"id": repo_id.removeprefix("datasets/"), "sha": oid, "private": private, "tags": [], "siblings": siblings})
+        return _json(
+            {
+                "id": repo_id.removeprefix("datasets/").removeprefix("spaces/"),
+                "sha": oid,
+                "private": private,
+                "tags": [],
+                "siblings": siblings,
+            }
+        )
 
-    def _commit(self, repo_id: str, revision: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
-        repo, files = self._repo(repo_id, write=True), dict(self._files(repo_id, revision)[1])
+    def _commit(self, repo_id: str, revision: str, body: bytes, *, pull_request: bool) -> tuple[int, dict[str, str], bytes]:
+        repo, files = self._repo(repo_id, write=not pull_request), dict(self._files(repo_id, revision)[1])
         for line in body.splitlines():
             key, value = (operation := json.loads(line))["key"], operation["value"]
             if key == "file":
@@ -363,9 +375,14 @@ class _Handler(BaseHTTPRequestHandler):
                 repo.deleted.discard(value["oid"])
             elif key == "deletedFile":
                 del files[value["path"]]
+        number = len(repo.pulls) + 1
+        branches = dict(repo.branches)
         oid = repo.commit(revision, files)
-        url = f"{self.hub.url}/{repo_id}/commit/{oid}"
-        return _json({"success": True, "commitOid": oid, "commitUrl": url, "hookOutput": "", "pullRequestUrl": None})
+        if pull_request:
+            repo.branches, repo.pulls[f"refs/pr/{number}"] = branches, oid
+        url = f"{self.hub.url}/{repo_id}"
+        opened = f"{url}/discussions/{number}" if pull_request else None
+        return _json({"success": True, "commitOid": oid, "commitUrl": f"{url}/commit/{oid}", "hookOutput": "", "pullRequestUrl": opened})
 
     def _file(self, repo_id: str, revision: str, path: str) -> tuple[int, dict[str, str], bytes]:
         oid, files = self._files(repo_id, revision)
@@ -382,6 +399,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _json(value: Any, status: int = 200) -> tuple[int, dict[str, str], bytes]:
     return status, {"Content-Type": "application/json"}, json.dumps(value).encode()
+
+
+def _opens_pull_request(url: Any) -> bool:
+    return parse_qs(url.query).get("create_pr") == ["1"]
 
 
 def _is_large(path: str) -> bool:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from .. import api_hub
+from .. import api, api_hub
+from ..api_options import read_options
 from ..errors import UsageError
 from ..reporting import Reporter
+from ..stages.command_options import TrainOptions
+from ..stages.download import download_question
 from .printing import megabytes, print_line, table
 
 HASH_WIDTH = 12  # characters of a commit or a hash that are printed
@@ -79,6 +82,19 @@ def squash_after_questions(*, reporter: Reporter, **options: Any) -> dict[str, A
             raise UsageError("Not confirmed; nothing was changed.")
         options |= {"yes": True, "confirm": name}
     return api_hub.squash_history(**options, reporter=reporter)
+
+
+def train_after_question(*, reporter: Reporter, **options: Any) -> Any:
+    """Call `api.train`. On a terminal, first ask if it downloads a data set.
+
+    Raises:
+        UsageError: The answer is no.
+    """
+    if options.get("download") and sys.stdin.isatty():
+        question = download_question(read_options(TrainOptions, options, "train"))
+        if question and not reporter.confirm(question):
+            raise UsageError("Not confirmed; nothing was downloaded. Name a folder with --data-dir, or another --dataset.")
+    return api.train(**options, reporter=reporter)
 
 
 def _typed_line(prompt: str) -> str:

@@ -28,7 +28,12 @@ if TYPE_CHECKING:
 
 
 def read_any_dataset(
-    place: str, subset: str | None, image_column: str | None, identity_column: str | None, label_columns: Sequence[str]
+    place: str,
+    subset: str | None,
+    image_column: str | None,
+    identity_column: str | None,
+    label_columns: Sequence[str],
+    revision: str | None = None,
 ) -> Faces:
     """Read a table of photos.
 
@@ -38,6 +43,7 @@ def read_any_dataset(
         image_column: The column of photos. None: the only column of images, otherwise inferred from its name.
         identity_column: The column of identities. None: inferred from its name.
         label_columns: The columns of labels; inferred if empty.
+        revision: Branch, tag or commit of a repository on the Hub; None is its main branch.
 
     Raises:
         UsageError: A requested column does not exist.
@@ -45,7 +51,7 @@ def read_any_dataset(
     """
     import torch
 
-    files = TableFiles(place, subset, identity_column)
+    files = TableFiles(place, subset, identity_column, revision)
     splits = files.load()
     dataset = _concatenate(splits, place)
     image = _image_column(dataset, image_column, place)

@@ -17,6 +17,7 @@ BACKGROUND = (255, 255, 255)  # white, the usual page behind a cut-out photo
 DEPTHS = (8, 10, 12, 14, 16)  # bits per value of cameras and scanners
 ORIENTATION = 0x0112  # the EXIF tag
 CONSTANT_RANGE = 8  # a photo whose values differ by less in every channel shows nothing
+NEARLY_CONSTANT = "has nearly the same colour everywhere and may show nobody."  # how a warning about such a photo ends
 UNKNOWN = {
     "F": "contains 32-bit values of unknown range; save it with 8 bits per channel.",
     "LAB": "has the colour mode LAB, which is not supported; save it as RGB.",

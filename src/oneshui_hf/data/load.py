@@ -21,6 +21,7 @@ from .schema import Exclusions, Faces, index_dataset
 
 if TYPE_CHECKING:
     from .builders.base import FaceBuilder
+    from .builders.layout import Layout
 
 FOLDER = "folder"  # the builder that reads a path
 TABLE_SUFFIXES = (".csv", ".tsv")  # tables that the same builder reads
@@ -35,17 +36,20 @@ def load_faces(
     subset: str | None = None,
     image_column: str | None = None,
     identity_column: str | None = None,
+    revision: str | None = None,
     reporter: Reporter = SILENT,
 ) -> Faces:
     """Read a data set, from its Arrow cache if its files have not changed.
 
     Args:
         dataset: A builder's name, the path of a folder with `metadata.csv`, or any path or Hub id that `datasets.load_dataset` reads.
-        data_dir: The folder of a named data set on disk, or the new path of a folder that was moved.
+        data_dir: The folder of a named data set on disk, or the new path of a folder that was moved. See `Layout.usual_folder` for the
+            default.
         label_columns: The columns of labels; inferred if empty.
         subset: The data set's configuration.
         image_column: The column of photos; inferred if None.
         identity_column: The column of identities; inferred if None.
+        revision: Branch, tag or commit of a data set of the Hub; None is its main branch.
         reporter: For progress.
 
     Raises:
@@ -53,9 +57,9 @@ def load_faces(
         OneshuiError: The files are missing or damaged.
     """
     columns = {"image_column": image_column, "identity_column": identity_column, "label_columns": tuple(label_columns)}
-    builder, title = open_builder(dataset, data_dir, subset, columns)
+    builder, title = open_builder(dataset, data_dir, subset, columns, revision, reporter)
     if builder is None:
-        return _read_any(title, subset, columns)
+        return _read_any(title, subset, revision, columns)
     builder.reporter = reporter
     _build_arrow_cache(builder)
     cache = Path(builder.cache_dir)
@@ -69,12 +73,12 @@ def load_faces(
     return index_dataset(dataset, title, cache, exclusions)
 
 
-def _read_any(place: str, subset: str | None, columns: dict[str, Any]) -> Faces:
+def _read_any(place: str, subset: str | None, revision: str | None, columns: dict[str, Any]) -> Faces:
     from .any_dataset import read_any_dataset
     from .builders.folder import LAYOUT
 
     try:
-        return read_any_dataset(place, subset, **columns)
+        return read_any_dataset(place, subset, **columns, revision=revision)
     except UsageError:
         raise
     except OneshuiError as error:
@@ -83,15 +87,21 @@ def _read_any(place: str, subset: str | None, columns: dict[str, Any]) -> Faces:
 
 
 def load_photo_keys(
-    dataset: str, data_dir: str | Path | None = None, *, subset: str | None = None, reporter: Reporter = SILENT, **columns: Any
+    dataset: str,
+    data_dir: str | Path | None = None,
+    *,
+    subset: str | None = None,
+    revision: str | None = None,
+    reporter: Reporter = SILENT,
+    **columns: Any,
 ) -> dict[str, list[str]]:
     """Return the photo keys of each person according to the annotations, including missing images.
 
     Arguments and errors are those of `load_faces`.
     """
-    builder, _ = open_builder(dataset, data_dir, subset, columns)
+    builder, _ = open_builder(dataset, data_dir, subset, columns, revision, reporter)
     if builder is None:  # a table contains its photos
-        return load_faces(dataset, data_dir, subset=subset, **columns).photos_by_identity()
+        return load_faces(dataset, data_dir, subset=subset, revision=revision, **columns).photos_by_identity()
     builder.reporter = reporter
     annotations = builder.annotations()
     if annotations.depends_on_images and (missing := list(annotations.images).count(None)):
@@ -102,7 +112,29 @@ def load_photo_keys(
     return annotations.photos_by_identity()
 
 
-def open_builder(dataset: str, data_dir: str | Path | None, subset: str | None, columns: dict[str, Any]) -> tuple[FaceBuilder | None, str]:
+def usual_data_dir(dataset: str) -> Path | None:
+    """Return the folder that a named data set is read from without `--data-dir`; None for any other, and if there is none."""
+    layout = named_layout(dataset)
+    return layout.usual_folder() if layout else None
+
+
+def named_layout(dataset: str) -> Layout | None:
+    """Return the layout of a named data set on disk; None for any other."""
+    plugins = Plugins(DATASETS)
+    if dataset not in plugins.names or dataset == FOLDER:
+        return None
+    layout: Layout | None = plugins.load(dataset).layout
+    return layout
+
+
+def open_builder(
+    dataset: str,
+    data_dir: str | Path | None,
+    subset: str | None,
+    columns: dict[str, Any],
+    revision: str | None = None,
+    reporter: Reporter = SILENT,
+) -> tuple[FaceBuilder | None, str]:
     """Return the builder of a data set, or None if `datasets` reads it, and the name of the data set.
 
     Raises:
@@ -113,6 +145,8 @@ def open_builder(dataset: str, data_dir: str | Path | None, subset: str | None, 
     folder = Path(expand_home(str(data_dir))).resolve() if data_dir else None
     if dataset not in plugins.names or dataset == FOLDER:
         source = _resolve_source(dataset, folder, plugins.names)
+        if revision is not None and isinstance(source, Path):
+            _reject_revision(dataset)
         is_table = isinstance(source, Path) and source.is_file() and source.suffix.lower() in TABLE_SUFFIXES
         if isinstance(source, str) or not (is_table or (source / METADATA).is_file()):
             return None, str(source)
@@ -123,11 +157,15 @@ def open_builder(dataset: str, data_dir: str | Path | None, subset: str | None, 
         _reject_subset(dataset, subset)
     else:
         name, config = dataset, {}
+        if revision is not None:
+            _reject_revision(dataset)
         if given := [key for key, value in columns.items() if value]:
             raise UsageError(f"--{given[0].replace('_', '-')} applies to your own folder or table, not to '{dataset}'.")
     builder_class = plugins.load(name)
     if folder and not builder_class.reads_folder:
         raise UsageError(f"--data-dir applies to data sets that are read from disk, not to '{dataset}'.")
+    if folder is None and (folder := usual_data_dir(dataset)):
+        reporter.note(f"Data set '{dataset}' is read from {folder}, since --data-dir is not given.")
     if subset is not None and name != FOLDER:
         known = sorted(builder_class.builder_configs)
         if not known:
@@ -143,6 +181,10 @@ def open_builder(dataset: str, data_dir: str | Path | None, subset: str | None, 
         builder = builder_class(data_dir=str(folder) if folder else None, hash=fingerprint, **config)
     own_name = Path(config["table"]).stem if "table" in config else folder.name if folder else name
     return builder, own_name if name == FOLDER else name
+
+
+def _reject_revision(dataset: str) -> None:
+    raise UsageError(f"--dataset-revision applies to data sets of the Hub, not to '{dataset}'; omit it.")
 
 
 def _reject_subset(dataset: str, subset: str | None) -> None:

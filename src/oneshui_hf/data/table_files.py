@@ -42,11 +42,13 @@ class TableFiles:
         place: A path or a Hub id.
         subset: Its configuration, if it has several.
         identity: The identity column; None if it is inferred from its name.
+        revision: Branch, tag or commit on the Hub; None is the main branch.
     """
 
     place: str
     subset: str | None
     identity: str | None
+    revision: str | None = None
 
     def ignored_tables(self) -> list[Path]:
         """Return the tables in a folder of which `datasets` reads the photos only."""
@@ -100,7 +102,7 @@ class TableFiles:
         path = Path(self.place)
         options: dict[str, Any] = {"features": features} if features is not None else {}
         if self._files is None:
-            return dict(datasets.load_dataset(self.place, self.subset, **options))
+            return dict(datasets.load_dataset(self.place, self.subset, revision=self.revision, **options))
         folder, subset = (path.parent, None) if path.is_file() else (path, self.subset)
         return dict(datasets.load_dataset(str(folder), subset, data_files=_data_files(self._files), **options))
 
@@ -145,7 +147,7 @@ class TableFiles:
 
         path, library_logging = Path(self.place), datasets.utils.logging
         try:
-            with quiet(library_logging, library_logging.CRITICAL), hub_errors(self.place, None):
+            with quiet(library_logging, library_logging.CRITICAL), hub_errors(self.place, self.revision):
                 return read()
         except OneshuiError as error:
             raise type(error)(f"Folder {self.place} does not exist, and as a data set of the Hub: {error}") from None

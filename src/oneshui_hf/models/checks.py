@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import OneshuiError, first_line
 from ..runs import read_object
 
+MAIN = "main"  # the revision of a model of the Hub if none is named
 PICKLE_FILES = ("pytorch_model.bin", "model.bin", "model.pt", "model.pth", "tf_model.h5")
 CONFIGS = (  # all of which transformers may read
     *("config.json", "preprocessor_config.json", "processor_config.json"),
@@ -56,18 +57,19 @@ def reject_pickles(name: str | Path) -> None:
         raise OneshuiError(f"{name} contains {what}; save it in safetensors first.")
 
 
-def reject_code(source: str | Path, name: str | None = None) -> None:
+def reject_code(source: str | Path, name: str | None = None, *, revision: str | None = None) -> None:
     """Check that a checkpoint does not bring its own Python code, which is never run, or name code, kernels or weights elsewhere.
 
     Args:
         source: Its folder, or its id on the Hub.
         name: What messages call it; the source by default.
+        revision: Of a source on the Hub; None is its main branch.
 
     Raises:
         OneshuiError: One of its configs does.
     """
     name = name or str(source)
-    configs = _local_configs(Path(source)) if Path(source).is_dir() else _published_configs(str(source))
+    configs = _local_configs(Path(source)) if Path(source).is_dir() else _published_configs(str(source), revision or MAIN)
     for file, config in configs:
         for field, value in _fields(config):
             if field in CODE_FIELDS and value is not None:
@@ -84,13 +86,13 @@ def _local_configs(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield file, read_object(folder / file)
 
 
-def _published_configs(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _published_configs(name: str, revision: str) -> Iterator[tuple[str, dict[str, Any]]]:
     from transformers import PreTrainedConfig, ViTImageProcessorPil
 
     readers = {"config.json": PreTrainedConfig.get_config_dict, "preprocessor_config.json": ViTImageProcessorPil.get_image_processor_dict}
     for file, read in readers.items():
         try:
-            config = read(name)[0]
+            config = read(name, revision=revision)[0]
         except (OSError, ValueError, TypeError, AttributeError, LookupError):  # there is none, which is reported where it is read
             continue
         if isinstance(config, dict):

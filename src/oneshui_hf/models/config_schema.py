@@ -12,10 +12,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from ..data.preprocess import MAX_SIDE
-from ..runs import read_object
+from ..runs import CONFIG, read_object
 from ..validation import Schema, Text, check_fields
 
-CONFIG = "config.json"
 MAX_LAYERS = 1000  # also heads and stages
 MAX_WIDTH = 2**18  # of a layer
 MAX_LABELS = 100_000

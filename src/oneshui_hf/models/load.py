@@ -15,9 +15,10 @@ from ..data.preprocess import Preprocess
 from ..data.quiet import quiet
 from ..data.schema import Task
 from ..errors import OneshuiError, first_line
-from ..runs import PREPROCESSOR, RECORD, Run
+from ..imports import heavy_imports
+from ..runs import CONFIG, PREPROCESSOR, RECORD, Run
 from .checks import missing_package, reject_code, reject_pickles
-from .config_schema import CONFIG, read_config
+from .config_schema import read_config
 from .register import register
 from .weights import load_tensors, require_all_weights, require_finite
 
@@ -39,15 +40,17 @@ def load_model(
         preprocess: The preprocessing of another checkpoint. That of the run by default.
 
     Raises:
-        OneshuiError: Its weights are missing, pickled, damaged or not those of its config, one of its configs is damaged or names code,
-            or it needs a package that is not installed.
+        OneshuiError: Its weights are missing, pickled, damaged or not those of its config, one of its configs is damaged, is not the one of
+            its record or names code, or it needs a package that is not installed.
     """
+    run = Run.open(folder).require_settings() if (folder / RECORD).exists() else None
     reject_pickles(folder)
     reject_code(folder)
     preprocess = preprocess or Preprocess.load(folder)
     with quiet_transformers():
-        config = _config(folder)
-        skeleton = _build_skeleton(folder, config)
+        with heavy_imports():  # of transformers, and of this architecture
+            config = _config(folder)
+            skeleton = _build_skeleton(folder, config)
         runs = _accepts_photo(folder, skeleton, preprocess.size)
         tensors = load_tensors(folder, skeleton)
         model, info = _load_tensors_into(type(skeleton), config, tensors, folder)
@@ -57,7 +60,7 @@ def load_model(
             _accepts_photo(folder, model.eval(), preprocess.size)
     names = tuple(model.config.id2label[i] for i in range(model.config.num_labels))
     kind = "multi_label" if model.config.problem_type == "multi_label_classification" else "single_label"
-    if (folder / RECORD).exists() and Run.open(folder).record.dataset.get("labels") not in (None, list(names)):
+    if run is not None and run.record.dataset.get("labels") not in (None, list(names)):
         raise OneshuiError(f"The labels in {folder / CONFIG} are not those of its {RECORD}: one of them was changed. Restore it.")
     return model.eval().to(device), preprocess, Task(kind, names)  # type: ignore[arg-type]
 

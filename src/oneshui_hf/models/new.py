@@ -14,10 +14,13 @@ from torch import nn
 from ..data.preprocess import Preprocess
 from ..data.schema import Task
 from ..errors import OneshuiError, UsageError, first_line
+from ..hub import hub_bars
 from ..public_names import TINY
+from ..reporting import SILENT, Reporter
+from ..runs import CONFIG
 from ..seeding import seeded
-from .checks import missing_package, reject_code, reject_pickles
-from .config_schema import CONFIG, check_architecture
+from .checks import MAIN, missing_package, reject_code, reject_pickles
+from .config_schema import check_architecture
 from .load import evaluation_mode, quiet_transformers
 from .nested_config import nested_config, read_nested_config
 from .outputs import find_head, logits_and_features
@@ -33,7 +36,9 @@ HEAD_STD = 0.02  # of a new head's weights, if the config names none
 NOT_TRAINED_FURTHER = {"oneshui_sharded": "sharded model", "oneshui_closed_form": "model with a head in closed form"}
 
 
-def new_model(name: str, task: Task, image_size: int | None, seed: int) -> tuple[PreTrainedModel, Preprocess]:
+def new_model(
+    name: str, task: Task, image_size: int | None, seed: int, revision: str | None = None, reporter: Reporter = SILENT
+) -> tuple[PreTrainedModel, Preprocess]:
     """Return a classifier to train: the backbone of a checkpoint, or a small untrained ViT, with a new head.
 
     Args:
@@ -41,6 +46,8 @@ def new_model(name: str, task: Task, image_size: int | None, seed: int) -> tuple
         task: What is predicted.
         image_size: Side of the square input in pixels; that of the checkpoint if None.
         seed: For the randomly initialised weights.
+        revision: Branch, tag or commit of a model of the Hub; None is its main branch.
+        reporter: Decides whether a download draws a bar.
 
     Raises:
         UsageError: The checkpoint does not exist or does not support the image size.
@@ -54,15 +61,15 @@ def new_model(name: str, task: Task, image_size: int | None, seed: int) -> tuple
         "label2id": {label: i for i, label in enumerate(task.label_names)},
         "problem_type": task.problem_type,
     }
-    with quiet_transformers(), seeded(seed, "model"):
+    with quiet_transformers(), hub_bars(reporter), seeded(seed, "model"):
         if name == TINY:
             preprocess = Preprocess(image_size or TINY_SIZE)
             return AutoModelForImageClassification.from_config(_tiny_config(preprocess.size, labels), trust_remote_code=False), preprocess
-        config, preprocess, processing = _pretrained_config(name, image_size, labels)
+        config, preprocess, processing = _pretrained_config(name, image_size, labels, revision)
         fixed = image_size is not None
         if (headless := _headless_config(config, name)) is not None:
-            return _headless_model(name, headless, preprocess, processing, labels, fixed=fixed)
-        model, info = _from_pretrained(name, config=config, ignore_mismatched_sizes=True, output_loading_info=True)
+            return _headless_model(name, headless, preprocess, processing, labels, revision, fixed=fixed)
+        model, info = _from_pretrained(name, config=config, revision=revision, ignore_mismatched_sizes=True, output_loading_info=True)
         _initialize_head(model, len(task.label_names))
         processing = dataclasses.replace(processing, notes=(*processing.notes, *_missing_notes(model, info, name)))
         preprocess = _follow_processor(model, preprocess, processing, name, fixed=fixed)
@@ -94,14 +101,21 @@ def _headless_config(config: PreTrainedConfig, name: str) -> PreTrainedConfig | 
 
 
 def _headless_model(
-    name: str, config: PreTrainedConfig, preprocess: Preprocess, processing: Processing, labels: dict[str, Any], *, fixed: bool
+    name: str,
+    config: PreTrainedConfig,
+    preprocess: Preprocess,
+    processing: Processing,
+    labels: dict[str, Any],
+    revision: str | None,
+    *,
+    fixed: bool,
 ) -> tuple[PreTrainedModel, Preprocess]:
     """Return a classifier over a vision model for which transformers has none, and the preprocessing."""
     from transformers import AutoModel
 
     from .backbone import add_head
 
-    backbone, info = _from_pretrained(name, AutoModel, config=config, output_loading_info=True)
+    backbone, info = _from_pretrained(name, AutoModel, config=config, revision=revision, output_loading_info=True)
     preprocess = _follow_processor(backbone, preprocess, processing, name, fixed=fixed)
     backbone = adapt_to_image_size(backbone, preprocess.size)
     model = add_head(backbone, info["missing_keys"], preprocess.size, labels, name)
@@ -180,17 +194,20 @@ def _tiny_config(size: int, labels: dict[str, Any]) -> PreTrainedConfig:
     )
 
 
-def _pretrained_config(name: str, image_size: int | None, labels: dict[str, Any]) -> tuple[PreTrainedConfig, Preprocess, Processing]:
+def _pretrained_config(
+    name: str, image_size: int | None, labels: dict[str, Any], revision: str | None
+) -> tuple[PreTrainedConfig, Preprocess, Processing]:
     from transformers import AutoConfig
 
     register()
     reject_pickles(name)
-    reject_code(name)
+    reject_code(name, revision=revision)
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False, **labels)
+        config = AutoConfig.from_pretrained(name, revision=revision or MAIN, trust_remote_code=False, **labels)
         check_architecture(json.loads(config.to_json_string()), Path(name) / CONFIG)
     except (OSError, ValueError) as error:
-        raise UsageError(f"Checkpoint '{name}' does not exist: {first_line(error)}") from None
+        which = f"'{name}'" if revision is None else f"'{name}' with revision '{revision}'"
+        raise UsageError(f"Checkpoint {which} does not exist: {first_line(error)}") from None
     except OneshuiError:
         raise
     except Exception as error:  # transformers does not check all contents of the file
@@ -204,7 +221,7 @@ def _pretrained_config(name: str, image_size: int | None, labels: dict[str, Any]
     patch = _side(getattr(vision, "patch_size", None))
     if patch and size % patch:
         raise UsageError(f"--image-size {size} is not a multiple of {patch}, the patch size of {name}.")
-    processing = read_processing(name)
+    processing = read_processing(name, revision)
     return config, Preprocess(size, processing.mean, processing.std, processing.bgr), processing
 
 
@@ -244,7 +261,7 @@ def _side(value: Any) -> int | None:
     return value[0] if isinstance(value, list | tuple) else value
 
 
-def _from_pretrained(name: str | Path, kind: Any = None, **settings: Any) -> Any:
+def _from_pretrained(name: str | Path, kind: Any = None, *, revision: str | None = None, **settings: Any) -> Any:
     """Load a checkpoint with an Auto class of transformers, that of image classifiers by default.
 
     Raises:
@@ -256,7 +273,9 @@ def _from_pretrained(name: str | Path, kind: Any = None, **settings: Any) -> Any
     register()
     kind = kind or AutoModelForImageClassification
     try:
-        return kind.from_pretrained(name, use_safetensors=True, dtype=torch.float32, trust_remote_code=False, **settings)
+        return kind.from_pretrained(
+            name, revision=revision or MAIN, use_safetensors=True, dtype=torch.float32, trust_remote_code=False, **settings
+        )
     except SafetensorError as error:
         raise damaged(name, error) from None
     except ImportError as error:  # a package that only some architectures need

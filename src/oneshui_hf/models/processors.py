@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 
 from ..data.preprocess import BICUBIC, IMAGENET_MEAN, IMAGENET_STD, MAX_SIDE
 from ..errors import first_line
+from .checks import MAIN
 
 PROBES = (640, 480)  # sides of the test images; different from usual inputs, and from each other
 FRAME = 6  # pixels of a frame that cropping removes
@@ -41,7 +42,7 @@ class Processing:
     notes: tuple[str, ...] = ()
 
 
-def load_processor(name: str) -> Any:
+def load_processor(name: str, revision: str | None = None) -> Any:
     """Load the image processor of a checkpoint.
 
     Raises:
@@ -52,17 +53,17 @@ def load_processor(name: str) -> Any:
 
     try:
         try:
-            return AutoImageProcessor.from_pretrained(name, backend="pil", trust_remote_code=False)
+            return AutoImageProcessor.from_pretrained(name, revision=revision or MAIN, backend="pil", trust_remote_code=False)
         except ImportError:  # some exist for torchvision only; their files have the same keys
-            return ViTImageProcessorPil.from_pretrained(name, trust_remote_code=False)
+            return ViTImageProcessorPil.from_pretrained(name, revision=revision or MAIN, trust_remote_code=False)
     except (ImportError, AttributeError, LookupError, TypeError) as error:  # transformers does not check the contents of the file
         raise ValueError(f"its image processor cannot be read ({first_line(error)})") from None
 
 
-def read_processing(name: str) -> Processing:
+def read_processing(name: str, revision: str | None = None) -> Processing:
     """Return what the processor of a checkpoint does; ImageNet's statistics if there is none."""
     try:
-        processor = load_processor(name)
+        processor = load_processor(name, revision)
     except (OSError, ValueError):
         return Processing(notes=("has no image processor that can be read; the mean and standard deviation of ImageNet are used",))
     mean, std = (_statistics(getattr(processor, name, None)) for name in ("image_mean", "image_std"))

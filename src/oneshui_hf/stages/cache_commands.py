@@ -13,7 +13,7 @@ from typing import Any
 from ..cache import Cache, cache_root
 from ..methods.identity_store import discard_with_secrets
 from ..vault import vault_root
-from .command_options import CacheListOptions, ClearOptions
+from .cache_options import CacheListOptions, ClearOptions
 
 
 def list_cache(options: CacheListOptions) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 from ..cache import cache_root
 from ..plugins import DATASETS, METHODS, Plugins
 from ..runs import RECORD, RUNS
-from .command_options import EnvironmentOptions
+from .cache_options import EnvironmentOptions
 
 PACKAGES = (
     *("oneshui-hf", "torch", "transformers", "datasets", "accelerate", "evaluate", "huggingface-hub", "safetensors"),

@@ -23,7 +23,7 @@ from ..errors import OneshuiError, UsageError
 from ..files import lock_output, remove, sync_folder
 from ..json_text import parse_json
 from ..methods.identity_store import discard_with_secrets
-from ..methods.resume import FILE, UNFINISHED
+from ..methods.resume import STATE_FILES, UNFINISHED
 from ..plugins import DATASETS, Plugins
 from ..reporting import SILENT, Reporter
 from ..runs import CURVES, METRICS, PREDICTIONS, RECORD, RUNS, SPLIT, Run, hash_file, read_object, restore_replaced, write_record
@@ -127,7 +127,7 @@ def _purge_run(run: Run, identity: str, vault: Path, reporter: Reporter, *, dry_
         if not named and not entries:
             return []
         made = sorted((file, reason) for pattern, reason in REMOVED.items() for file in run.path.glob(pattern))
-        states = [state for state in run.path.rglob(f".*{UNFINISHED}") if (state / FILE).exists()]
+        states = [state for state in run.path.rglob(f".*{UNFINISHED}") if any(state.glob(STATE_FILES))]
         rows = [Row(f"{run.path}/methods", "destroyed", "data prepared for the person, with its secrets")] if entries else []
         rows += [Row(str(state), "removed", "state of an interrupted preparation, not encrypted; prepare again") for state in states]
         rows += [Row(str(file), "removed", reason) for file, reason in made]

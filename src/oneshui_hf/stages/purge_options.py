@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..options import option
-from .command_options import CacheListOptions
+from .cache_options import CacheListOptions
 
 
 @dataclass(frozen=True, kw_only=True)

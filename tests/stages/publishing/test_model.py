@@ -125,6 +125,7 @@ def face(path: Path) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_pulled_run_can_unlearn_without_the_data(hub: Hub, client: Client, make_run: Any, tmp_path: Path) -> None:
     from oneshui_hf.runs import Run
     from oneshui_hf.stages.command_options import UnlearnOptions
@@ -501,6 +502,7 @@ def kill(hub: Hub, home: Path, what: str, **step: Any) -> None:
     assert doomed.process.wait() == -9
 
 
+@pytest.mark.slow
 def test_what_a_killed_push_left_is_cleared_by_the_next_command(hub: Hub, client: Client, make_run: Any, tmp_path: Path) -> None:
     run = make_run().path
     before = sorted(Path(tempfile.gettempdir()).glob("oneshui-push-*"))

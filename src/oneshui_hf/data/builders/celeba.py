@@ -15,7 +15,7 @@ from ...errors import OneshuiError
 from ..schema import Exclusions, Task
 from .annotation_files import line_of, read_integer_table
 from .base import Annotations, FaceBuilder
-from .layout import Layout, file_names, first_words, hash_files, photo_names
+from .layout import HubCopy, Layout, file_names, first_words, hash_files, photo_names
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,6 +43,7 @@ LAYOUT = Layout(
         "DIR/img_align_celeba/000001.jpg and so on, DIR/list_attr_celeba.txt (or .csv), DIR/identity_CelebA.txt; "
         "the files come from the CelebA project page (Align&Cropped Images, attributes, identities)"
     ),
+    hub_copy=HubCopy("flwrlabs/celeba", "11.7 GB"),
 )
 
 ATTRIBUTE_NAMES = tuple(

@@ -14,6 +14,22 @@ from ...option_values import expand_home
 from ...runs import MANIFEST, RECORD
 from ..images import SUFFIXES
 
+DATA_VARIABLE = "ONESHUI_DATA"  # a folder of data sets
+PLACES = (f"${DATA_VARIABLE}", ".", "./data")  # where the folder of a named data set is looked for without --data-dir, in this order
+
+
+@dataclass(frozen=True)
+class HubCopy:
+    """A copy of a data set on the Hub, which `datasets` reads. Its photos have other names than those on disk.
+
+    Attributes:
+        repo_id: The repository.
+        size: Size of its files, in words.
+    """
+
+    repo_id: str
+    size: str
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -25,6 +41,7 @@ class Layout:
         images: Its image folders.
         files: Its annotation files, each with all its possible names.
         content: What the folder contains, for error messages.
+        hub_copy: Where the Hub has it; None if no copy is known.
     """
 
     name: str
@@ -32,16 +49,18 @@ class Layout:
     images: tuple[str, ...]
     files: tuple[tuple[str, ...], ...]
     content: str
+    hub_copy: HubCopy | None = None
 
     def locate(self, data_dir: str | Path | None) -> Path:
-        """Return the folder of the data set: the given folder, or `home` inside it.
+        """Return the folder of the data set: the given folder, or `home` inside it; without a given folder, see `usual_folder`.
 
         Raises:
-            UsageError: No folder is given, or it does not exist.
+            UsageError: No folder is given or found, or it does not exist.
             OneshuiError: The folder is a level too high or too low (the message names the right one), or files are missing.
         """
+        data_dir = data_dir or self.usual_folder()
         if not data_dir:
-            raise UsageError(f"Data set '{self.name}' is read from a folder on disk: name it with --data-dir. It contains: {self.content}.")
+            raise UsageError(self._not_found())
         given = Path(expand_home(str(data_dir)))
         if not given.is_dir():
             raise UsageError(f"--data-dir {data_dir} is not a folder. That of '{self.name}' contains: {self.content}.")
@@ -55,6 +74,27 @@ class Layout:
             raise OneshuiError(f"{partial[0]} lacks {' and '.join(self._missing(partial[0]))}. Expected: {self.content}.")
         expected = f"folder {self.images[0]}/" if self.images else self.files[0][0]
         raise OneshuiError(f"{given} contains no {expected}. Expected: {self.content}.")
+
+    def usual_folder(self) -> Path | None:
+        """Return the folder to read without `--data-dir`: the first of $ONESHUI_DATA/NAME, ./NAME and ./data/NAME that has its files.
+
+        NAME is the name of the data set or its `home`. A folder that lacks some of the files is only returned if none has all of them.
+        """
+        roots = [Path(expand_home(os.environ[DATA_VARIABLE]))] if os.environ.get(DATA_VARIABLE) else []
+        folders = [root / name for root in (*roots, Path(), Path("data")) for name in dict.fromkeys((self.name, self.home))]
+        started = [folder.resolve() for folder in folders if self._has_any(folder) or self._has_any(folder / self.home)]
+        return next((folder for folder in started if self.is_complete(folder) or self.is_complete(folder / self.home)), (*started, None)[0])
+
+    def _not_found(self) -> str:
+        """Return the sentence for a data set whose folder is neither given nor found."""
+        places = ", ".join(f"{place}/{self.name}" for place in PLACES)
+        copy = self.hub_copy
+        hub = f", or take the copy on the Hub with --dataset {copy.repo_id} ({copy.size}, no files needed)" if copy else ""
+        ask = "; `oneshui train --download` asks before it fetches that copy" if copy else ""
+        return (
+            f"Data set '{self.name}' is in none of the folders {places}: name its folder with --data-dir{hub}{ask}. "
+            f"The folder contains: {self.content}."
+        )
 
     def suggest_folder(self, given: Path) -> str | None:
         """Return a sentence that names the data set's folder if it is one or two levels above or below the given one."""

@@ -18,8 +18,8 @@ from ...models.config_schema import read_config
 from ...models.load import load_model
 from ...models.processors import read_processing
 from ...reporting import Reporter
-from ...runs import PREPROCESSOR, RECORD, Run, hash_weights
-from ..publishing.model import CONFIG, SHARD_INDEX, is_published_file
+from ...runs import CONFIG, PREPROCESSOR, RECORD, Run, hash_weights
+from ..publishing.model import SHARD_INDEX, is_published_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -69,7 +69,7 @@ def open_model(name: str, device: torch.device, reporter: Reporter) -> AuditedMo
 def _download(repo_id: str, folder: Path, reporter: Reporter) -> None:
     """Download the config, the preprocessing and the safetensors files of a repository, by their exact names, and nothing else."""
     reporter.info(f"Fetching {repo_id}.")
-    with hub_errors(repo_id, None):
+    with hub_errors(repo_id, None, reporter):
         from huggingface_hub import HfApi, snapshot_download
 
         found = HfApi(library_name="oneshui").model_info(repo_id)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
@@ -11,9 +10,9 @@ from accelerate import Accelerator
 from ...cache import Cache, cache_root
 from ...errors import OneshuiError, UsageError
 from ...reporting import Reporter
-from ...runs import RECORD, SPLIT, Run, hash_file
-from ..checks import find_original, open_oracle
+from ...runs import SPLIT, Run, hash_file
 from ..command_options import EvaluateOptions
+from ..compared_runs import find_oracle, find_original
 from .model_cache import ModelCache, require_repeatable
 
 
@@ -42,7 +41,7 @@ class ReferenceModels:
             OneshuiError: A model was made with another split.
         """
         original = find_original(run, options.original)
-        oracle = _find_oracle(original, options.oracle) or (run if run.record.kind == "oracle" else None)
+        oracle = find_oracle(original, options.oracle) or (run if run.record.kind == "oracle" else None)
         for other in (original, oracle):
             if other is not None and hash_file(other.path / SPLIT) != hash_file(run.path / SPLIT):
                 raise OneshuiError(f"{other.path} was made with another split than {run.path}; they cannot be compared.")
@@ -64,11 +63,3 @@ class ReferenceModels:
             "oracle": self.oracle.record.weights if self.oracle else None,
             "references": [other.record.weights for other in self.references],
         }
-
-
-def _find_oracle(original: Run | None, given: str | None) -> Run | None:
-    if given:
-        return open_oracle(given).require_complete()
-    default = Path(f"{original.path}-oracle") if original else None
-    found = Run.open(default) if default and (default / RECORD).exists() else None
-    return found if found and found.record.state == "complete" else None

@@ -58,7 +58,7 @@ def push_data(options: DataPushOptions, reporter: Reporter = SILENT) -> str:
     _require_own_photos(faces, options)
     near = cache_root() / SCRATCH
     clear_leftovers(near)
-    with scratch_folder(near, "data") as folder, hub_errors(options.repo_id, options.revision):
+    with scratch_folder(near, "data") as folder, hub_errors(options.repo_id, options.revision, reporter):
         published = collect_dataset_files(faces, folder, keep_names=options.keep_names, reporter=reporter)
         repository = Repository.open_or_create(
             api, options.repo_id, kind="dataset", private=options.private, revision=options.revision, reporter=reporter

@@ -21,6 +21,7 @@ from ...reporting import Reporter
 from ...runs import RECORD, Run, write_record
 from .history import Token, holds_weights
 from .options import PushOptions
+from .redaction import is_hub_id
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -88,6 +89,18 @@ def base_repository(run: Run, repository: Repository) -> str | None:
                 if name != repository.name and holds_weights(repository.api, name, weights, token):
                     return str(name)
         weights = next(filter(None, map(_parent, ancestors)), None)
+    return None
+
+
+def public_dataset(run: Run, api: HfApi) -> str | None:
+    """Return the repository on the Hub that a run was trained on, if anyone can read it."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    dataset = run.record.options.get("dataset")
+    if not isinstance(dataset, str) or "/" not in dataset or not is_hub_id(dataset) or run.record.options.get("data_dir"):
+        return None
+    with contextlib.suppress(HfHubHTTPError):  # it does not exist, or is private
+        return None if api.dataset_info(dataset, token=False).private else str(dataset)
     return None
 
 

@@ -30,12 +30,26 @@ from ...metrics.schema import read_metrics
 from ...models.checks import reject_code
 from ...public_names import METHOD_NAME
 from ...reporting import SILENT, Reporter
+from ...runs import (
+    CONFIG,
+    METRICS,
+    PREPROCESSOR,
+    RECORD,
+    SPLIT,
+    Record,
+    Run,
+    hash_settings,
+    hash_weights,
+    read_json,
+    write_json,
+    write_record,
+)
 from ...runs import METHODS as METHODS_FOLDER
-from ...runs import METRICS, PREPROCESSOR, RECORD, SPLIT, Record, Run, hash_weights, read_json, write_json, write_record
 from ...vault import vault_root
 from ..checks import check_people_flags, check_pull
 from ..recovery import clear_killed_work
-from .difference import base_repository, check_difference, note_publication
+from .card_metadata import check_card_options, user_tags
+from .difference import base_repository, check_difference, note_publication, public_dataset
 from .options import PullOptions, PushOptions
 from .redaction import (
     HASH,
@@ -49,8 +63,9 @@ from .redaction import (
     public_record,
     public_versions,
 )
+from .space import check_space, open_space, push_space
 
-CARD, CONFIG = "README.md", "config.json"
+CARD = "README.md"
 SHARD_INDEX = "model.safetensors.index.json"
 WEIGHTS = "model*.safetensors"  # one file, or the shards of a large model, with the names of transformers
 ARTEFACT_FILES = (HEADER, TENSORS)
@@ -75,21 +90,35 @@ def push(run: Run, options: PushOptions, reporter: Reporter = SILENT) -> str:
         OneshuiError: The run contains something that may not be published, or the Hub cannot be reached or denies access.
     """
     check_people_flags(options)
+    check_card_options(options)
+    check_space(options)
     _require_own_files(run)
     run.require_complete()
     near = run.path.resolve()
     clear_killed_work(near, reporter=reporter)
-    with scratch_folder(near.parent, "push") as folder, hub_errors(options.repo_id, options.revision):
-        api = logged_in_client()
-        # Collected before the repository is created, so that an error leaves no trace.
+    with scratch_folder(near.parent, "push") as folder, hub_errors(options.repo_id, options.revision, reporter):
+        # Collected first: what may not be published is refused without a login, and before the repository is created.
         record = collect_public_files(run, folder, reporter, with_people=options.with_people)
+        _require_public_tags(options, run)
+        api = logged_in_client(options.token)
         check_difference(run, options, api, reporter)
         repository = Repository.open_or_create(
-            api, options.repo_id, kind="model", private=options.private, revision=options.revision, reporter=reporter
+            api,
+            options.repo_id,
+            kind="model",
+            private=options.private,
+            revision=options.revision,
+            reporter=reporter,
+            pull_request=options.create_pr,
         )
-        _write_card(folder, record, repository.name, base_repository(run, repository))
+        space = open_space(api, options.space, repository, reporter) if options.space else None
+        sources = {"original": base_repository(run, repository), "dataset_id": public_dataset(run, api)}
+        _write_card(folder, record, repository.name, options, sources)
         note_publication(Run.open(run.path), repository.name, reporter, public=repository.public)
-        return repository.commit(folder, options.commit_message, is_published_file, reporter)
+        commit = repository.commit(folder, options.commit_message, is_published_file, reporter)
+        if space:
+            reporter.note(f"The Space: {push_space(space, repository, folder, near.parent, is_published_file, reporter)}")
+        return commit
 
 
 def pull(options: PullOptions, reporter: Reporter = SILENT) -> Run:
@@ -103,8 +132,8 @@ def pull(options: PullOptions, reporter: Reporter = SILENT) -> Run:
     path = check_pull(options)
     clear_killed_work(path.resolve(), reporter=reporter)
     with new_folder(path, replace=options.overwrite, discard=discard_with_secrets(vault_root())) as scratch:
-        reporter.info(f"Fetching {options.repo_id}.")
-        with hub_errors(options.repo_id, options.revision):
+        reporter.note(f"Fetching {options.repo_id}.")
+        with hub_errors(options.repo_id, options.revision, reporter):
             from huggingface_hub import HfApi, snapshot_download
 
             # Only listed files: no pickles, no code and no names with `..`, regardless of the contents of the repository.
@@ -125,11 +154,15 @@ def _check_downloaded_run(folder: Path, repo_id: str) -> None:
         raise OneshuiError(f"{repo_id} does not contain a run of oneshui: it has no {RECORD}.")
     reject_code(folder, repo_id)
     try:
-        record = Run.open(folder).record
+        downloaded = Run.open(folder)
     except OneshuiError as error:  # it names the temporary folder
         raise OneshuiError(str(error).replace(f"{folder}{os.sep}", f"{repo_id}: ")) from None
-    if hash_weights(folder) != record.weights:
+    if hash_weights(folder) != downloaded.record.weights:
         raise OneshuiError(f"The weights of {repo_id} do not match its record: they are damaged or were tampered with.")
+    try:
+        downloaded.require_settings()
+    except OneshuiError:
+        raise OneshuiError(f"The configuration of {repo_id} does not match its record: it is damaged or was tampered with.") from None
 
 
 # The folder that is sent
@@ -183,6 +216,7 @@ def collect_public_files(run: Run, folder: Path, reporter: Reporter = SILENT, *,
             reporter.warn(f"{run.path / METRICS}: {OUTDATED_MAP}")
         write_json(folder / METRICS, public_metrics(metrics))
     record = public_record(run.record, config, private, reporter)
+    record.settings = hash_settings(folder)
     write_record(folder, record)
     return record
 
@@ -207,6 +241,16 @@ def _refuse_labels_of_people(config: Mapping[str, Any], run: Run) -> None:
             f"Labels of {run.path} are names of its identities, and {CONFIG} contains all labels, so nothing was sent; "
             "train on labels that do not name people."
         )
+
+
+def _require_public_tags(options: PushOptions, run: Run) -> None:
+    """Check that no tag is the name of an identity, a photo or a folder.
+
+    Raises:
+        OneshuiError: One is.
+    """
+    if PrivateTerms.of_run(run).occurs_in(user_tags(options)):
+        raise OneshuiError("--tags contains the name of an identity, a photo or a folder of this run, so nothing was sent; omit it.")
 
 
 def _copy_weights(run: Run, folder: Path) -> None:
@@ -295,14 +339,24 @@ def _copy_identity_files(source: Path, target: Path) -> None:
     _copy(source / BLOBS, target / BLOBS)
 
 
-def _write_card(folder: Path, record: Record, repo_id: str, original: str | None) -> None:
-    """Write the card, from the published files and the repository of the original only."""
+def _write_card(folder: Path, record: Record, repo_id: str, options: PushOptions, sources: Mapping[str, str | None]) -> None:
+    """Write the card, from the published files, the options and the repositories of original and data only."""
     from ...card import model_card
 
     metrics = read_metrics(folder) if (folder / METRICS).exists() else {}
     prepared = [file.parent.name for file in folder.glob(f"{METHODS_FOLDER}/*/{ARTEFACT_FILES[0]}")]
     with_people = any(folder.glob(IDENTITIES[0]))
-    card = model_card(record, read_json(folder / CONFIG), metrics, repo_id, prepared, with_people=with_people, original=original)
+    card = model_card(
+        record,
+        read_json(folder / CONFIG),
+        metrics,
+        repo_id,
+        prepared,
+        with_people=with_people,
+        license=options.license,
+        tags=user_tags(options),
+        **sources,
+    )
     write_bytes(folder / CARD, card.encode())
 
 

@@ -27,8 +27,22 @@ class PushOptions:
         "Publish an unlearned model although its original is public, or the reverse: the difference of the two shows who was forgotten.",
         panel=RELATED,
     )
+    space: str | None = option(
+        None, "Also publish the page of `oneshui app` for this model as a Space, as USER/NAME. It has a copy of the weights.", panel=HUB
+    )
     revision: str | None = option(None, "Branch to push to. Created if it does not exist.", panel=HUB)
     commit_message: str | None = option(None, "Message of the commit.", panel=HUB)
+    create_pr: bool = option(False, "Open a pull request instead of pushing. The repository must exist.", panel=HUB)
+    license: str | None = option(
+        None, "Licence on the card: an identifier of the Hub, such as apache-2.0. 'unknown' by default.", panel=HUB
+    )
+    tags: str | None = option(None, "Further tags on the card, separated by commas, or repeat the option.", joined=True, panel=HUB)
+    token: str | None = option(
+        None,
+        "Token of the Hub. That of `hf auth login` or HF_TOKEN by default, which other users of the machine cannot see.",
+        secret=True,
+        panel=HUB,
+    )
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,12 @@ REPORT_WORDS = {
     "source": ("split", "photos handed in"),
     "found_by": ("photo", "name"),
 }
-PHOTO_NUMBERS = ("support_loss", "similarity", "lead")  # of single photos: whoever has a photo and the model can compute them, and compare
+PHOTO_NUMBERS = (
+    "support_loss",
+    "support_unlike",
+    "similarity",
+    "lead",
+)  # of single photos: whoever has a photo and the model can compute them, and compare
 METRIC_NUMBERS = ("images", "people", "loss", "map", "accuracy", "balanced_accuracy", "labels_left_out")
 METRIC_COMPARISONS = ("tow", "gap_closure")
 METRIC_PARTS = {
@@ -80,6 +85,7 @@ KEY = re.compile(r"[a-z][a-z0-9_]*")
 DISTRIBUTION = re.compile(r"[A-Za-z0-9][\w.-]* \d[\w.+!-]*")  # "oneshui-hf 0.1.0"
 VERSION = re.compile(r"\d[\w.+!-]*")
 HASH = re.compile(r"[0-9a-f]{64}")
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -141,7 +147,7 @@ def public_record(record: Record, config: Mapping[str, Any], private: PrivateTer
     return Record(
         kind=record.kind,
         seed=int(record.seed),
-        options=_public_options(record.options),
+        options=public_training_options(record.options),
         dataset=_public_dataset(record, config),
         parent={"weights": parent} if _matches(HASH, parent) else None,
         weights=record.weights,
@@ -150,14 +156,14 @@ def public_record(record: Record, config: Mapping[str, Any], private: PrivateTer
     )
 
 
-def _public_options(options: Mapping[str, Any]) -> dict[str, Any]:
+def public_training_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the training options without paths, folder names and column names of private tables."""
     public = {name: value for name, value in options.items() if _is_public_value(name, value, TrainOptions)}
     model = options.get("model")
-    return public | {
-        "dataset": public_dataset_name(options.get("dataset")),
-        "model": model if _is_hub_id(model) else LOCAL_MODEL,
-    }
+    public |= {"dataset": public_dataset_name(options.get("dataset")), "model": model if is_hub_id(model) else LOCAL_MODEL}
+    if is_hub_id(model) and _matches(COMMIT, options.get("model_revision")):  # the name of a branch may be anything
+        public["model_revision"] = options["model_revision"]
+    return public
 
 
 def _is_public_value(name: str, value: Any, declared: type[Any] | None) -> bool:
@@ -168,11 +174,13 @@ def _is_public_value(name: str, value: Any, declared: type[Any] | None) -> bool:
     return value in choices or (number and (declared is None or name in known))
 
 
-def _is_hub_id(model: Any) -> bool:
-    """Return whether a model's name is a Hub id (or "tiny"), not a path."""
+def is_hub_id(model: Any) -> bool:
+    """Return whether the name of a model or data set is a Hub id (or a word such as "tiny"), not a path."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
+    if not isinstance(model, str):
+        return False
     try:
         validate_repo_id(model)
     except HFValidationError:
