@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import json
 import re
 import shutil
 import sys
@@ -43,6 +44,33 @@ def main(target: Path) -> None:
     reference.mkdir()
     for name, text in pages().items():
         (reference / f"{name}.md").write_text(text.rstrip() + "\n", encoding="utf-8")
+    for file in sorted((DOCS / "tutorials").glob("*.ipynb")):
+        write_notebook(file, target / "tutorials")
+    for place in (target / "index.md", target / "tutorial.md"):
+        place.write_text(to_pages(place.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def write_notebook(file: Path, folder: Path) -> None:
+    """Write a notebook as a page: its text, code and outputs; figures become SVG files next to it."""
+    parts, figures = [], 0
+    for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        parts.append(to_pages(source) if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in cell.get("outputs", []):
+            data = output.get("data", {"text/plain": output.get("text", "")})
+            if "image/svg+xml" in data:
+                figures += 1
+                (folder / f"{file.stem}-{figures}.svg").write_text("".join(data["image/svg+xml"]), encoding="utf-8")
+                parts.append(f"![Figure {figures}]({file.stem}-{figures}.svg)")
+            else:
+                parts.append(f"```text\n{''.join(data['text/plain']).rstrip()}\n```")
+    parts.append(f"[Download this notebook]({file.name})")
+    (folder / f"{file.stem}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def to_pages(text: str) -> str:
+    """Return a text whose links to notebooks lead to their pages."""
+    return re.sub(r"\]\(([\w/-]+)\.ipynb\)", r"](\1.md)", text)
 
 
 def pages() -> dict[str, str]:

@@ -186,3 +186,74 @@ def test_names_overlap_neither_each_other_nor_a_mark(count: int, monkeypatch: py
         assert not overlaps.any()
         assert left >= 0
         assert right <= WIDTH
+
+
+# Trade-off, values under the pointer, colours of a page
+
+
+TRADE_OFFS = [
+    figures.TradeOff("do nothing", 0.0, 0.0, "do nothing"),
+    figures.TradeOff("oracle", 0.4, 1.0, "oracle"),
+    figures.TradeOff("ssd", 0.9, 0.5, "method"),
+    figures.TradeOff("scrub", -0.6, 1.2, "upper"),
+    figures.TradeOff("collapsed", 40.0, 3.0, "method"),
+]
+
+
+def test_collapsed_model_does_not_compress_the_trade_off() -> None:
+    low, high = figures.tradeoff_limits(TRADE_OFFS)
+    assert (low, high) == figures.tradeoff_limits(TRADE_OFFS[:-1])
+    assert -2.5 < low < -0.6
+    assert 0.9 < high < 3
+    assert figures.tradeoff_limits([figures.TradeOff("x", 8.0, 0.5, "method")])[1] > 8
+
+
+def test_trade_off_states_every_value_and_labels_every_model() -> None:
+    limits = figures.tradeoff_limits(TRADE_OFFS)
+    svg = figures.tradeoff("t", "Retain", TRADE_OFFS, "gap_closure", "retain mAP", limits, (0.5, 0.1))
+    assert {point.label for point in TRADE_OFFS} <= set(texts(svg))
+    titles = [element.text for element in ElementTree.fromstring(svg).iter(f"{NS}title")][1:]
+    assert titles == [
+        "do nothing: gap closure 0.00, 0.0 points lost",
+        "oracle: gap closure 1.00, 0.4 points lost",
+        "ssd: gap closure 0.50, 0.9 points lost",
+        "scrub: gap closure 1.20, 0.6 points gained",
+        "collapsed: gap closure 3.00, 40.0 points lost",
+    ]
+
+
+def test_methods_next_to_doing_nothing_share_its_label() -> None:
+    near = [figures.TradeOff("jit", 0.05, 0.02, "method"), figures.TradeOff("pgu", -0.05, 0.0, "method")]
+    limits = figures.tradeoff_limits(TRADE_OFFS)
+    svg = figures.tradeoff("t", "Retain", [*TRADE_OFFS, *near], "gap_closure", "retain mAP", limits, (None, None))
+    assert {"do nothing and 2 more", "ssd", "scrub", "oracle"} <= set(texts(svg))
+    assert not {"do nothing", "jit", "pgu"} & set(texts(svg))
+    assert "jit: gap closure 0.02, 0.1 points lost" in svg, "each mark has its values"
+
+
+def test_noise_floor_is_a_band_of_its_width() -> None:
+    """The shaded rectangles of a narrow and a wide floor differ by the factor of the floors."""
+
+    def width(floor: float) -> float:
+        svg = figures.tradeoff("t", "Retain", TRADE_OFFS, "gap_closure", "mAP", (-3.0, 3.0), (floor, None))
+        [band] = [path for path in ElementTree.fromstring(svg).iter(f"{NS}path") if "#e9ecf0" in path.get("style", "")]
+        xs = [float(x) for x in re.findall(r"[ML] ([\d.]+)", band.get("d", ""))]
+        return max(xs) - min(xs)
+
+    assert width(1.0) == pytest.approx(2 * width(0.5), abs=0.1)
+    none = figures.tradeoff("t", "Retain", TRADE_OFFS, "gap_closure", "mAP", (-3.0, 3.0), (None, None))
+    assert "#e9ecf0" not in none
+
+
+def test_marks_have_values_for_the_pointer(drawn: dict[str, str]) -> None:
+    for name, expected in {"people": "person 3: 9.5 after", "attacks": "loss (strongest) 55 %", "cost": "fast: 0.1 s, ToW 90.0"}.items():
+        groups = [element for element in ElementTree.fromstring(drawn[name]).iter(f"{NS}g") if element.get("class") == "hover"]
+        assert expected in [title.text for group in groups for title in group.findall(f"{NS}title")]
+
+
+def test_page_may_replace_every_colour(drawn: dict[str, str]) -> None:
+    for svg in drawn.values():
+        inlined = figures.inline(svg)
+        assert not re.search(r"(fill|stroke): #", inlined)
+        restored = re.sub(r"var\(--figure-[a-z0-9-]+, (#[0-9a-f]{6})\)", r"\1", inlined)
+        assert re.findall(r"#[0-9a-f]{6}", restored) == re.findall(r"#[0-9a-f]{6}", svg)

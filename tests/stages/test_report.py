@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -26,10 +27,12 @@ from oneshui_hf.errors import UsageError
 from oneshui_hf.results.aggregate import summarise
 from oneshui_hf.results.table_columns import MARK
 from oneshui_hf.results.tables import markdown
-from oneshui_hf.runs import Record, with_checksum, write_json, write_record
+from oneshui_hf.results.verdict import verdict
+from oneshui_hf.runs import Record, Run, with_checksum, write_json, write_record
 from support.commands import Oneshui, sentence
 from support.report_rows import SENTENCE, curves, failed, metrics, row
 
+FIGURES = ("tradeoff", "people", "losses", "attacks", "cost")
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 CANARY = "canary-Jane-Doe"
 PATH = "/home/canary/photos"
@@ -66,7 +69,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if "style" in self.open or "svg" in self.open:
+        if {"style", "svg", "script"} & set(self.open):
             return
         self.words.append(data)
         if {"td", "th"} & set(self.open):
@@ -141,7 +144,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw a single figure, which is enough for tests of tables and files."""
-    drawn = {kind: {"key": "<svg/>", "one": "<svg/>"} if kind == "people" else {} for kind in ("people", "losses", "attacks", "cost")}
+    drawn = {kind: {"key": "<svg/>", "one": "<svg/>"} if kind == "people" else {} for kind in FIGURES}
     monkeypatch.setattr("oneshui_hf.stages.report.draw_figures", lambda *_: drawn)
 
 
@@ -149,11 +152,16 @@ def test_page_loads_nothing_from_the_network(benchmark: Path, run: Path) -> None
     for folder in (benchmark, run):
         html = (folder / "report.html").read_text()
         read = Page(html)
-        assert "http" not in html
+        assert "://" not in html
         assert "src=" not in html
         assert "url(" not in re.sub(r"url\(#[\w-]+\)", "", html)
         assert "@import" not in html
-        assert not {"script", "link", "iframe", "object", "image"} & {tag for tag, _ in read.tags}
+        assert not {"link", "iframe", "object", "image"} & {tag for tag, _ in read.tags}
+        [script] = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+        assert not re.search(r"fetch|XMLHttpRequest|import|WebSocket|location|\.open\b|innerHTML", script)
+        [policy] = [str(attrs["content"]) for tag, attrs in read.tags if tag == "meta" and "http-equiv" in attrs]
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        assert policy == f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
         assert all((attrs.get("href") or "#").startswith("#") for _, attrs in read.tags)
         ids = [attrs["id"] for _, attrs in read.tags if "id" in attrs]
         assert len(ids) == len(set(ids))
@@ -177,8 +185,8 @@ def test_every_figure_is_in_the_page_and_in_a_file(benchmark: Path, page: Page) 
     assert len(svgs) == len(files)
     assert all(attrs["aria-label"] and attrs["role"] == "img" for attrs in svgs)
     kinds = [re.sub(r"^1-synthetic-4-(\w+)-.*", r"\1", file.stem) for file in files]
-    # one legend each; people: 4 methods; losses and attacks: do nothing, oracle and 4 methods; cost: two panels
-    assert {kind: kinds.count(kind) for kind in set(kinds)} == {"people": 5, "losses": 7, "attacks": 7, "cost": 3}
+    # one legend each; trade-off: two sets; people: 4 methods; losses and attacks: do nothing, oracle and 4 methods; cost: two panels
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {"tradeoff": 3, "people": 5, "losses": 7, "attacks": 7, "cost": 3}
 
 
 def test_report_is_deterministic(run: Path, tmp_path: Path) -> None:
@@ -261,7 +269,7 @@ def test_report_and_tables_contain_the_same_numbers(page: Page) -> None:
 def test_attack_without_a_curve_is_named(tmp_path: Path, page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = row("ssd", 0.5)
     entry["metrics"]["attacks"] |= {"strongest": "u_lira", "u_lira": {"auc": 1.0, "auc_either_way": 1.0, "interval": None}}
-    drawn = {"people": {}, "losses": {}, "attacks": {"key": "<svg/>", "one": "<svg/>"}, "cost": {}}
+    drawn = {kind: {} for kind in FIGURES} | {"attacks": {"key": "<svg/>", "one": "<svg/>"}}
     monkeypatch.setattr("oneshui_hf.stages.report.draw_figures", lambda *_: drawn)
     api.report(make_benchmark(tmp_path, [row("original", 0), entry]))
     assert "No curve is drawn for U-LiRA" in Page((tmp_path / "report.html").read_text()).text
@@ -305,8 +313,8 @@ def test_run_with_the_weights_of_the_original_has_one_row_for_both(tmp_path: Pat
     report = {"method": "do-nothing", "reads": [], "split": {"forget_identities": 4}, "seconds": 1.5}
     folder = make_run(tmp_path / "run", 0.0, weights="a" * 64, report=report)
     api.report(folder)
-    labels = [cells[0] for cells in Page((folder / "report.html").read_text()).tables[0]]
-    assert [label.strip() for label in labels if "nothing" in label] == ["do-nothing"]
+    labels = [" ".join(cells[0].split()) for cells in Page((folder / "report.html").read_text()).tables[0]]
+    assert [label for label in labels if "nothing" in label] == ["do-nothing unchanged: the original"]
 
 
 @pytest.mark.usefixtures("one_figure")
@@ -345,12 +353,94 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     api.report(make_benchmark(tmp_path, rows))
     html = (tmp_path / "report.html").read_text()
     page = Page(html)
-    assert not {"script", "b"} & {tag for tag, _ in page.tags}
+    assert html.count("<script>") == 1  # the page's own
+    assert "b" not in {tag for tag, _ in page.tags}
     assert "<i>nothing</i>" in page.text
     assert "Jane" not in html
     assert page.row("a method")[5]
     for file in (tmp_path / "report-figures").iterdir():
         ElementTree.parse(file)
+
+
+# Verdict, rows for comparison
+
+
+def test_verdict_of_each_method_is_at_the_top(page: Page) -> None:
+    before_tables = page.text.partition("Scores, forgetting and attacks")[0]
+    [group] = summarise([*ROWS, failed("salun", "", seed=0), row("pgu", 0.5, seed=0), failed("pgu", "", seed=1)])
+    for line in group.lines:
+        assert (verdict(line, group) in before_tables) == (line.row in ("original", "method"))
+
+
+def neighbours(folder: Path, **more: Any) -> Path:
+    """An evaluated run with its evaluated original and oracle in the same folder."""
+    source = make_run(folder / "original-ssd", parent={"run": str(folder / "original"), "weights": "a" * 64}, **more)
+    for kind, name, strength, weights in (("original", "original", 0.0, "a"), ("oracle", "original-oracle", 1.0, "b")):
+        make_run(folder / name, strength, kind=kind, weights=weights * 64, parent=None)
+    return source
+
+
+@pytest.mark.usefixtures("one_figure")
+def test_report_of_a_run_takes_original_and_oracle_from_the_runs_next_to_it(tmp_path: Path) -> None:
+    source = neighbours(tmp_path)
+    api.report(source)
+    page = Page((source / "report.html").read_text())
+    for label, strength in (("do nothing", 0.0), ("metaunlearn", 0.8), ("oracle", 1.0)):
+        expected = metrics(3, strength)
+        assert [page.row(label)[column].split()[0].strip(MARK) for column in (1, 2, 3, 4)] == [
+            f"{value:.1f}" for value in (*(expected[name]["map"] for name in ("retain", "forget", "test")), expected["tow"])
+        ]
+    assert "was not evaluated" not in page.text
+    assert "was not evaluated" not in (source / "report.html").read_text()
+
+
+@pytest.mark.usefixtures("one_figure")
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda oracle: (oracle / "metrics.json").unlink(),
+        lambda oracle: (oracle / "curves.json").write_text("{"),
+        lambda oracle: write_json(oracle / "metrics.json", with_checksum(metrics(3, 1.0, score="accuracy"))),
+        lambda oracle: write_record(oracle, dataclasses.replace(Run.open(oracle).record, weights="c" * 64)),
+    ],
+    ids=["not evaluated", "damaged", "another score", "another model than it was compared with"],
+)
+def test_run_that_cannot_be_compared_leaves_a_row_of_known_values(tmp_path: Path, spoil: Any) -> None:
+    source = neighbours(tmp_path)
+    spoil(tmp_path / "original-oracle")
+    api.report(source)
+    page = Page((source / "report.html").read_text())
+    assert page.row("oracle")[1:6] == ["-", "-", "-", "100.0", "1.00"]
+    assert page.row("do nothing")[1].startswith(f"{metrics(3, 0.0)['retain']['map']:.1f}")
+    assert "Where oracle has a dash, the model was not evaluated" in page.text
+
+
+@pytest.mark.usefixtures("one_figure")
+@pytest.mark.parametrize("name", ["original", "original-oracle"])
+def test_report_of_original_or_oracle_has_each_model_once(tmp_path: Path, name: str) -> None:
+    neighbours(tmp_path)
+    write_record(
+        tmp_path / "original-oracle",
+        dataclasses.replace(Run.open(tmp_path / "original-oracle").record, parent={"run": str(tmp_path / "original"), "weights": "a" * 64}),
+    )
+    api.report(tmp_path / name)
+    labels = [" ".join(cells[0].split()) for cells in Page((tmp_path / name / "report.html").read_text()).tables[0] if len(cells) > 1]
+    assert labels == ["Model", "do nothing", "noise floor", "oracle"]
+
+
+@pytest.mark.usefixtures("one_figure")
+def test_unchanged_model_is_marked_and_has_one_row(tmp_path: Path) -> None:
+    source = neighbours(tmp_path, weights="a" * 64)
+    api.report(source)
+    page = Page((source / "report.html").read_text())
+    labels = [" ".join(cells[0].split()) for cells in page.tables[0] if len(cells) > 1]
+    assert labels == ["Model", "noise floor", "oracle", "metaunlearn unchanged: the original"]
+    assert "The model is unchanged: it is the original" in page.text
+    other = make_benchmark(tmp_path / "benchmark", [row("original", 0), row("jit", 0), row("ssd", 0.5)])
+    api.report(other)
+    labels = [" ".join(cells[0].split()) for cells in Page((other / "report.html").read_text()).tables[0]]
+    assert "jit unchanged: the original" in labels
+    assert "ssd" in labels
 
 
 # Difference of the two models, bystanders, collapse

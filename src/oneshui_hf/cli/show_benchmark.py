@@ -21,7 +21,26 @@ def benchmark(result: dict[str, Any]) -> None:
     print_line(f"{result['rows']} rows in {result['output']}/: results.csv, tables.md, tables.tex, costs.csv.")
     if result["missing"]:
         print_line(f"{result['missing']} rows belong to other shards. The tables are complete when the last shard has finished.")
+    if "check" in result:
+        _print_check(result["check"])
     print_line(f"Next: oneshui report {result['output']}")
+
+
+def _print_check(check: dict[str, Any]) -> None:
+    """Print the cells that are off, and the rows that are missing."""
+    names = ("dataset", "forget", "row", "column", "expected", "tolerance", "found")
+    if check["off"]:
+        rows = [["-" if cell[name] is None else _cell_text(cell[name]) for name in names] for cell in check["off"]]
+        heads = ["data set", "forget identities", *names[2:]]
+        table(heads, rows, "Cells that differ by more than their tolerance", text=(0, 2, 3))
+    for row in check["missing"]:
+        print_line(f"Missing: {row['dataset']}, {row['forget']} forget identities, {row['row'] or 'all rows'}: {row['reason']}.")
+    if not check["off"] and not check["missing"]:
+        print_line(f"Check: all {check['cells']} cells are within their tolerance.")
+
+
+def _cell_text(value: Any) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 def _print_plan(result: dict[str, Any]) -> None:
@@ -59,10 +78,19 @@ def unfinished(result: dict[str, Any]) -> str | None:
         return " ".join(problems)
     failed = result.get("failed")
     if not failed:
-        return None
+        return _cells_off(result.get("check"))
     first = failed[0]
     where = f"{first['method']} on {first['dataset']}, {first['forget']} forget identities, seed {first['seed']}"
     return f"{len(failed)} of {result['rows']} jobs failed. The first is {where}: {first['reason']} Repeat them with --retry."
+
+
+def _cells_off(check: dict[str, Any] | None) -> str | None:
+    """Return how many cells are off or missing; None if there are none."""
+    if not check or not (check["off"] or check["missing"]):
+        return None
+    off = f"{len(check['off'])} of {check['cells']} cells differ from their expected values by more than their tolerance"
+    missing = len(check["missing"])
+    return f"{off}, and {missing} {'row is' if missing == 1 else 'rows are'} missing." if missing else f"{off}."
 
 
 def report(result: dict[str, Any]) -> None:

@@ -33,8 +33,8 @@ class Value:
         seeds: Number of seeds.
         at_least: Whether the mean is a lower bound: relearning that was stopped counts with the steps that were tried.
         difference: Whether it is the size of a difference, as most values of the noise floor are.
-        within_floor: Whether its difference from doing nothing, paired by seed, is within the noise floor and therefore shows nothing;
-            None where that is unknown.
+        change: Mean difference from doing nothing, paired by seed; None where that is unknown.
+        within_floor: Whether the change is within the noise floor and therefore shows nothing; None where that is unknown.
         note: A short text that all seeds share, such as the name of the strongest attack.
     """
 
@@ -44,6 +44,7 @@ class Value:
     seeds: int = 0
     at_least: bool = False
     difference: bool = False
+    change: float | None = None
     within_floor: bool | None = None
     note: str = ""
 
@@ -65,6 +66,7 @@ class Line:
         seeds: Number of seeds of the group.
         values: By column.
         collapsed: Whether the model collapsed for at least one seed, see `metrics.collapse`.
+        unchanged: Whether a method returned the original model for every seed: the same weights, or the same scores and losses.
         best: Whether it has the highest ToW of the methods that read the support image alone, above doing nothing by more than the noise
             floor, and neither failed nor collapsed for any seed. A collapsed model is never the best in any column.
     """
@@ -76,6 +78,7 @@ class Line:
     seeds: int
     values: Mapping[str, Value]
     collapsed: bool = False
+    unchanged: bool = False
     best: bool = False
 
     @property
@@ -170,10 +173,17 @@ def _without_copies_of_original(rows: Sequence[Row]) -> list[Row]:
     differing = set()
     for row in rows:
         original = originals.get((row["dataset"], row["forget"], row["seed"]))
-        is_copy = original is not None and row["state"] == "done" and not row["reads"] and _set_numbers(row) == _set_numbers(original)
+        is_copy = original is not None and not row["reads"] and _is_unchanged(row, original)
         if row["row"] != "method" or not is_copy:
             differing.add(label(row))
     return [row for row in rows if label(row) in differing]
+
+
+def _is_unchanged(row: Row, original: Row | None) -> bool:
+    """Return whether a row is of the original model: its weights, as `unchanged` of a run's row states, or its scores and losses."""
+    if row["state"] != "done" or row["row"] != "method":
+        return False
+    return bool(row.get("unchanged")) or (original is not None and _set_numbers(row) == _set_numbers(original))
 
 
 def _set_numbers(row: Row) -> list[Any]:
@@ -193,18 +203,18 @@ def _group(rows: Sequence[Row]) -> Group:
     done = [row for row in rows if row["state"] == "done"]
     score = next((row["metrics"]["score"] for row in done), "map")
     floor = _noise_floor(done)
-    baseline = {row["seed"]: row["metrics"] for row in done if row["row"] == "original"}
+    originals = {row["seed"]: row for row in done if row["row"] == "original"}
+    baseline = {seed: row["metrics"] for seed, row in originals.items()}
     lines = []
     for kind, name in sorted({(row["row"], row_name(row)) for row in rows}, key=lambda key: (ORDER.index(key[0]), key[1])):
         own = [row for row in rows if (row["row"], row_name(row)) == (kind, name)]
         measured = {row["seed"]: row["metrics"] for row in own if row["state"] == "done"}
         values = {column: _value(measured, column, score) for column in COLUMNS}
         if kind in ("oracle", "method"):
-            values = {
-                column: replace(v, within_floor=_is_within_floor(measured, baseline, column, score, floor)) for column, v in values.items()
-            }
+            values = {column: _compared(value, measured, baseline, column, score, floor) for column, value in values.items()}
         collapsed = any(get_nested(metrics, "collapse", "collapsed") for metrics in measured.values())
-        lines.append(Line(kind, name, tuple(sorted(own[0]["reads"])), len(measured), len(seeds), values, collapsed))
+        unchanged = all(_is_unchanged(row, originals.get(row["seed"])) for row in own)
+        lines.append(Line(kind, name, tuple(sorted(own[0]["reads"])), len(measured), len(seeds), values, collapsed, unchanged))
     if floor and not any(line.row == "floor" for line in lines):
         lines.append(_floor_line(floor, len(seeds)))
     lines.sort(key=lambda line: (ORDER.index(line.row), line.is_upper_reference, *_descending(line.values["tow"].mean), line.label))
@@ -243,16 +253,17 @@ def _value(measured: Mapping[int, Row], column: str, score: str) -> Value:
     return replace(value, low=low, high=high) if low < high else value
 
 
-def _is_within_floor(
-    measured: Mapping[int, Row], baseline: Mapping[int, Row], column: str, score: str, floor: Mapping[str, float]
-) -> bool | None:
-    """Return whether the mean difference from doing nothing, paired by seed, is within the noise floor; None where unknown."""
-    if column not in floor or _value(measured, column, score).mean is None:
-        return None
+def _compared(
+    value: Value, measured: Mapping[int, Row], baseline: Mapping[int, Row], column: str, score: str, floor: Mapping[str, float]
+) -> Value:
+    """Return the value with its mean difference from doing nothing, paired by seed, and whether that is within the noise floor."""
     seeds = [seed for seed in measured if seed in baseline]
     pairs = [[read_cell(metrics[seed], column, score).number for metrics in (measured, baseline)] for seed in seeds]
-    differences = [value - base for value, base in pairs if value is not None and base is not None]
-    return not is_beyond_noise(sum(differences) / len(differences), floor[column]) if differences else None
+    differences = [after - before for after, before in pairs if after is not None and before is not None]
+    if value.mean is None or not differences:
+        return value
+    change = sum(differences) / len(differences)
+    return replace(value, change=change, within_floor=None if column not in floor else not is_beyond_noise(change, floor[column]))
 
 
 def _noise_floor(done: Sequence[Row]) -> dict[str, float]:

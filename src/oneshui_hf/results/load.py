@@ -6,6 +6,7 @@ people, paths and reasons of failure are not read.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -61,15 +62,61 @@ def run_label(run: Run) -> str:
     return BUILTIN_ROWS.get(run.record.kind) or (method if METHOD_NAME.fullmatch(method) else "the unlearned model")
 
 
-def load_run(run: Run) -> list[Result]:
+def load_run(run: Run, original: Run | None = None, oracle: Run | None = None) -> list[Result]:
     """Return the metrics of a run as a benchmark row, and rows of original and oracle.
 
-    These have the values that follow from the definition, and those of the oracle that were measured for the comparison.
+    These have the metrics of the two runs, if they are evaluated and are the models that the run was compared with. Values that are
+    missing there, or all without these runs, are those that follow from the definition or were measured for the comparison. A run with
+    the weights of the original has no second row of it.
+
+    Args:
+        run: The run.
+        original: Its original model.
+        oracle: The oracle.
 
     Raises:
         UsageError: The run was not evaluated.
-        OneshuiError: A file is damaged.
+        OneshuiError: A file of the run is damaged; damaged files of the other two count as missing.
     """
+    result = _load_own(run)
+    own, compared = result.row["metrics"], _compared_with(run)
+    measured = {part: get_nested(own, part, "oracle") for part in ("difference", "person_level", "bystanders")}
+    by_definition = {"original": {"gap_closure": 0.0}, "oracle": {"tow": 100.0, "gap_closure": 1.0, **measured}}
+    is_compared = result.row["row"] == "method" and own["gap_closure"] is not None
+    found = [result]
+    for kind, other in (("original", original), ("oracle", oracle)):
+        if kind == run.record.kind or (result.row["unchanged"] and kind == "original"):
+            continue
+        weights = compared.get(kind)
+        other_result = _load_other(other, own["score"]) if other and weights and other.record.weights == weights else None
+        known = by_definition[kind] if is_compared else {}
+        if other_result:
+            metrics = other_result.row["metrics"]
+            missing = {name: value for name, value in known.items() if metrics.get(name) is None}
+            row = {**result.row, "row": kind, "unchanged": False, "reads": [], "cost": {}, "metrics": {**metrics, **missing}}
+            found.append(Result(row, other_result.people, other_result.losses, other_result.roc))
+        elif known:
+            row = {**result.row, "row": kind, "unchanged": False, "reads": [], "cost": {}, "metrics": {"score": own["score"], **known}}
+            found.append(Result(row))
+    return found
+
+
+def _compared_with(run: Run) -> Mapping[str, Any]:
+    """Return the hashes of the weights of original and oracle that an evaluated run was compared with."""
+    return read_checked(run.path / METRICS).get("compared_with") or {}
+
+
+def _load_other(run: Run, score: str) -> Result | None:
+    """Return the metrics of another evaluated run; None where they are missing, damaged or of another score."""
+    try:
+        result = _load_own(run)
+    except OneshuiError:
+        return None
+    return result if result.row["metrics"]["score"] == score else None
+
+
+def _load_own(run: Run) -> Result:
+    """Return the metrics of a run as a benchmark row, with `unchanged`: whether the weights are those of the original."""
     remedy = f"run `oneshui evaluate --run {run.path}` first"
     for name in (METRICS, CURVES):
         if not (run.path / name).is_file():
@@ -85,17 +132,11 @@ def load_run(run: Run) -> list[Result]:
     }  # fmt: skip
     try:
         result = _validate(row)
+        before = (metrics.get("compared_with") or {}).get("original")
     except PARSE_ERRORS:
         raise OneshuiError(f"{METRICS} or {CURVES} in {run.path} is damaged: {remedy}.") from None
-    if result.row["row"] != "method" or result.row["metrics"]["gap_closure"] is None:
-        return [result]
-    score = result.row["metrics"]["score"]
-    measured = {part: get_nested(result.row["metrics"], part, "oracle") for part in ("difference", "person_level", "bystanders")}
-    by_definition = {"original": {"gap_closure": 0.0}, "oracle": {"tow": 100.0, "gap_closure": 1.0, **measured}}
-    if run.record.weights and run.record.weights == (metrics.get("compared_with") or {}).get("original"):
-        del by_definition["original"]  # the run's own row is that of the original
-    common = {**result.row, "reads": [], "cost": {}}
-    return [result, *(Result({**common, "row": kind, "metrics": {"score": score, **known}}) for kind, known in by_definition.items())]
+    unchanged = result.row["row"] == "method" and before is not None and run.record.weights == before
+    return dataclasses.replace(result, row={**result.row, "unchanged": unchanged})
 
 
 def load_benchmark(source: Path) -> list[Result]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -11,9 +11,9 @@ import numpy as np
 
 from ..metrics.attack_names import ATTACKS
 from . import figures as draw
-from .aggregate import Line
+from .aggregate import Group, Line, row_name
 from .load import LossHistograms, Result
-from .table_columns import attack_name, get_nested
+from .table_columns import COLUMNS, attack_name, get_nested
 
 BINS = 24  # of a histogram that several models share
 
@@ -31,23 +31,36 @@ class LineResults:
         return fmean(known) if known else None
 
 
+BASELINE_KINDS = {"original": "do nothing", "oracle": "oracle"}
+
+
+def results_by_line(group: Group, results: Sequence[Result]) -> list[LineResults]:
+    """Return each line of a table with the results that it is the mean of, by seed."""
+    by_line: dict[tuple[str, str], list[Result]] = {}
+    for result in sorted(results, key=lambda one: one.row["seed"]):
+        if (result.row["dataset"], result.row["forget"], result.row["state"]) == (group.dataset, group.forget, "done"):
+            by_line.setdefault((result.row["row"], row_name(result.row)), []).append(result)
+    return [LineResults(line, by_line.get((line.row, line.label), [])) for line in group.lines]
+
+
 FiguresByKind = dict[str, dict[str, str]]  # for each kind of figure, SVG texts by name; the first is the legend
 
 
-def draw_figures(shown: Sequence[LineResults], prefix: str) -> FiguresByKind:
-    """Return the figures of one table: losses per person, loss histograms, attacks, cost.
+def draw_figures(shown: Sequence[LineResults], group: Group, prefix: str) -> FiguresByKind:
+    """Return the figures of one table: trade-off, losses per person, loss histograms, attacks, cost.
 
     Args:
         shown: Its lines.
+        group: The table.
         prefix: First part of the names of its figures.
     """
-    drawn = {
-        "people": dict(_people_figures(shown, f"{prefix}-people")),
-        "losses": dict(_loss_figures(shown, f"{prefix}-losses")),
-        "attacks": dict(_attack_figures(shown, f"{prefix}-attacks")),
-        "cost": dict(_cost_figures(shown, f"{prefix}-cost")),
-    }
-    return {kind: figures if len(figures) > 1 else {} for kind, figures in drawn.items()}  # a legend alone is no figure
+    return {kind: draw_kind(kind, shown, group, prefix) for kind in KINDS}
+
+
+def draw_kind(kind: str, shown: Sequence[LineResults], group: Group, prefix: str) -> dict[str, str]:
+    """Return the figures of one kind, a key of `KINDS`; empty where nothing was measured for it."""
+    figures = dict(KINDS[kind](shown, group, f"{prefix}-{kind}"))
+    return figures if len(figures) > 1 else {}  # a legend alone is no figure
 
 
 def slug(name: str) -> str:
@@ -66,7 +79,34 @@ def _names(rows: Sequence[LineResults], prefix: str) -> Iterator[tuple[str, Line
         yield f"{prefix}-{number:02d}-{slug(row.line.label)}", row
 
 
-def _people_figures(shown: Sequence[LineResults], prefix: str) -> Iterator[tuple[str, str]]:
+def _tradeoff_figures(_: Sequence[LineResults], group: Group, prefix: str) -> Iterator[tuple[str, str]]:
+    lines = [line for line in group.lines if line.done and line.row != "floor" and not line.unchanged]
+    methods = [line for line in lines if line.row == "method"]
+    axis = "gap_closure" if any(line.values["gap_closure"].mean is not None for line in methods) else "attack"
+    points = {name: [point for line in lines if (point := _tradeoff_point(line, axis, name))] for name in ("retain", "test")}
+    everyone = [point for of_set in points.values() for point in of_set]
+    yield f"{prefix}-key", draw.tradeoff_legend(f"{prefix}-key", everyone, floor=bool(group.floor))
+    if not any(point.kind in ("method", "upper") for point in everyone):
+        return
+    limits = draw.tradeoff_limits(everyone)
+    for name, of_set in points.items():
+        if of_set:
+            floors = (group.floor.get(name), group.floor.get(axis))
+            title = {"retain": "Retain set", "test": "Unseen identities (test)"}[name]
+            heading = COLUMNS[name].heading(group.score)
+            yield f"{prefix}-{name}", draw.tradeoff(f"{prefix}-{name}", title, of_set, axis, heading, limits, floors)
+
+
+def _tradeoff_point(line: Line, axis: str, name: str) -> draw.TradeOff | None:
+    """Return the point of a line; None where its loss or its forgetting is unknown."""
+    change, forgetting = 0.0 if line.row == "original" else line.values[name].change, line.values[axis].mean
+    if change is None or forgetting is None:
+        return None
+    kind = BASELINE_KINDS.get(line.row) or ("upper" if line.is_upper_reference else "method")
+    return draw.TradeOff(line.label, -change or 0.0, forgetting, kind)
+
+
+def _people_figures(shown: Sequence[LineResults], group: Group, prefix: str) -> Iterator[tuple[str, str]]:
     rows = [one for one in _of(shown, "method") or _of(shown, "oracle", "original") if any(r.people for r in one.results)]
     people = [result.people for row in rows for result in row.results]
     persons = [person for group in people for person in group]
@@ -78,7 +118,7 @@ def _people_figures(shown: Sequence[LineResults], prefix: str) -> Iterator[tuple
         yield name, draw.dumbbells(name, row.line.label, seeds, limits)
 
 
-def _loss_figures(shown: Sequence[LineResults], prefix: str) -> Iterator[tuple[str, str]]:
+def _loss_figures(shown: Sequence[LineResults], group: Group, prefix: str) -> Iterator[tuple[str, str]]:
     panels: list[tuple[str, list[LossHistograms], bool]] = []  # title, histograms of each seed, whether of the original model
     rows = [row for row in _of(shown, "original", "oracle", "method") if any(r.losses for r in row.results)]
     for row in rows:
@@ -104,7 +144,7 @@ def _mean_shares(losses: Sequence[LossHistograms], before: bool, side: int, edge
     return np.mean([draw.shares(both[side], own, edges) for both, own in counts if both], axis=0)
 
 
-def _attack_figures(shown: Sequence[LineResults], prefix: str) -> Iterator[tuple[str, str]]:
+def _attack_figures(shown: Sequence[LineResults], group: Group, prefix: str) -> Iterator[tuple[str, str]]:
     rows = [row for row in _of(shown, "original", "oracle", "method") if any(r.roc for r in row.results)]
     curves = [curve for row in rows for result in row.results for curve in result.roc.values()]
     available = {attack for row in rows for result in row.results for attack in result.roc}
@@ -123,7 +163,7 @@ def _attack_figures(shown: Sequence[LineResults], prefix: str) -> Iterator[tuple
         yield figure, draw.roc(figure, row.line.label, means, order, strongest, start)
 
 
-def _cost_figures(shown: Sequence[LineResults], prefix: str) -> Iterator[tuple[str, str]]:
+def _cost_figures(shown: Sequence[LineResults], group: Group, prefix: str) -> Iterator[tuple[str, str]]:
     kinds = {"apply_s": "Request time", "prepare_s": "Preparation time, once before any request"}
     points = {kind: _points(shown, kind) for kind in kinds}
     known = [point.tow for of_kind in points.values() for point in of_kind]
@@ -148,3 +188,12 @@ def _points(shown: Sequence[LineResults], kind: str) -> list[draw.Point]:
         if tow is not None and seconds is not None and seconds > 0:
             points.append(draw.Point(row.line.label, seconds, tow, row.line.is_one_shot))
     return points
+
+
+KINDS: dict[str, Callable[[Sequence[LineResults], Group, str], Iterator[tuple[str, str]]]] = {
+    "tradeoff": _tradeoff_figures,
+    "people": _people_figures,
+    "losses": _loss_figures,
+    "attacks": _attack_figures,
+    "cost": _cost_figures,
+}

@@ -36,7 +36,8 @@ def _block_title(line: Line) -> str:
 
 
 def _line_context(line: Line, columns: Mapping[str, Column]) -> Context:
-    note = f"{line.done} of {line.seeds} seeds" if 0 < line.done < line.seeds else ""
+    seeds = f"{line.done} of {line.seeds} seeds" if 0 < line.done < line.seeds else ""
+    note = "; ".join(filter(None, (seeds, "unchanged: the original" if line.unchanged else "")))
     cells = [_cell_context(line.values[name], column.decimals) for name, column in columns.items()]
     return _plain_line(line.label, cells) | {"note": note, "failed": not line.done, "collapsed": line.collapsed}
 
@@ -51,11 +52,12 @@ def _plain_line(label: str, cells: Sequence[Context]) -> Context:
 
 def _cell_context(value: Value, decimals: int) -> Context:
     if value.mean is None:
-        return {"text": "-", "interval": "", "note": "", "within": False}
+        return {"text": "-", "sort": "", "interval": "", "note": "", "within": False}
     mean, *ends = (
         format_fixed(end, decimals).replace("-", "\N{MINUS SIGN}") for end in (value.mean, value.low, value.high) if end is not None
     )
-    return {"text": value.prefix + mean, "interval": " to ".join(ends), "note": value.note, "within": bool(value.within_floor)}
+    text = {"text": value.prefix + mean, "sort": f"{value.mean:.10g}", "interval": " to ".join(ends)}
+    return text | {"note": value.note, "within": bool(value.within_floor)}
 
 
 def _number(value: float | None, decimals: int, interval: Any = None, note: str = "") -> Context:

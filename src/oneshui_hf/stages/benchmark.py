@@ -2,6 +2,7 @@
 
 oneshui benchmark demo
 oneshui benchmark grid.yaml --data-dir celeba=DIR --dry-run
+oneshui benchmark demo --check docs/results/expected/demo.json
 oneshui benchmark grid.yaml --shard 1/4            # on four machines that share the folder
 accelerate launch -m oneshui_hf benchmark ...
 
@@ -29,10 +30,13 @@ from accelerate import Accelerator
 from ..errors import OneshuiError, is_disk_full
 from ..files import clear_leftovers, write_bytes
 from ..processes import broadcast_from_main, locked_output, on_main
+from ..public_names import METHOD_NAME
 from ..reporting import SILENT, PrefixedReporter, Reporter
 from ..results.aggregate import summarise
 from ..results.tables import costs_csv, latex, markdown, terminal_tables, tidy_csv
 from ..runs import CURVES, MANIFEST, ROWS, read_checked, read_object, with_checksum, write_json
+from ..sets import EVALUATED
+from .benchmarking.check_tables import check_complete_benchmark, check_tables, expected_values
 from .benchmarking.grid import Grid, read_grid
 from .benchmarking.jobs import Job, cell_jobs, read_row
 from .benchmarking.setup import jobs_of_shard, lock_name, open_model_cache, resolve_output_dir, with_data_dirs
@@ -40,6 +44,7 @@ from .command_options import BenchmarkOptions
 from .distributed import make_accelerator
 from .evaluate import evaluate
 from .evaluation.model_cache import ModelCache, UnlearningResult
+from .tracking import tracked
 
 
 def benchmark(options: BenchmarkOptions, accelerator: Accelerator | None = None, reporter: Reporter = SILENT) -> dict[str, Any]:
@@ -47,7 +52,7 @@ def benchmark(options: BenchmarkOptions, accelerator: Accelerator | None = None,
 
     Returns:
         `output`, the folder; `tables`, the means at a glance; `rows`, the number of rows; `failed`, the failed jobs, each with the reason;
-        `missing`, the number of jobs that other shards still have to run.
+        `missing`, the number of jobs that other shards still have to run; with `check`, `check`, see `results.expected.compare`.
 
     Raises:
         UsageError: The grid, an option or the folder is invalid.
@@ -56,29 +61,50 @@ def benchmark(options: BenchmarkOptions, accelerator: Accelerator | None = None,
     grid = with_data_dirs(read_grid(options.grid), options.data_dir)
     output = resolve_output_dir(options, grid)
     jobs_of_shard([], options.shard)  # an error in --shard is raised before anything is read or written
+    expected = expected_values(options, grid)
+    if expected and (checked := check_complete_benchmark(output, expected)):
+        return checked
     accelerator = accelerator or make_accelerator()
     with locked_output(lock_name(output, options.shard), accelerator, flag="--output-dir"):
         on_main(accelerator, lambda: resolve_output_dir(options, grid))  # another process may have written the folder meanwhile
-        return _run(grid, output, options, accelerator, reporter)
+        with tracked(options.report_to, output, {"cells": len(grid.cells)}, accelerator, reporter) as tracking:
+            result = _run(grid, output, options, accelerator, reporter, tracking)
+            return result | {"check": check_tables(output, expected)} if expected else result
 
 
-def _run(grid: Grid, output: Path, options: BenchmarkOptions, accelerator: Accelerator, reporter: Reporter) -> dict[str, Any]:
+def _run(
+    grid: Grid, output: Path, options: BenchmarkOptions, accelerator: Accelerator, reporter: Reporter, tracking: Reporter
+) -> dict[str, Any]:
     on_main(accelerator, lambda: [clear_leftovers(folder) for folder in (output, output / ROWS)])
     model_cache = open_model_cache(options, grid, output, accelerator, reporter)
     jobs = [job for cell in grid.cells for job in cell_jobs(grid, cell, model_cache)]
     on_main(accelerator, lambda: write_json(output / MANIFEST, {"name": grid.name, "rows": [job.key for job in jobs]}))
-    for job in reporter.track(jobs_of_shard(jobs, options.shard), f"Benchmark {grid.name}"):
+    for number, job in enumerate(reporter.track(jobs_of_shard(jobs, options.shard), f"Benchmark {grid.name}"), 1):
         if broadcast_from_main(accelerator, _is_done(output, job, options.retry)):
             continue
         name = f"{job.cell.dataset}, {job.cell.forget} forget identities, seed {job.cell.seed}, {job.label}"
         reporter.info(f"{name}.")
         row = job.header() | _results_or_failure(job, grid, model_cache, options, PrefixedReporter(reporter, name))
         on_main(accelerator, lambda: write_json(output / ROWS / f"{job.key}.json", with_checksum(row), private=True))  # noqa: B023
+        tracking.metrics(_tracked_numbers(job, row), number)
     on_main(accelerator, lambda: write_tables(output, jobs))
     rows = _read_rows(output, jobs)
     failed = [{name: row[name] for name in ("dataset", "forget", "seed", "method", "reason")} for row in rows if row["state"] == "failed"]
     tables = terminal_tables(summarise(rows))
     return {"output": str(output), "tables": tables, "rows": len(rows), "failed": failed, "missing": len(jobs) - len(rows)}
+
+
+def _tracked_numbers(job: Job, row: dict[str, Any]) -> dict[str, float]:
+    """Return the numbers of a row for trackers: the scores of each set, and the comparison with the oracle.
+
+    They are named by the method, not by its label in the grid, which is free text.
+    """
+    name, found = job.entry.method if job.entry else job.row, row["metrics"] or {}
+    numbers = {key: found.get(key) for key in ("tow", "gap_closure")}
+    for evaluated in EVALUATED:
+        numbers |= {f"{evaluated}_{key}": found.get(evaluated, {}).get(key) for key in ("map", "accuracy", "loss")}
+    known = {f"{name}/{key}": value for key, value in numbers.items() if value is not None}
+    return {"benchmark/failed": float(row["state"] == "failed"), **(known if METHOD_NAME.fullmatch(name) else {})}
 
 
 def _is_done(output: Path, job: Job, retry: bool) -> bool:

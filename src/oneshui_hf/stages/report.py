@@ -12,6 +12,7 @@ shared.
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -23,18 +24,19 @@ from ..files import lock_output, new_folder, write_bytes
 from ..metrics import collapse
 from ..reporting import SILENT, Reporter
 from ..results import figures as draw
-from ..results.aggregate import Group, Line, Value, row_name, summarise
+from ..results.aggregate import Group, Line, Value, summarise
 from ..results.load import Result, load_benchmark, load_run, run_label
-from ..results.report_figures import FiguresByKind, LineResults, draw_figures, slug
+from ..results.report_figures import FiguresByKind, LineResults, draw_figures, results_by_line, slug
 from ..results.report_tables import bystander_context, difference_context, table_context
 from ..results.table_columns import COLUMNS, MARK, Column
+from ..results.verdict import verdict
 from ..runs import Run
 from .audit_options import has_audit
 from .auditing.page import write_page
 from .checks import check_report, report_files
 from .command_options import ReportOptions
+from .compared_runs import runs_for_comparison
 
-TEMPLATE = "report.html"
 COSTS = {
     "prepare_s": Column("preparation time, s", "", 1),
     "prepare_mb": Column("peak memory of preparation, MB", "", 0),
@@ -64,14 +66,14 @@ def report(options: ReportOptions, reporter: Reporter = SILENT) -> dict[str, Any
 
 def _write_report(run: Run | None, options: ReportOptions, reporter: Reporter) -> dict[str, Any]:
     output, folder = report_files(options)
-    results = load_run(run) if run else load_benchmark(Path(options.source))
+    results = load_run(run, *runs_for_comparison(run)) if run else load_benchmark(Path(options.source))
     groups = summarise([result.row for result in results])
     photos = _support_images(run, options.data_dir, reporter) if run and options.with_images else []
     pages = []
     figures: dict[str, str] = {}
     for number, group in enumerate(reporter.track(groups, "Drawing"), 1):
-        shown = [LineResults(line, _results_of_line(line, group, results)) for line in group.lines]
-        drawn = draw_figures(shown, f"{number}-{slug(group.dataset)}-{group.forget}")
+        shown = results_by_line(group, results)
+        drawn = draw_figures(shown, group, f"{number}-{slug(group.dataset)}-{group.forget}")
         for kind in drawn.values():
             figures |= kind
         pages.append(_page_context(group, shown, drawn))
@@ -83,17 +85,12 @@ def _write_report(run: Run | None, options: ReportOptions, reporter: Reporter) -
     return {"report": str(output), "figures": [str(folder / f"{name}.svg") for name in figures]}
 
 
-def _results_of_line(line: Line, group: Group, results: Sequence[Result]) -> list[Result]:
-    """Return the results that a line is the mean of, by seed."""
-    key = (group.dataset, group.forget, line.row, line.label)
-    matching = [one for one in results if (one.row["dataset"], one.row["forget"], one.row["row"], row_name(one.row)) == key]
-    return sorted((one for one in matching if one.row["state"] == "done"), key=lambda one: one.row["seed"])
-
-
 def _page_context(group: Group, shown: Sequence[LineResults], drawn: FiguresByKind) -> dict[str, Any]:
     """Return the template's variables for a group."""
     methods = [one for one in shown if one.line.row == "method"]
-    measured = [result.row for one in shown for result in one.results if result.row["metrics"].get("retain")]
+    measured = [result.row for one in shown for result in one.results if _is_measured(result)]
+    described = [line for line in group.lines if line.row in ("original", "method")]
+    by_definition = [one.line.label for one in shown if one.results and not any(_is_measured(result) for result in one.results)]
     costs = {name: column for name, column in COSTS.items() if any(one.cost(name) is not None for one in methods)}
     cost_lines = [replace(one.line, values={name: Value(one.cost(name)) for name in costs}) for one in methods]
     secondary = [line for line in group.lines if not line.done or any(line.values[name].mean is not None for name in group.secondary)]
@@ -106,6 +103,9 @@ def _page_context(group: Group, shown: Sequence[LineResults], drawn: FiguresByKi
         "seeds": group.seeds,
         "first": measured[0] if measured else None,
         "methods": len(methods),
+        "verdicts": [_verdict_context(line, group) for line in described],
+        "best": any(line.best for line in described),
+        "by_definition": by_definition,
         "main": table_context(group.lines, {name: COLUMNS[name] for name in group.columns}, group.score),
         "secondary": table_context(secondary, {name: COLUMNS[name] for name in group.secondary}, group.score),
         "shown": group.secondary,
@@ -118,6 +118,16 @@ def _page_context(group: Group, shown: Sequence[LineResults], drawn: FiguresByKi
         "without_curve": _unique(note for line in group.lines if (note := line.values["attack"].note) not in ("", *drawn_attacks)),
         "cannot_tell": _unique(sentence for row in measured for sentence in row["metrics"]["cannot_tell"]),
     }
+
+
+def _is_measured(result: Result) -> bool:
+    """Return whether a result has more than the values that follow from the definition."""
+    return bool(result.row["metrics"].get("retain"))
+
+
+def _verdict_context(line: Line, group: Group) -> dict[str, Any]:
+    flags = {"collapsed": line.collapsed, "unchanged": line.unchanged, "best": line.best}
+    return {"label": line.label, "verdict": verdict(line, group), **flags}
 
 
 def _unique(sentences: Iterable[str]) -> list[str]:
@@ -147,16 +157,20 @@ def _run_context(run: Run | None, result: Result) -> dict[str, Any] | None:
         return None
     metrics = result.row["metrics"]
     sections = {"difference": difference_context(metrics), "bystanders": bystander_context(metrics["bystanders"])}
-    return {"kind": run.record.kind, "label": run_label(run), **sections}
+    return {"kind": run.record.kind, "label": run_label(run), "seconds": result.row["cost"].get("apply_s"), **sections}
 
 
 def _render_page(pages: Sequence[Mapping[str, Any]], photos: Sequence[str], single: Mapping[str, Any] | None) -> str:
+    """Return the page. Its policy lets a browser run the script below, by its hash, and load nothing."""
     from importlib import resources
 
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    text = resources.files(f"{__package__.rpartition('.')[0]}.cards").joinpath(TEMPLATE).read_text(encoding="utf-8")
+    cards = resources.files(f"{__package__.rpartition('.')[0]}.cards")
+    template, css, script = (cards.joinpath(f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     marks = {"mark": MARK, "collapse_mark": collapse.MARK, "collapse_explanation": collapse.EXPLANATION}
-    return environment.from_string(text).render(pages=pages, photos=photos, single=single, svg=Markup, **marks) + "\n"
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    parts = {"css": Markup(css), "script": Markup(script), "script_hash": digest}
+    return environment.from_string(template).render(pages=pages, photos=photos, single=single, svg=Markup, **marks, **parts) + "\n"

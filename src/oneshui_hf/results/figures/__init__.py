@@ -12,12 +12,15 @@ from .attack_curves import Curve, average_curves, roc, roc_legend
 from .cost import Point, cost, cost_legend
 from .identity_losses import PersonLosses, dumbbell_legend, dumbbells, loss_limits
 from .losses import histogram, histogram_legend, shares
-from .panel import inline, require_matplotlib
+from .panel import WIDTH, inline, require_matplotlib
+from .tradeoff import TradeOff, tradeoff, tradeoff_legend, tradeoff_limits
 
 __all__ = [
+    "WIDTH",
     "Curve",
     "PersonLosses",
     "Point",
+    "TradeOff",
     "average_curves",
     "cost",
     "cost_legend",
@@ -31,4 +34,7 @@ __all__ = [
     "roc",
     "roc_legend",
     "shares",
+    "tradeoff",
+    "tradeoff_legend",
+    "tradeoff_limits",
 ]

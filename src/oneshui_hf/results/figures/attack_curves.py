@@ -10,9 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .panel import DARK, INK, LINES, MUTED, SMALL, as_svg, legend, lines, panel, style
-
-GREYS = ("#8a6a3f", "#6d7683", "#9a5a14", "#454c56", "#a07f55")  # of attacks that are not the strongest
+from .panel import DARK, GREYS, INK, LINES, MUTED, SHADE, SMALL, as_svg, legend, lines, panel, style
 
 
 @dataclass(frozen=True)
@@ -62,23 +60,24 @@ def roc(name: str, title: str, curves: Mapping[str, Curve], order: Sequence[str]
     resolution = max(curve.smallest_fpr for curve in curves.values())
     with style():
         figure, axes = panel(190, left=44, right=22)
-        axes.axvspan(start, resolution, facecolor="#e9ecf0", edgecolor="none", zorder=0)
+        axes.axvspan(start, resolution, facecolor=SHADE, edgecolor="none", zorder=0)
         axes.axvline(resolution, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
         middle = math.sqrt(start * resolution)
         # The label is placed in the widest gap between the curves; its background covers a curve behind it.
         levels = [0.0, *sorted(float(_ends(curve, np.array([middle]))[1, 0]) for curve in curves.values()), 1.0]
         low, high = max(itertools.pairwise(levels), key=lambda ends: ends[1] - ends[0])
-        background = {"facecolor": "#e9ecf0", "edgecolor": "none", "alpha": 0.85, "pad": 1}
+        background = {"facecolor": SHADE, "edgecolor": "none", "alpha": 0.85, "pad": 1}
         text_style: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "center", "fontsize": SMALL, "color": MUTED}
         axes.text(middle, min(max((low + high) / 2, 0.2), 0.8), "not resolved", **text_style, zorder=6, bbox=background)
         chance = np.geomspace(start, 1, 60)
         axes.plot(chance, chance, color=INK, linewidth=0.9, linestyle=(0, (1, 2)), zorder=2)
+        values = {f"value-{order.index(attack)}": text for attack, text in _rates(curves, strongest, resolution).items()}
         for attack in sorted(curves, key=lambda attack: (attack == strongest, order.index(attack))):
             color, line = styles[attack]
             is_front = attack == strongest
             axes.plot(
                 *_curve_from(curves[attack], start), color=DARK if is_front else color, linestyle=line,
-                linewidth=2.1 if is_front else 1.1, zorder=5 if is_front else 3,
+                linewidth=2.1 if is_front else 1.1, zorder=5 if is_front else 3, gid=f"value-{order.index(attack)}",
             )  # fmt: skip
         axes.set_xscale("log")
         axes.set(xlim=(start, 1), ylim=(0, 1.02), yticks=[0, 0.25, 0.5, 0.75, 1])
@@ -89,7 +88,7 @@ def roc(name: str, title: str, curves: Mapping[str, Curve], order: Sequence[str]
         axes.set_xlabel("false positive rate (FPR)")
         axes.set_ylabel("true positive rate (TPR)")
         axes.grid()
-        return as_svg(figure, name, title, _describe_curves(curves, strongest, resolution))
+        return as_svg(figure, name, title, _describe_curves(curves, strongest, resolution), values)
 
 
 def _curve_from(curve: Curve, start: float) -> tuple[list[float], list[float]]:
@@ -105,13 +104,16 @@ def _percent(value: float) -> str:
 
 def _describe_curves(curves: Mapping[str, Curve], strongest: str | None, resolution: float) -> str:
     """Return the alternative text of the figure."""
-    rates = []
-    for attack, curve in curves.items():
-        tpr = float(_ends(curve, np.array([max(0.1, resolution)]))[1, 0])
-        mark = " (strongest)" if attack == strongest else ""
-        rates.append(f"{attack}{mark} {100 * tpr:.0f} %")
+    rates = "; ".join(_rates(curves, strongest, resolution).values())
     fpr = _percent(float(f"{max(0.1, resolution):.2g}"))
-    return f"ROC curves. TPR at {fpr} FPR: {'; '.join(rates)}. The sample does not resolve an FPR below {resolution:.2g}."
+    return f"ROC curves. TPR at {fpr} FPR: {rates}. The sample does not resolve an FPR below {resolution:.2g}."
+
+
+def _rates(curves: Mapping[str, Curve], strongest: str | None, resolution: float) -> dict[str, str]:
+    """Return the TPR of each attack at 10 % FPR, or at the smallest FPR that is resolved, as text."""
+    fpr = np.array([max(0.1, resolution)])
+    rates = {attack: float(_ends(curve, fpr)[1, 0]) for attack, curve in curves.items()}
+    return {attack: f"{attack}{' (strongest)' * (attack == strongest)} {100 * rate:.0f} %" for attack, rate in rates.items()}
 
 
 def roc_legend(name: str, order: Sequence[str]) -> str:

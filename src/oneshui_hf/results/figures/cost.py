@@ -40,24 +40,25 @@ def cost(name: str, title: str, points: Sequence[Point], references: Mapping[str
     Raises:
         OneshuiError: The names do not fit into the largest panel.
     """
-    values = "; ".join(f"{p.label}: {p.seconds:.3g} s, ToW {p.tow:.1f}" for p in sorted(points, key=lambda p: -p.tow))
+    points = sorted(points, key=lambda p: -p.tow)
+    values = {f"value-{number}": f"{p.label}: {p.seconds:.3g} s, ToW {p.tow:.1f}" for number, p in enumerate(points)}
     with style():
         for height in range(230, 1200, 60):
             figure, axes = panel(float(height), left=40, top=40)
             _draw_points(axes, points, references, limits)
             if write_labels(figure, axes, [(p.seconds, p.tow, p.label) for p in points]):
-                return as_svg(figure, name, title, f"Seconds against ToW. {values}.")
+                return as_svg(figure, name, title, f"Seconds against ToW. {'; '.join(values.values())}.", values)
     raise OneshuiError(f"The figure of cost against quality has no room for {len(points)} names; report fewer methods at a time.")
 
 
 def _draw_points(axes: Axes, points: Sequence[Point], references: Mapping[str, float], limits: Limits) -> None:
     for (_, level), line in zip(references.items(), LINES[1:], strict=False):
         axes.axhline(level, color=BRIGHT, linewidth=1.1, linestyle=line, zorder=1)
-    for one_shot, marker, face in ((True, "o", DARK), (False, "s", "white")):
-        chosen = [p for p in points if p.is_one_shot is one_shot]
+    for number, point in enumerate(points):
+        marker, face = ("o", DARK) if point.is_one_shot else ("s", "white")
         axes.plot(
-            [p.seconds for p in chosen], [p.tow for p in chosen], marker, color=face, markeredgecolor=DARK,
-            markeredgewidth=1.3, markersize=6.5, zorder=4, clip_on=False,
+            [point.seconds], [point.tow], marker, color=face, markeredgecolor=DARK, markeredgewidth=1.3, markersize=6.5, zorder=4,
+            clip_on=False, gid=f"value-{number}",
         )  # fmt: skip
     seconds = [p.seconds for p in points]
     low, high = min(seconds) / 2.2, max(seconds) * 2.2
@@ -70,7 +71,7 @@ def _draw_points(axes: Axes, points: Sequence[Point], references: Mapping[str, f
     axes.set_xticks(powers, [f"{power:,.0f} s" if power >= 1 else f"{power:g} s" for power in powers])
     axes.minorticks_off()
     axes.grid()
-    axes.set_xlabel("seconds")
+    axes.set_xlabel("wall time, s")
     axes.set_ylabel("ToW (oracle: 100)")
 
 

@@ -49,32 +49,37 @@ def dumbbells(name: str, title: str, groups: Mapping[str, Sequence[PersonLosses]
     with style():
         figure, axes = panel((count + len(groups) - 1) * pitch + 14, left=34 if is_numbered else 48, right=30)
         size = min(6.0, 0.62 * pitch)
-        row, ticks = 0.0, {}
+        row, ticks, texts = 0.0, {}, _texts(groups)
+        values = {f"value-{number}": text for number, text in enumerate(texts)}
+        number = 0
         for label, people in groups.items():
             ticks[row + (len(people) - 1) / 2] = label
             for person in people:
-                _dumbbell(axes, row, person, limits, size)
-                row += 1
+                _dumbbell(axes, row, person, limits, size, f"value-{number}")
+                row, number = row + 1, number + 1
             row += 1
         if is_numbered:
             ticks = {float(number): str(number + 1) for number in range(count) if pitch >= 9 or number % 5 == 4 or not number}
-            axes.set_ylabel("person")
+            axes.set_ylabel("forget identity")
         axes.set(xlim=limits, ylim=(row - 1.2, -0.8), yticks=list(ticks), yticklabels=list(ticks.values()))
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x")
-        axes.set_xlabel("mean loss on a person's photos")
-        return as_svg(figure, name, title, _describe_people(groups))
+        axes.set_xlabel("mean cross-entropy loss per identity")
+        return as_svg(figure, name, title, f"Mean loss per person. {'; '.join(texts)}.", values)
 
 
-def _dumbbell(axes: Axes, row: float, person: PersonLosses, limits: Limits, size: float) -> None:
+def _dumbbell(axes: Axes, row: float, person: PersonLosses, limits: Limits, size: float, gid: str) -> None:
     low, high = limits
     if person.oracle is not None:
-        axes.plot([person.oracle], [row], "|", color=BRIGHT, markersize=1.9 * size, markeredgewidth=2.2, clip_on=False, zorder=2)
+        axes.plot([person.oracle], [row], "|", color=BRIGHT, markersize=1.9 * size, markeredgewidth=2.2, clip_on=False, zorder=2, gid=gid)
     model = person.model
     if person.original is not None and model is not None:
-        axes.plot([person.original, min(model, high)], [row, row], color=DARK, linewidth=1.3, alpha=0.55, solid_capstyle="butt", zorder=3)
+        ends = [person.original, min(model, high)]
+        axes.plot(ends, [row, row], color=DARK, linewidth=1.3, alpha=0.55, solid_capstyle="butt", zorder=3, gid=gid)
     if person.original is not None:
-        axes.plot([person.original], [row], "o", color="white", markeredgecolor=DARK, markeredgewidth=1.2, markersize=size, zorder=4)
+        axes.plot(
+            [person.original], [row], "o", color="white", markeredgecolor=DARK, markeredgewidth=1.2, markersize=size, zorder=4, gid=gid
+        )
     if model is None:
         return
     axes.plot(
@@ -86,20 +91,21 @@ def _dumbbell(axes: Axes, row: float, person: PersonLosses, limits: Limits, size
         markeredgewidth=0,
         clip_on=False,
         zorder=5,
+        gid=gid,
     )
     if model > high and size >= 5:
         axes.text(high + 0.03 * (high - low), row, f"{model:.3g}", fontsize=9, va="center", ha="left", color=DARK, clip_on=False)
 
 
-def _describe_people(groups: Mapping[str, Sequence[PersonLosses]]) -> str:
-    """Return the alternative text of the figure."""
+def _texts(groups: Mapping[str, Sequence[PersonLosses]]) -> list[str]:
+    """Return the losses of each person as text."""
     texts = []
     for label, people in groups.items():
         for number, person in enumerate(people, 1):
             identity = f"{label}, person {number}" if label else f"person {number}"
             losses = {"before": person.original, "after": person.model, "oracle": person.oracle}
             texts.append(f"{identity}: " + ", ".join(f"{loss:.3g} {when}" for when, loss in losses.items() if loss is not None))
-    return "Mean loss per person. " + "; ".join(texts) + "."
+    return texts
 
 
 def dumbbell_legend(name: str, *, original: bool, oracle: bool) -> str:

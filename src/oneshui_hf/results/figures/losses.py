@@ -48,7 +48,8 @@ def histogram(name: str, title: str, edges: Sequence[float], forget: np.ndarray,
         axes.set(xlim=(edges[0], edges[-1]), ylim=(0, top))
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
         axes.locator_params(axis="y", nbins=4)
-        axes.set_xlabel("loss of a photo" + (" (last bin open-ended)" if open_end else ""))
+        axes.set_ylabel("share of images")
+        axes.set_xlabel("cross-entropy loss per image" + (" (last bin open-ended)" if open_end else ""))
         axes.grid(axis="y")
         middles = (np.asarray(edges[:-1]) + np.asarray(edges[1:])) / 2
         description = f"Losses of photos. Mean loss, from the bins: {middles @ forget:.3g} on forget, {middles @ test:.3g} on test."

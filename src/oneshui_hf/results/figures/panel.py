@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import StringIO
 from typing import TYPE_CHECKING, Any
-from xml.dom.minidom import Document, parseString
+from xml.dom.minidom import Document, Element, parseString
 
 from ...errors import OneshuiError
 
@@ -21,6 +21,12 @@ WIDTH = 340.0  # of a panel; all lengths are in points
 TEXT, SMALL = 11.0, 10.0
 INK, MUTED = "#1b1f24", "#59626e"
 DARK, BRIGHT, PALE = "#0b4a82", "#c8690a", "#f4cf9f"
+SHADE, GRID, PAPER = "#e9ecf0", "#e3e6ea", "#ffffff"
+GREYS = ("#8a6a3f", "#6d7683", "#9a5a14", "#454c56", "#a07f55")  # of attacks that are not the strongest
+PALETTE = {  # names of the custom properties with which a page may replace the colours of inline figures
+    **{"ink": INK, "muted": MUTED, "dark": DARK, "bright": BRIGHT, "pale": PALE, "shade": SHADE, "grid": GRID, "paper": PAPER},
+    **{f"grey-{number}": grey for number, grey in enumerate(GREYS, 1)},
+}
 LINES = ("solid", (0, (4, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (2.5, 3)))
 
 Limits = tuple[float, float]
@@ -52,8 +58,15 @@ def text_width(text: str, size: float) -> float:
 
 
 def inline(svg: str) -> str:
-    """Return an SVG for use inside an HTML page, without the XML namespace."""
-    return svg.replace(' xmlns="http://www.w3.org/2000/svg"', "", 1)
+    """Return an SVG for use inside an HTML page: without the XML namespace, and with colours that the page's style sheet may replace.
+
+    A colour such as INK becomes `var(--figure-ink, #1b1f24)`. The title of the figure, which browsers would show wherever the pointer is,
+    stays as `aria-label` only.
+    """
+    svg = re.sub("<title>.*?</title>", "", svg.replace(' xmlns="http://www.w3.org/2000/svg"', "", 1), count=1, flags=re.DOTALL)
+    for name, color in PALETTE.items():
+        svg = re.sub(rf"(fill|stroke): {color}\b", rf"\1: var(--figure-{name}, {color})", svg)
+    return svg
 
 
 @contextmanager
@@ -66,7 +79,7 @@ def style() -> Iterator[None]:
         "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": MUTED, "axes.linewidth": 0.7, "axes.spines.top": False,
         "axes.spines.right": False, "axes.labelsize": SMALL, "axes.axisbelow": True, "xtick.labelsize": SMALL, "ytick.labelsize": SMALL,
         "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK, "ytick.labelcolor": INK, "xtick.major.size": 3,
-        "ytick.major.size": 3, "grid.color": "#e3e6ea", "grid.linewidth": 0.6, "axes.unicode_minus": True,
+        "ytick.major.size": 3, "grid.color": GRID, "grid.linewidth": 0.6, "axes.unicode_minus": True,
     }  # fmt: skip
     # A user's matplotlibrc must not change the bytes. The backend is not used and must stay as it is.
     with rc_context({key: value for key, value in rcParamsDefault.items() if not key.startswith(("backend", "interactive"))} | settings):
@@ -117,8 +130,16 @@ def legend(name: str, entries: Sequence[tuple[str, Any]]) -> str:
         return as_svg(figure, name, "", f"Legend: {', '.join(label for label, _ in entries)}.")
 
 
-def as_svg(figure: Figure, name: str, title: str, description: str) -> str:
-    """Return a figure as one `<svg>` with alternative text, without a date or external links, and with unique ids."""
+def as_svg(figure: Figure, name: str, title: str, description: str, values: Mapping[str, str] | None = None) -> str:
+    """Return a figure as one `<svg>` with alternative text, without a date or external links, and with unique ids.
+
+    Args:
+        figure: The figure.
+        name: Its name, unique in a document.
+        title: Its title.
+        description: Its alternative text.
+        values: What is shown when the pointer is over a mark, by the `gid` of the mark.
+    """
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     if title:
@@ -129,10 +150,10 @@ def as_svg(figure: Figure, name: str, title: str, description: str) -> str:
     stream = StringIO()
     FigureCanvasSVG(figure).print_svg(stream, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = " ".join(f"{title}. {description}".split()) if title else description
-    return _clean(parseString(stream.getvalue()), name, text) + "\n"
+    return _clean(parseString(stream.getvalue()), name, text, values or {}) + "\n"
 
 
-def _clean(document: Document, name: str, text: str) -> str:
+def _clean(document: Document, name: str, text: str, values: Mapping[str, str]) -> str:
     """Return the text of an SVG's root element without parts that would be duplicated or invalid inside a page."""
     root = document.documentElement
     assert root is not None
@@ -150,6 +171,9 @@ def _clean(document: Document, name: str, text: str) -> str:
             element.removeAttribute("id")
             if identifier in used:
                 element.setAttribute("id", f"{name}-{identifier}")
+            if identifier in values:
+                element.setAttribute("class", "hover")
+                element.insertBefore(_title(document, values[identifier]), element.firstChild)
         for key in ("d", "x", "y", "transform"):
             if element.hasAttribute(key):
                 element.setAttribute(key, _LONG.sub(r"\1", element.getAttribute(key)))
@@ -166,7 +190,12 @@ def _clean(document: Document, name: str, text: str) -> str:
     attributes = {"stroke-linejoin": "round", "stroke-linecap": "butt", "role": "img", "aria-label": text}
     for key, value in attributes.items():
         root.setAttribute(key, value)
+    root.insertBefore(_title(document, text), root.firstChild)
+    return root.toxml()
+
+
+def _title(document: Document, text: str) -> Element:
+    """Return a title, which browsers show when the pointer is over its parent."""
     title = document.createElement("title")
     title.appendChild(document.createTextNode(text))
-    root.insertBefore(title, root.firstChild)
-    return root.toxml()
+    return title

@@ -121,20 +121,23 @@ class TimeEstimator:
         grid: The grid.
         model_cache: For its accelerator and reporter.
         rows: The existing rows.
-        time_step: Times a training step, given model name, image size, batch size, task, and head with whether photos are mirrored.
+        time_step: Times a training step, given backbone and its revision, image size, batch size, task, and head with whether photos are
+            mirrored.
     """
 
     grid: Grid
     model_cache: ModelCache
     rows: list[dict[str, Any]]
-    time_step: Callable[[str, int | None, int, Task, tuple[str, bool]], StepTiming]
+    time_step: Callable[[tuple[str, str | None], int | None, int, Task, tuple[str, bool]], StepTiming]
 
     def cell_estimate(self, cell: Cell, models: int, jobs: list[Job]) -> tuple[Estimate, int | None]:
         """Return the time to train `models` models and to run jobs, and the peak memory of training in MB."""
         recipe = cell.train
         faces = load_faces(**recipe.source(), reporter=self.model_cache.reporter)
         kind = (recipe.head, recipe.augment != "none")
-        timing = self.time_step(backbone_name(recipe, faces), recipe.image_size, recipe.batch_size, faces.task, kind)
+        timing = self.time_step(
+            (backbone_name(recipe, faces), recipe.model_revision), recipe.image_size, recipe.batch_size, faces.task, kind
+        )
         # An estimate needs the sizes of the sets, not their photos.
         sets = face_sets(faces, _BlankPixels(timing.preprocess.size), recipe_split(recipe, faces).split, timing.preprocess)
         scorings = 1 if recipe.head == CLOSED_FORM else recipe.epochs
@@ -188,10 +191,10 @@ def _count_cached_models(grid: Grid, job: Job, model_cache: ModelCache) -> int:
 
 
 def _time_step(
-    accelerator: Accelerator, name: str, image_size: int | None, batch_size: int, task: Task, kind: tuple[str, bool]
+    accelerator: Accelerator, backbone: tuple[str, str | None], image_size: int | None, batch_size: int, task: Task, kind: tuple[str, bool]
 ) -> StepTiming:
-    """Time a training step of a new model on random pixels."""
-    model, preprocess = new_model(name, task, image_size, 0)
+    """Time a training step of a new model, from a backbone with its revision, on random pixels."""
+    model, preprocess = new_model(backbone[0], task, image_size, 0, backbone[1])
     head, mirrored = kind
     if head == CLOSED_FORM:
         model = add_closed_form_head(model, preprocess.size, mirrored=mirrored)

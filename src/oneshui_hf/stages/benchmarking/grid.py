@@ -48,6 +48,9 @@ NOT_IN_TRAINING = {
     "output_dir": "the benchmark names the folders of its runs",
     "resume": "the same command resumes a benchmark",
     "overwrite": "a benchmark replaces nothing",
+    "download": "name the copy on the Hub as the data set",
+    "push_to_hub": "publish a run with `oneshui push`",
+    "report_to": "it is an option of `oneshui benchmark`",
 }
 NOT_IN_EVALUATION = {
     "run": "the benchmark evaluates its own runs",

@@ -14,6 +14,7 @@ from ...option_values import expand_home
 from ...reporting import Reporter
 from ...runs import MANIFEST, read_object, require_writable_place
 from ..command_options import BenchmarkOptions
+from ..tracking import check_report_to
 from .grid import Grid, read_grid
 
 if TYPE_CHECKING:
@@ -34,6 +35,11 @@ def check_benchmark(options: BenchmarkOptions) -> None:
     grid = with_data_dirs(read_grid(options.grid), options.data_dir)
     resolve_output_dir(options, grid)
     jobs_of_shard([], options.shard)
+    check_report_to(options.report_to)
+    if options.check is not None:
+        from .check_tables import expected_values
+
+        expected_values(options, grid)
 
 
 def with_data_dirs(grid: Grid, given: Sequence[str]) -> Grid:

@@ -1,0 +1,125 @@
+"""Expected values of tables: the published files, comparison at the tolerance, missing rows, and files that are invalid."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import expected_values
+import pytest
+
+from oneshui_hf.errors import OneshuiError, UsageError
+from oneshui_hf.results.aggregate import summarise
+from oneshui_hf.results.expected import ExpectedTables, compare, read_expected
+from support.report_rows import failed, row
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+RENAMED = {"forget-keys": "forget-keys quantile"}
+ROWS = [row(label, strength, seed=seed) for seed in (0, 1) for label, strength in (("original", 0.0), ("oracle", 1.0), ("ssd", 0.5))]
+TOW = fmean(one["metrics"]["tow"] for one in ROWS if one["method"] == "ssd")
+
+
+def table(label: str = "ssd", seeds: tuple[int, ...] = (0, 1), **cells: tuple[float, float]) -> dict[str, Any]:
+    values = {column: {"expected": expected, "tolerance": tolerance} for column, (expected, tolerance) in cells.items()}
+    return {
+        "format": 1,
+        "grid": "tiny",
+        "tables": [{"dataset": "synthetic", "forget": 4, "seeds": list(seeds), "rows": {label: values}}],
+    }
+
+
+def compared(contents: dict[str, Any], rows: list[dict[str, Any]] = ROWS) -> dict[str, Any]:
+    return compare(ExpectedTables.model_validate(contents), summarise(rows))
+
+
+def test_a_cell_is_off_beyond_its_tolerance_alone() -> None:
+    inside = compared(table(tow=(TOW + 0.999, 1.0)))
+    assert inside == {"cells": 1, "off": [], "missing": []}
+    outside = compared(table(tow=(TOW + 1.001, 1.0), retain=(0.0, 1000.0)))
+    assert outside["cells"] == 2
+    [cell] = outside["off"]
+    place = {"dataset": "synthetic", "forget": 4, "row": "ssd", "column": "tow", "expected": TOW + 1.001, "tolerance": 1.0}
+    assert cell == place | {"found": pytest.approx(TOW)}
+
+
+def test_unknown_value_is_off() -> None:
+    rows = copy.deepcopy(ROWS)
+    rows[-1]["metrics"]["tow"] = None
+    [cell] = compared(table(tow=(TOW, 1000.0)), rows)["off"]
+    assert cell["found"] is None
+
+
+@pytest.mark.parametrize(
+    ("contents", "rows", "label", "reason"),
+    [
+        (table("jit", tow=(1.0, 1.0)), ROWS, "jit", "the table has no such row"),
+        (table(seeds=(0, 1, 2), tow=(1.0, 1.0)), ROWS, "ssd", "measured for seeds 0, 1, expected for seeds 0, 1, 2"),
+        (table(tow=(1.0, 1.0)), [*ROWS[:-1], failed("ssd", "why", seed=1)], "ssd", "done for 1 of 2 seeds"),
+        (table(tow=(1.0, 1.0)), [one | {"forget": 5} for one in ROWS], None, "the benchmark has no such table"),
+    ],
+)
+def test_missing_rows_are_named(contents: dict[str, Any], rows: list[dict[str, Any]], label: str | None, reason: str) -> None:
+    found = compared(contents, rows)
+    assert found == {"cells": 0, "off": [], "missing": [{"dataset": "synthetic", "forget": 4, "row": label, "reason": reason}]}
+
+
+def write(folder: Path, text: str) -> Path:
+    (folder / "expected.json").write_text(text)
+    return folder / "expected.json"
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "words"),
+    [
+        ("[]", OneshuiError, "contains no JSON object"),
+        ("{", OneshuiError, "is not JSON"),
+        ('{"format": 1}', OneshuiError, "has no field 'grid'"),
+        (json.dumps(table(tow=(1.0, 1.0)) | {"format": 2}), OneshuiError, "'format' should be 1"),
+        (json.dumps(table(tow=(1.0, 1.0)) | {"tables": []}), OneshuiError, "'tables'"),
+        (json.dumps(table(tow=(1.0, -1.0))), OneshuiError, "tolerance' should be greater than or equal to 0"),
+        (json.dumps(table(towe=(1.0, 1.0), tow=(1.0, 1.0))), UsageError, "have no column"),
+        (json.dumps(table(tow=(1.0, 1.0)) | {"grid": "faces"}), UsageError, "of grid 'faces', not of 'tiny'"),
+        (json.dumps(table(tow=(1.0, 1.0))).replace(": 1.0,", ': "1",'), OneshuiError, "expected' should be a valid number"),
+    ],
+)
+def test_invalid_file_is_an_error_of_one_sentence(tmp_path: Path, text: str, kind: type[OneshuiError], words: str) -> None:
+    file = write(tmp_path, text)
+    with pytest.raises(kind) as caught:
+        read_expected(file, "tiny")
+    assert words in str(caught.value)
+    assert str(caught.value).count("\n") == 0
+
+
+def test_missing_file_is_an_error_with_an_example(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"There is no file .*/none\.json; --check takes a JSON file"):
+        read_expected(tmp_path / "none.json", "tiny")
+
+
+@pytest.mark.parametrize("grid", ["faces", "paper-regime"])
+def test_published_files_follow_from_the_published_results(grid: str) -> None:
+    file = RESULTS / "expected" / f"{grid}.json"
+    assert json.loads(file.read_text()) == expected_values.expected_tables(RESULTS / grid / "results.csv", grid, RENAMED)
+    found = read_expected(file, grid)
+    cells = [cell for one in found.tables for cells in one.rows.values() for cell in cells.values()]
+    assert len(cells) > 150
+    assert all(0 < cell.tolerance < 12 for cell in cells)
+
+
+def test_expected_values_of_the_study_are_those_of_the_tables(tmp_path: Path) -> None:
+    """The study reads results.csv, and the check reads the rows: both give the same means."""
+    from oneshui_hf.results.tables import tidy_csv
+
+    (tmp_path / "results.csv").write_text(tidy_csv(ROWS))
+    contents = expected_values.expected_tables(tmp_path / "results.csv", "tiny", {})
+    assert contents["tables"][0]["seeds"] == [0, 1]
+    assert contents["tables"][0]["rows"].keys() == {"do nothing", "oracle", "ssd"}
+    for row_cells in contents["tables"][0]["rows"].values():
+        assert row_cells.keys() == {"retain", "forget", "test", "tow", "gap_closure", "attack"}
+        for cell in row_cells.values():
+            cell["tolerance"] = 1e-3
+    assert compared(contents) == {"cells": 18, "off": [], "missing": []}
+    rows = expected_values.expected_tables(tmp_path / "results.csv", "tiny", {})["tables"][0]["rows"]
+    assert rows["ssd"]["tow"]["tolerance"] == pytest.approx(1.8)  # the noise floor: 100 - 98.2

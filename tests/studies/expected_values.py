@@ -1,0 +1,90 @@
+"""Write the file of expected values of `oneshui benchmark --check` from a benchmark's results.csv.
+
+    python tests/studies/expected_values.py docs/results/faces/results.csv --grid faces --rename "forget-keys=forget-keys quantile" \
+        > docs/results/expected/faces.json
+
+The expected value of a cell is the mean over seeds. Its tolerance is the noise floor of the table, which is the difference of two oracles
+of different seeds: another machine rounds differently, and training amplifies that as it does another seed. It is at least what tables
+print.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+COLUMNS = {  # where the value of a column is found in results.csv; SCORE is map or accuracy
+    **{name: (name, "SCORE") for name in ("retain", "forget", "test")},
+    **{name: ("", name) for name in ("tow", "gap_closure")},
+    "attack": ("", "attack.strongest.auc_either_way"),
+}
+FLOORS = {  # where its noise floor is found, and the value without any difference
+    **{name: (name, "noise_floor", 0.0) for name in ("retain", "forget", "test")},
+    "tow": ("", "noise_floor.tow", 100.0),
+    "gap_closure": ("", "noise_floor.gap_closure", 0.0),
+    "attack": ("", "noise_floor.auc_either_way", 0.5),
+}
+LEAST = {"gap_closure": 0.01, "attack": 0.01}  # of a tolerance; 0.1 points for scores
+
+Numbers = Mapping[tuple[int, str, str, str], float]  # by seed, method, set and metric
+
+
+def expected_tables(file: Path, grid: str, renamed: Mapping[str, str]) -> dict[str, Any]:
+    """Return the contents of the file of expected values."""
+    tables: dict[tuple[str, int], dict[tuple[int, str, str, str], float]] = {}
+    with file.open(encoding="utf-8") as stream:
+        for row in csv.DictReader(stream):
+            if row["value"]:
+                key = int(row["seed"]), row["method"], row["set"], row["metric"]
+                tables.setdefault((row["dataset"], int(row["forget"])), {})[key] = float(row["value"])
+    listed = [{"dataset": dataset, "forget": forget, **_table(numbers, renamed)} for (dataset, forget), numbers in sorted(tables.items())]
+    return {"format": 1, "grid": grid, "tables": listed}
+
+
+def _table(numbers: Numbers, renamed: Mapping[str, str]) -> dict[str, Any]:
+    seeds = sorted({seed for seed, *_ in numbers})
+    methods = sorted({method for _, method, *_ in numbers})
+    score = "map" if any(metric == "map" for *_, metric in numbers) else "accuracy"
+    floors = {column: _floor(numbers, seeds, methods, column) for column in COLUMNS}
+    rows = {}
+    for method in methods:
+        cells = {}
+        for column, (of_set, metric) in COLUMNS.items():
+            values = [numbers.get((seed, method, of_set, metric.replace("SCORE", score))) for seed in seeds]
+            known = [value for value in values if value is not None]
+            if len(known) == len(seeds) and floors[column] is not None:
+                tolerance = max(floors[column] or 0.0, LEAST.get(column, 0.1))
+                cells[column] = {"expected": float(f"{fmean(known):.6g}"), "tolerance": float(f"{tolerance:.3g}")}
+        if cells:
+            rows[renamed.get(method, method)] = cells
+    return {"seeds": seeds, "rows": rows}
+
+
+def _floor(numbers: Numbers, seeds: Iterable[int], methods: Iterable[str], column: str) -> float | None:
+    """Return the noise floor of a column, the mean over seeds; None where a seed has none."""
+    of_set, metric, level = FLOORS[column]
+    methods = list(methods)
+    found = [next((numbers[key] for method in methods if (key := (seed, method, of_set, metric)) in numbers), None) for seed in seeds]
+    known = [abs(value - level) for value in found if value is not None]
+    return fmean(known) if len(known) == len(found) else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--grid", required=True)
+    parser.add_argument("--rename", action="append", default=[], help="LABEL=LABEL: the grid's present name of a row")
+    given = parser.parse_args()
+    renamed = dict(pair.split("=", 1) for pair in given.rename)
+    json.dump(expected_tables(given.results, given.grid, renamed), sys.stdout, indent=1)
+    sys.stdout.write("\n")
+
+
+if __name__ == "__main__":
+    main()

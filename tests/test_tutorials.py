@@ -1,0 +1,78 @@
+"""The notebooks of docs/tutorials: they run from an empty folder, and their stored outputs are small, complete and without places."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.pages import DOCS, prebuild
+
+NOTEBOOKS = ("forgetting-in-ten-minutes", "method-of-your-own", "auditing-a-model", "reading-a-benchmark")  # the first makes runs
+MOST_BYTES = 600_000
+
+
+def read(name: str) -> dict[str, Any]:
+    return json.loads((DOCS / "tutorials" / f"{name}.ipynb").read_text(encoding="utf-8"))
+
+
+def code_cells(notebook: dict[str, Any]) -> list[dict[str, Any]]:
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def test_notebooks_are_listed_and_small() -> None:
+    files = sorted((DOCS / "tutorials").glob("*.ipynb"))
+    assert sorted(file.stem for file in files) == sorted(NOTEBOOKS)
+    assert sum(file.stat().st_size for file in files) < MOST_BYTES
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_outputs_are_of_one_run_from_top_to_bottom(name: str) -> None:
+    cells = code_cells(read(name))
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    kinds = {output["output_type"] for cell in cells for output in cell["outputs"]}
+    assert kinds <= {"stream", "execute_result", "display_data"}
+    assert any("image/svg+xml" in output.get("data", {}) for cell in cells for output in cell["outputs"])
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_outputs_contain_no_place_of_the_machine(name: str) -> None:
+    text = json.dumps([cell["outputs"] for cell in code_cells(read(name))])
+    assert not re.search(r"/home/|/root/|/tmp/|/work/|/usr/|site-packages|0x[0-9a-f]{8}|[A-Za-z]:\\\\", text)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_page_of_the_site_has_every_cell_and_figure(name: str, tmp_path: Path) -> None:
+    notebook = read(name)
+    prebuild().write_notebook(DOCS / "tutorials" / f"{name}.ipynb", tmp_path)
+    page = (tmp_path / f"{name}.md").read_text(encoding="utf-8")
+    for cell in notebook["cells"]:
+        assert "".join(cell["source"]).replace(".ipynb", "") in page.replace(".md", "").replace(".ipynb", "")
+    figures = re.findall(r"!\[.+\]\((.+\.svg)\)", page)
+    assert len(figures) == sum("image/svg+xml" in output.get("data", {}) for cell in code_cells(notebook) for output in cell["outputs"]) > 0
+    assert all((tmp_path / figure).read_text(encoding="utf-8").startswith("<svg ") for figure in figures)
+
+
+@pytest.mark.slow
+def test_notebooks_run_from_an_empty_folder(tmp_path: Path) -> None:
+    nbformat = pytest.importorskip("nbformat", reason="needs the extra notebooks")
+    nbclient = pytest.importorskip("nbclient", reason="needs the extra notebooks")
+    pytest.importorskip("ipykernel", reason="needs the extra notebooks")
+    pytest.importorskip("matplotlib")
+    for name in NOTEBOOKS:
+        notebook = nbformat.read(DOCS / "tutorials" / f"{name}.ipynb", 4)
+        stored = [[kind(output) for output in cell.outputs] for cell in notebook.cells if cell.cell_type == "code"]
+        place = {"metadata": {"path": str(tmp_path)}}
+        nbclient.NotebookClient(notebook, timeout=1200, kernel_name="python3", resources=place).execute()  # raises the error of a cell
+        found = [[kind(output) for output in cell.outputs] for cell in notebook.cells if cell.cell_type == "code"]
+        assert [[one for one in cell if one != "stderr"] for cell in found] == stored, name
+
+
+def kind(output: Any) -> str:
+    """Return what a reader sees of an output: the name of a stream, a figure, or text."""
+    if output["output_type"] == "stream":
+        return output["name"]
+    return "figure" if "image/svg+xml" in output["data"] else "text"
