@@ -12,24 +12,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import runs
+from .api_app import *  # noqa: F403
 from .api_desk import *  # noqa: F403  the functions of the request desk
 from .api_hub import *  # noqa: F403  those for a repository on the Hub
 from .api_options import AnyRun, read_options, split_options, with_options
 from .api_run import Run, open_run
+from .imports import heavy_imports
 from .options import fields
 from .reporting import SILENT, Reporter, default_reporter
 from .runs import Kind
 from .stages import checks
 from .stages.audit_options import AuditOptions, check_audit
+from .stages.cache_options import CacheListOptions, ClearOptions, EnvironmentOptions
 from .stages.command_options import (
     BenchmarkOptions,
-    CacheListOptions,
     CheckOptions,
-    ClearOptions,
     DataOptions,
     DemoOptions,
     DrawOptions,
-    EnvironmentOptions,
     EvaluateOptions,
     PredictOptions,
     PrepareOptions,
@@ -41,7 +41,9 @@ from .stages.command_options import (
     TuneOptions,
     UnlearnOptions,
 )
+from .stages.download import with_hub_copy
 from .stages.method_choice import with_method
+from .stages.publishing.card_metadata import check_card_options
 from .stages.publishing.options import DataPushOptions, PullOptions, PushOptions
 from .stages.recovery import reserved_output
 
@@ -55,7 +57,7 @@ ANY_KIND: tuple[Kind, ...] = ("original", "oracle", "unlearned")
 @with_options(TrainOptions)
 def train(*, reporter: Reporter | None = None, **options: Any) -> Run:
     """Train the original model on all training identities and return its run."""
-    resolved = read_options(TrainOptions, options, "train")
+    resolved = with_hub_copy(read_options(TrainOptions, options, "train"))
     with reserved_output(checks.check_train(resolved), "--output-dir"):
         from .stages.train import train as stage
 
@@ -126,7 +128,8 @@ def unlearn(run: AnyRun = None, images: Paths = (), *, reporter: Reporter | None
     checks.check_request(resolved)
     resolved = with_method(original.require_finished(), resolved, methods, reporter)
     with reserved_output(checks.check_unlearn(original, resolved, methods), "--output-dir", original.path):
-        from .stages.unlearn import unlearn as stage
+        with heavy_imports():
+            from .stages.unlearn import unlearn as stage
 
         return Run.of(stage(original, resolved, methods, reporter=reporter))
 
@@ -151,7 +154,8 @@ def predict(run: AnyRun, images: Paths, *, reporter: Reporter | None = None, **o
     resolved = read_options(PredictOptions, {**options, "images": images}, "predict")
     predicting = open_run(run, ANY_KIND, reporter, "predict")
     checks.check_predict(predicting, resolved)
-    from .stages.predict import predict as stage
+    with heavy_imports():
+        from .stages.predict import predict as stage
 
     return stage(predicting, resolved, reporter)
 
@@ -199,6 +203,7 @@ def push(run: AnyRun, repo_id: str, *, reporter: Reporter | None = None, **optio
     reporter = reporter or default_reporter()
     resolved = read_options(PushOptions, {**options, "repo_id": repo_id}, "push")
     checks.check_people_flags(resolved)
+    check_card_options(resolved)
     published = open_run(run, ANY_KIND, reporter, "push")
     from .stages.publishing.model import push as stage
 
@@ -220,6 +225,7 @@ def load_dataset(
     data_dir: str | Path | None = None,
     *,
     subset: str | None = None,
+    dataset_revision: str | None = None,
     image_column: str | None = None,
     identity_column: str | None = None,
     label_columns: str | Sequence[str] = (),
@@ -231,6 +237,7 @@ def load_dataset(
         dataset: Name of a data set, folder with metadata.csv, Hub id, or path that `datasets` reads.
         data_dir: Folder of a named data set on disk.
         subset: Configuration of the data set, if it has several.
+        dataset_revision: Branch, tag or commit of a data set of the Hub.
         image_column: Your own data: the image column.
         identity_column: Your own data: the identity column.
         label_columns: Your own data: the label columns.
@@ -244,8 +251,9 @@ def load_dataset(
         UsageError: The name is unknown, or an option does not apply to it.
         OneshuiError: The files are missing or damaged.
     """
+    source = {"dataset": dataset, "data_dir": data_dir, "dataset_revision": dataset_revision, "subset": subset}
     columns = {"image_column": image_column, "identity_column": identity_column, "label_columns": label_columns}
-    resolved = read_options(DataOptions, {"dataset": dataset, "data_dir": data_dir, "subset": subset, **columns}, "load_dataset")
+    resolved = read_options(DataOptions, source | columns, "load_dataset")
     import datasets
 
     from .data.load import load_faces

@@ -19,7 +19,8 @@ from support import all_commands
 from support.commands import Oneshui, sentence
 
 COMMANDS = [
-    *("demo", "train", "retrain", "prepare", "tune", "unlearn", "evaluate", "runs", "show", "predict", "audit", "report", "push", "pull"),
+    *("demo", "train", "retrain", "prepare", "tune", "unlearn", "evaluate", "runs", "show", "predict"),
+    *("app", "audit", "report", "push", "pull"),
     *("requests receive", "requests list", "requests identify", "requests apply", "requests serve", "requests answer"),
     *("requests recheck", "requests refuse", "requests extend", "requests withdraw", "requests erase", "verify"),
     *("benchmark", "env", "data list", "data check", "data split", "data push", "methods", "methods show", "cache list", "cache clear"),

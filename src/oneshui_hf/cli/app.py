@@ -8,7 +8,9 @@ import typer
 
 from .. import api
 from ..stages import command_options as o
+from ..stages.app_options import AppOptions
 from ..stages.audit_options import AuditOptions
+from ..stages.cache_options import CacheListOptions, ClearOptions, EnvironmentOptions
 from ..stages.hub_options import RepositoryOptions, SquashOptions
 from ..stages.publishing import options as publishing
 from ..stages.purge_options import PurgeOptions
@@ -69,7 +71,7 @@ Command(
     examples=("oneshui demo",),
 ).add_to(app)  # fmt: skip
 Command(
-    "train", o.TrainOptions, api.train, show.run, as_json=show.run_json, panel=PIPELINE,
+    "train", o.TrainOptions, show_hub.train_after_question, show.run, as_json=show.run_json, panel=PIPELINE,
     summary="Train the original model on all training identities.",
     details="Names of TrainingArguments are accepted, too: --num-train-epochs, --per-device-train-batch-size, --learning-rate.",
     examples=("oneshui train --dataset celeba --data-dir DIR --forget 5", "oneshui train --dataset synthetic --epochs 10"),
@@ -121,6 +123,12 @@ Command(
     "predict", o.PredictOptions, api.predict, show.predictions, positional=("run", "images"), panel=RUNS,
     summary="Predict the labels of image files.",
     examples=("oneshui predict runs/celeba-seed0 face.jpg",),
+).add_to(app)  # fmt: skip
+Command(
+    "app", AppOptions, api.serve_app, show.address, positional=("run",), panel=RUNS, stopped="the page is closed",
+    summary="Show in the browser what forgetting a person would change.",
+    details="Try methods on one photo, and forget through the request desk. On this machine only, unless --host and --auth are given.",
+    examples=("oneshui app demo/original", "oneshui app runs/celeba-seed0 --samples photos --desk requests"),
 ).add_to(app)  # fmt: skip
 Command(
     "audit", AuditOptions, api.audit, show_audit.audit, positional=("unlearned",), panel=RUNS,
@@ -239,18 +247,18 @@ def methods_show(name: Annotated[str, typer.Argument(help="Name of the method.")
 
 cache = group("cache", "List and remove cached models.", DATA)
 Command(
-    "list", o.CacheListOptions, api.list_cache, show.cache, group="cache",
+    "list", CacheListOptions, api.list_cache, show.cache, group="cache",
     summary="List the cached models, the last used first.",
     examples=("oneshui cache list --cache-dir DIR",),
 ).add_to(cache)  # fmt: skip
 Command(
-    "clear", o.ClearOptions, api.clear_cache, show.cleared, group="cache",
+    "clear", ClearOptions, api.clear_cache, show.cleared, group="cache",
     summary="Remove cached models that no process uses.",
     examples=("oneshui cache clear --kind oracle --older-than 30",),
 ).add_to(cache)  # fmt: skip
 
 Command(
-    "env", o.EnvironmentOptions, api.environment, show.environment, panel=DATA,
+    "env", EnvironmentOptions, api.environment, show.environment, panel=DATA,
     summary="Print versions, devices and disk use for a bug report.",
     examples=("oneshui env --json",),
 ).add_to(app)  # fmt: skip

@@ -11,9 +11,9 @@ from ..options import flag
 from ..runs import Run, read_json
 from ..sets import EVALUATED
 from ..stages.command_options import DEFAULT_METHOD
+from ..stages.requests.verdict import photo_line
 from ..stages.unseen_range import judged
 from .printing import megabytes, number, print_indented, print_line, table
-from .show_desk import photo_line
 
 KIND = {"original": "Original model", "oracle": "Oracle", "unlearned": "Unlearned model"}
 LABELS = {"guessed by the model": "predicted by the model"}  # how receipts name them, and how they are printed
@@ -143,7 +143,11 @@ def artefact(folder: Path | dict[str, Any]) -> None:
         images = f"{values['forward']:,} images forward, {values['backward']:,} forward and backward"
         if values["trainings"]:
             images = f"{values['trainings']} trainings by the run's recipe, {images}"
-        print_line(f"Estimated cost of preparing {values['method']}: {values['seconds']:.1f} s ({images}), {megabytes(values['bytes'])}.")
+        if values["simulated_requests"]:
+            images += f"; {values['simulated_requests']} simulated requests, {values['simulation_forward']:,} images forward"
+        memory = f" on disk, {megabytes(values['memory'])} of memory besides the model" if values["memory"] else ""
+        size = f"{megabytes(values['bytes'])}{memory}"
+        print_line(f"Estimated cost of preparing {values['method']}: {values['seconds']:.1f} s ({images}), {size}.")
         return
     print_line(f"Prepared: {folder} ({megabytes(values['bytes'])}, {values['report']['seconds']} s)")
 
@@ -176,6 +180,11 @@ def tuned(file: Path) -> None:
 def tuned_json(file: Path) -> dict[str, Any]:
     """Return a preset as JSON."""
     return {"file": str(file), **read_json(file)}
+
+
+def address(result: Mapping[str, Any]) -> None:
+    """Print that the page is closed."""
+    print_line(f"The page at {result['address']} is closed.")
 
 
 def predictions(found: Sequence[dict[str, Any]]) -> None:

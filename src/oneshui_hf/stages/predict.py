@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data.image_modes import is_nearly_constant
+from ..data.image_modes import NEARLY_CONSTANT, is_nearly_constant
 from ..data.images import decode, to_pixels
 from ..errors import UsageError
 from ..models.load import load_model
@@ -41,7 +41,7 @@ def predict(run: Run, options: PredictOptions, reporter: Reporter = SILENT) -> l
     for image, photo in zip(options.images, reporter.track(images, "Predicting"), strict=True):
         pixels = to_pixels(photo, preprocess.size)
         if is_nearly_constant(pixels):
-            reporter.warn(f"{image} has nearly the same colour everywhere and may show nobody.")
+            reporter.warn(f"{image} {NEARLY_CONSTANT}")
         batch = preprocess(torch.from_numpy(np.stack([pixels])).to(device))  # (1, 3, size, size)
         with torch.no_grad():
             shares = probabilities(require_finite_logits(model(pixel_values=batch).logits), task.kind)[0].cpu()  # (labels,)
