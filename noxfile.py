@@ -1,4 +1,4 @@
-"""The commands of every machine: `nox -s tests`, `slow`, `lint`, `docs`, `demo`, `benchmark`, `bench`, `drill`, and `lock` for CI.
+"""The commands of every machine: `nox -s tests`, `slow`, `lint`, `docs`, `demo`, `benchmark`, `bench`, `gpu`, `drill`, and `lock` for CI.
 
 Each session builds the wheel and installs that, as users do; on the platform of CI with exactly the packages of the lock, elsewhere with
 what pip finds within the ranges of pyproject.toml. Set ONESHUI_TEST_ASSETS to a folder of real faces and weights for the tests
@@ -138,11 +138,21 @@ def bench(session: nox.Session) -> None:
     """Speed and memory, as ratios within one run."""
     install(session)
     session.run("python", "tests/benchmarks/bench_loading.py")
+    session.run("python", "tests/benchmarks/bench_training.py")
     session.run("python", "tests/benchmarks/bench_full_size.py")
     session.run("python", "tests/benchmarks/bench_unlearn.py")
     session.run("python", "tests/benchmarks/bench_evaluate.py")
     session.run("python", "tests/benchmarks/bench_forget_keys.py")
+    session.run("python", "tests/benchmarks/bench_preparation.py")
+    session.run("python", "tests/benchmarks/bench_growth.py")
     session.run("python", "tests/benchmarks/bench_meta_gradient.py", *session.posargs)
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """What one GPU reaches, as a JSON table, in minutes; `-- --smoke` runs it at tiny sizes on any machine."""
+    install(session)
+    session.run("python", "tests/benchmarks/gpu.py", *session.posargs)
 
 
 @nox.session

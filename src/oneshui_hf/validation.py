@@ -23,7 +23,8 @@ Count = Annotated[int, Field(ge=0)]
 class Schema(BaseModel):
     """The used fields of a JSON object. A value is not converted: "1" is no number, and 1 is no truth value."""
 
-    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, protected_namespaces=())
+    # Most commands validate few of the schemas, so each is built when it is first used.
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, protected_namespaces=(), defer_build=True)
 
 
 def check_fields(schema: type[Schema], value: Mapping[str, Any], file: Path, within: str = "") -> None:

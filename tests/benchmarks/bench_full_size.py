@@ -43,18 +43,23 @@ def write_folder(folder: Path) -> Path:
         for name in ("list_attr_celeba.txt", "identity_CelebA.txt"):
             (folder / name).symlink_to(Path(annotations).resolve() / name)
         return folder
+    write_annotations(folder, PHOTOS, PEOPLE)
+    return folder
+
+
+def write_annotations(folder: Path, photos: int, people: int) -> None:
+    """Write annotation files in CelebA's layout, of random attributes, with about as many photos of each person."""
     import numpy as np
 
     from oneshui_hf.data.builders.celeba import ATTRIBUTE_NAMES
 
     draws = np.random.default_rng(0)
-    values = np.where(draws.random((PHOTOS, len(ATTRIBUTE_NAMES))) < 0.3, " 1", "-1")
-    people = draws.integers(0, PEOPLE, PHOTOS)
-    header = [str(PHOTOS), " ".join(ATTRIBUTE_NAMES)]
+    values = np.where(draws.random((photos, len(ATTRIBUTE_NAMES))) < 0.3, " 1", "-1")
+    identities = draws.integers(0, people, photos)
+    header = [str(photos), " ".join(ATTRIBUTE_NAMES)]
     rows = [f"{number:06d}.jpg {' '.join(row)}" for number, row in enumerate(values, 1)]
     (folder / "list_attr_celeba.txt").write_text("\r\n".join([*header, *rows]) + "\r\n")
-    (folder / "identity_CelebA.txt").write_text("".join(f"{n:06d}.jpg {person}\r\n" for n, person in enumerate(people, 1)))
-    return folder
+    (folder / "identity_CelebA.txt").write_text("".join(f"{n:06d}.jpg {person}\r\n" for n, person in enumerate(identities, 1)))
 
 
 def megabytes() -> float:

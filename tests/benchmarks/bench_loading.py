@@ -4,7 +4,8 @@
 
 FOLDER is CelebA's folder on disk. Without it and without ONESHUI_TEST_ASSETS, photos of CelebA's size are generated. Both loaders apply
 the same augmentation to the same photos at the same size. Training steps are measured for a ViT-S/14 of four blocks (7.2 M parameters),
-about the smallest useful model on real faces, and for the toy model of `--model tiny`.
+about the smallest useful model on real faces, and for the toy model of `--model tiny`: with a batch that is there, and with batches that a
+thread reads and augments while the step before is computed, as in the training.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 SIDE, BATCH, STEPS, TRAINING_STEPS, ROUNDS = 56, 32, 40, 5, 5
@@ -62,6 +63,7 @@ def bench(folder: Path) -> None:
     from oneshui_hf.data.load import load_faces
     from oneshui_hf.data.memmap_cache import WORKERS
     from oneshui_hf.data.pixels import load_pixels
+    from oneshui_hf.data.prefetch import prefetch
     from oneshui_hf.data.preprocess import Preprocess
     from oneshui_hf.models.new import TINY, new_model
     from oneshui_hf.models.outputs import losses
@@ -83,20 +85,21 @@ def bench(folder: Path) -> None:
             raw = torch.from_numpy(to_pixels(decode(faces.encoded_image(int(faces.arrow_rows[order[index]]))), SIDE))
             return preprocess(augment(raw[None], "crop", generator(0, index)))[0]
 
-    def trainer(model: torch.nn.Module) -> Callable[[], None]:
+    def trainer(model: torch.nn.Module) -> Callable[[Iterable[torch.Tensor]], None]:
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
 
-        def step() -> None:
-            loss = losses(model(pixel_values=batch).logits, faces.labels[:BATCH], "multi_label").mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+        def train(photos: Iterable[torch.Tensor]) -> None:
+            for batch in photos:
+                loss = losses(model(pixel_values=batch).logits, faces.labels[:BATCH], "multi_label").mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
 
-        return step
+        return train
 
-    def from_cache() -> Iterator[torch.Tensor]:
+    def from_cache(steps: int = STEPS) -> Iterator[torch.Tensor]:
         draws = generator(0, "augment")
-        for step in range(STEPS):
+        for step in range(steps):
             rows = faces.arrow_rows[order[step * BATCH : (step + 1) * BATCH].numpy()]
             yield preprocess(augment(torch.from_numpy(pixels[rows]), "crop", draws))
 
@@ -117,17 +120,20 @@ def bench(folder: Path) -> None:
         (
             seconds_per_step(lambda: list(from_cache())),
             seconds_per_step(lambda: list(loader)),
-            seconds_per_step(lambda: [small() for _ in range(TRAINING_STEPS)], TRAINING_STEPS),
-            seconds_per_step(lambda: [tiny() for _ in range(TRAINING_STEPS)], TRAINING_STEPS),
+            seconds_per_step(lambda: small([batch] * TRAINING_STEPS), TRAINING_STEPS),
+            seconds_per_step(lambda: small(prefetch(from_cache(TRAINING_STEPS))), TRAINING_STEPS),
+            seconds_per_step(lambda: tiny([batch] * STEPS)),
+            seconds_per_step(lambda: tiny(prefetch(from_cache()))),
         )
         for _ in range(ROUNDS)
     ]
-    cache, jpeg, small_step, tiny_step = (statistics.median(column) for column in zip(*rounds, strict=True))
+    cache, jpeg, small_step, small_both, tiny_step, tiny_both = (statistics.median(column) for column in zip(*rounds, strict=True))
     print(f"{len(faces)} photos at {SIDE} pixels, batches of {BATCH}, random resized crop and flip; cache written in {built:.1f} s")
     print(f"from the cache      {1 / cache:8.1f} batches/s")
     print(f"JPEGs, {WORKERS} workers     {1 / jpeg:8.1f} batches/s   the cache is {jpeg / cache:.1f} times as fast")
-    print(f"training, ViT-S/14  {1 / small_step:8.1f} batches/s   loading adds {100 * cache / small_step:.1f} % to a step")
-    print(f"training, tiny      {1 / tiny_step:8.1f} batches/s   loading adds {100 * cache / tiny_step:.1f} % to a step")
+    for name, step, both in (("ViT-S/14", small_step, small_both), ("tiny", tiny_step, tiny_both)):
+        added = f"loading adds {100 * (both / step - 1):.1f} % to a step, {100 * cache / step:.1f} % without the thread"
+        print(f"training, {name:10}{1 / step:8.1f} batches/s   {added}")
 
 
 if __name__ == "__main__":

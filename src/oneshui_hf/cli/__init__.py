@@ -11,7 +11,11 @@ def main() -> None:
     """Run the command line. Ctrl-C ends it without a traceback, also while it starts or ends."""
     code = INTERRUPTED
     try:
-        from .app import run
+        from ..imports import exit_without_collection, heavy_imports
+
+        exit_without_collection()
+        with heavy_imports():
+            from .app import run
 
         code = run()
     except KeyboardInterrupt:
