@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,13 @@ def test_commands_are_found() -> None:
     assert len(all_calls()) > 80
 
 
+def test_shell_scripts_are_valid() -> None:
+    scripts = [block for page in [*TOP, *PAGES] for block in blocks(page) if block.language == "bash"]
+    assert scripts
+    for script in scripts:
+        subprocess.run(["bash", "-n"], input=script.text, text=True, check=True)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_a_page_opens_with_a_summary_and_a_table_or_figure(page: Path) -> None:
     title, empty, *lines = page.read_text(encoding="utf-8").splitlines()
@@ -94,6 +102,17 @@ def test_links_of_generated_pages_resolve() -> None:
         check_links(page, text)
 
 
+def test_links_of_the_written_site_lead_to_its_files(tmp_path: Path) -> None:
+    """Links to reference/ have no target in the repository; `nox -s docs` builds the site from what is written here."""
+    prebuild().main(tmp_path / "site")
+    found = [
+        (page, link.partition("#")[0]) for page in (tmp_path / "site").rglob("*.md") for link in links(page.read_text(encoding="utf-8"))
+    ]
+    targets = {(page, path): (page.parent / path).resolve() for page, path in found if path}
+    assert sum(target.parent.name == "reference" for target in targets.values()) >= 5
+    assert not [f"{page.relative_to(tmp_path)}: {path}" for (page, path), target in targets.items() if not target.is_file()]
+
+
 def check_links(page: Path, text: str) -> None:
     for link in links(text):
         path, _, anchor = link.partition("#")
@@ -121,7 +140,8 @@ def test_navigation_lists_every_page() -> None:
         return [inner] if isinstance(inner, str) else [path for one in inner for path in paths(one)]
 
     listed = [path for entry in tomllib.loads((ROOT / "zensical.toml").read_text())["project"]["nav"] for path in paths(entry)]
-    pages = [str(page.relative_to(DOCS)) for page in [*PAGES, *generated()]]
+    notebooks = [notebook.with_suffix(".md") for notebook in DOCS.rglob("*.ipynb")]  # docs/prebuild.py writes their pages
+    pages = [str(page.relative_to(DOCS)) for page in [*PAGES, *generated(), *notebooks]]
     assert sorted(listed) == sorted(pages)
 
 

@@ -110,6 +110,7 @@ def test_option_without_effect_is_reported(oneshui: Oneshui, trained: Path) -> N
     code, _, err = oneshui(*words, "--folds", 3)
     assert (code, "--folds has no effect with the other options of 'forget-keys', and is ignored." in err) == (0, True)
     assert "no effect" not in oneshui(*words, "--probe-weight", 0.5)[2]
+    assert "no effect" not in oneshui(*words, "--folds", 5)[2], "the default, as a benchmark gives it"
 
 
 def test_preset_applies_to_unlearn(oneshui: Oneshui, trained: Path, photo: Path, tmp_path: Path) -> None:

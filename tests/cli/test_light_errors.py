@@ -56,6 +56,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_wrong_value_of_every_option_imports_nothing_heavy(folder: Path) -> None:
     cases: list[list[str]] = []
     for command in COMMANDS:

@@ -42,6 +42,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
     ],
 )
+@pytest.mark.slow
 def test_pipeline_loads_runs_after_import(imports: str, runs: Path) -> None:
     code = (
         f"{imports}\n"

@@ -158,6 +158,7 @@ def test_every_cell_has_a_row_per_model_and_method(done: Path) -> None:
     assert set(read_json(done / "benchmark.json")["rows"]) == set(rows)
 
 
+@pytest.mark.slow
 def test_row_equals_the_result_of_the_single_commands(done: Path, tmp_path: Path) -> None:
     original = oneshui_hf.train(**GRID["datasets"][0], forget=2, output_dir=str(tmp_path / "original"))
     oneshui_hf.retrain(original)
@@ -209,6 +210,7 @@ def test_failed_job_is_reported_and_does_not_stop_the_others(oneshui: Oneshui, d
     assert ",failed,1" not in (done_copy / "results.csv").read_text()
 
 
+@pytest.mark.slow
 def test_shards_together_give_the_same_results_as_one_run(done: Path, tmp_path: Path) -> None:
     shared: dict[str, Any] = {"output_dir": str(tmp_path / "output"), "cache_dir": str(done / "cache")}
     first = oneshui_hf.benchmark(write(tmp_path), shard="1/2", **shared)
@@ -295,6 +297,7 @@ def test_weights_of_unlearned_models_are_kept_on_request_only(done_copy: Path) -
     assert all((path / "model.safetensors").exists() for path in kept)
 
 
+@pytest.mark.slow
 def test_evicted_models_are_made_again_for_other_evaluation_options(done_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("train", "retrain"):
         monkeypatch.setattr(f"oneshui_hf.stages.evaluation.model_cache.{name}", None)

@@ -43,6 +43,7 @@ def of_person(person: int, photo: int) -> list[int]:
     return [person % 2, person // 2 % 2, 1]
 
 
+@pytest.mark.slow
 def test_person_whose_labels_never_vary_has_no_score_at_any_stage(tmp_path: Path, oneshui: Oneshui) -> None:
     folder = label_folder(tmp_path / "photos", of_person)
     run = oneshui_hf.train(dataset=str(folder), **RECIPE, output_dir=str(tmp_path / "original"))

@@ -71,6 +71,7 @@ def test_a_command_whose_output_another_process_writes_ends_with_one_sentence(
     assert sentence(err).endswith(f"Another process is writing {output}; wait until it has ended{advice}")
 
 
+@pytest.mark.slow
 def test_shards_of_a_benchmark_run_at_the_same_time(tmp_path: Path, oneshui: Oneshui) -> None:
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(GRID))
     with another_writer(tmp_path / "bench.shard-1-of-2"):

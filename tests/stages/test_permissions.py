@@ -12,6 +12,8 @@ import yaml
 import oneshui_hf
 from oneshui_hf.stages.training import checkpoint
 
+pytestmark = pytest.mark.slow
+
 PRIVATE = {"split.json", "curves.json"}
 RECIPE = {"dataset": "synthetic", "forget": 2, "epochs": 1, "optimizer": "adamw", "keep": "last"}
 

@@ -36,6 +36,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     )
 
 
+@pytest.mark.slow
 def test_the_pipeline_on_classes(trained: Run, tmp_path: Path) -> None:
     assert trained.record.dataset["task"] == "single_label"
     assert trained.record.dataset["labels"] == sorted(AGES)

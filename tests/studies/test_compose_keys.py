@@ -53,6 +53,7 @@ def test_line_contains_before_and_after_of_all_three_sets() -> None:
 
 
 @pytest.mark.parametrize("words", [["compose_keys.py"], ["read_keys.py", "--run"]])
+@pytest.mark.slow
 def test_missing_run_is_reported_in_one_sentence(words: list[str], tmp_path: Path) -> None:
     script = Path(__file__).with_name(words[0])
     done = subprocess.run([sys.executable, script, *words[1:], tmp_path / "nothing"], capture_output=True, text=True)

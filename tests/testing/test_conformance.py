@@ -122,6 +122,7 @@ def test_built_in_methods_keep_the_contract(tmp_path: Path) -> None:
     assert failures(cases, tmp_path) == {name: [] for name in BUILT_IN}
 
 
+@pytest.mark.slow
 def test_method_of_the_current_folder_needs_no_installation(tmp_path: Path) -> None:
     example = SUPPORT.parents[1] / "plugins" / "example" / "head_ascent.py"
     (tmp_path / "my_method.py").write_text(example.read_text())

@@ -33,6 +33,8 @@ from support.affine_model import face_set
 from support.architectures import classifier
 from support.commands import Oneshui
 
+pytestmark = pytest.mark.slow
+
 ALL: dict[str, Any] = {"resamples": 100, "attacks": "all"}
 
 

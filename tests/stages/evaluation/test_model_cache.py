@@ -22,6 +22,7 @@ from oneshui_hf.options import fields
 from oneshui_hf.plugins import Plugins
 from oneshui_hf.reporting import SILENT, Reporter
 from oneshui_hf.runs import Run, hash_file, read_json, write_json
+from oneshui_hf.stages import distributed
 from oneshui_hf.stages.command_options import EvaluateOptions, TrainOptions
 from oneshui_hf.stages.distributed import make_accelerator
 from oneshui_hf.stages.evaluate import evaluate
@@ -70,7 +71,9 @@ def test_key_of_an_original_depends_on_every_option_of_the_recipe_and_on_no_loca
     distinct = {json.dumps(found, sort_keys=True) for found in (key, *keys)}
     assert len(distinct) == 1 + len(different)
     assert "head" not in key["options"]  # added later: keys of models that were cached before stay valid
-    for same in ({"output_dir": "elsewhere"}, {"resume": True}, {"overwrite": True}, {"model": "tiny"}, {"reserve_supports": None}):
+    assert "model_revision" not in key["options"]
+    locations = ({"output_dir": "elsewhere"}, {"dataset_revision": "v1"}, {"push_to_hub": "owner/name"}, {"download": True})
+    for same in (*locations, {"resume": True}, {"overwrite": True}, {"model": "tiny"}, {"reserve_supports": None}):
         assert model_cache.original_key(dataclasses.replace(options, **same)) == key
     assert not (tmp_path / "cache").exists()
 
@@ -99,8 +102,8 @@ def test_key_depends_on_precision_processes_and_code_version(original: Run, tmp_
     options = TrainOptions(dataset="synthetic", forget=2)
 
     def keys(processes: int = 1, supports_bf16: bool = False) -> list[dict[str, Any]]:
-        monkeypatch.setattr(model_cache_module, "supports_bf16", lambda device: supports_bf16)
-        accelerator: Any = SimpleNamespace(num_processes=processes, device="cpu", main_process_first=contextlib.nullcontext)
+        monkeypatch.setattr(distributed, "supports_bf16", lambda device: supports_bf16)
+        accelerator: Any = SimpleNamespace(num_processes=processes, device=torch.device("cuda"), main_process_first=contextlib.nullcontext)
         model_cache = ModelCache(Cache(tmp_path), accelerator)
         return [model_cache.original_key(options), model_cache.oracle_key(original, 0)]
 
@@ -311,6 +314,7 @@ class InterruptingReporter(Reporter):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_resumed_training_has_the_same_weights(original: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     oracle = oneshui_hf.retrain(original, seed=1, output_dir=str(tmp_path / "oracle"))
     recipe = TrainOptions(**RECIPE)
@@ -321,7 +325,7 @@ def test_resumed_training_has_the_same_weights(original: Run, tmp_path: Path, mo
     for uninterrupted, make in cases:
         cache = tmp_path / f"cache-{uninterrupted.record.kind}"
         with pytest.raises(KeyboardInterrupt):
-            make(cache_in(cache, InterruptingReporter("Epoch 2:")))
+            make(cache_in(cache, InterruptingReporter("epoch 2/")))
         (entry,) = Cache(cache).entries()
         assert not entry.locked
         assert Run.open(cache / entry.key).record.state == "training"
@@ -338,16 +342,17 @@ def test_resumed_training_has_the_same_weights(original: Run, tmp_path: Path, mo
             assert make(cache_in(cache)).weights == uninterrupted.weights
 
 
+@pytest.mark.slow
 def test_a_cached_training_that_cannot_be_resumed_starts_again(original: Run, tmp_path: Path) -> None:
     recipe = TrainOptions(dataset="synthetic", forget=2, epochs=3, optimizer="adamw", seed=7)
     uninterrupted = cache_in(tmp_path / "other").original(recipe)
     with pytest.raises(KeyboardInterrupt):
-        cache_in(tmp_path / "cache", InterruptingReporter("Epoch 2:")).original(recipe)
+        cache_in(tmp_path / "cache", InterruptingReporter("epoch 2/")).original(recipe)
     (entry,) = Cache(tmp_path / "cache").entries()
     (tmp_path / "cache" / entry.key / "checkpoint-1" / "progress.json").write_text("{}")
     reporter = InterruptingReporter()
     assert cache_in(tmp_path / "cache", reporter).original(recipe).weights == uninterrupted.weights
-    assert sum(message.startswith("Epoch 1:") for message in reporter.messages) == 1  # from the start
+    assert sum(message.startswith("epoch 1/") for message in reporter.messages) == 1  # from the start
 
 
 def test_a_cached_run_that_was_being_replaced_is_restored(original: Run, tmp_path: Path) -> None:
@@ -356,7 +361,7 @@ def test_a_cached_run_that_was_being_replaced_is_restored(original: Run, tmp_pat
     made.path.rename(made.path.with_name(f".{made.path.name}.0123abcd.replaced"))
     reporter = InterruptingReporter()
     assert cache_in(tmp_path / "cache", reporter).oracle(original, 0).path == made.path
-    assert not any(message.startswith("Epoch") for message in reporter.messages)
+    assert not any(message.startswith("epoch ") for message in reporter.messages)
 
 
 def test_cached_oracle_equals_that_of_retrain(original: Run, tmp_path: Path) -> None:
@@ -375,6 +380,7 @@ def test_cached_oracle_equals_that_of_retrain(original: Run, tmp_path: Path) -> 
     assert entry.about == {"dataset": "synthetic", "seed": 0}
 
 
+@pytest.mark.slow
 def test_moved_data_is_used_for_every_model_that_is_made(tmp_path: Path, celeba_folder: Callable[..., Path]) -> None:
     folder = celeba_folder(people=8, photos=4)
     options = {"dataset": "celeba", "data_dir": str(folder), "model": "tiny", "image_size": 16, "forget": 1, "epochs": 1}

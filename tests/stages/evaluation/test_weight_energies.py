@@ -26,6 +26,8 @@ from oneshui_hf.stages.run_data import open_data
 from support.attack_data import rng
 from support.commands import Oneshui
 
+pytestmark = pytest.mark.slow
+
 QUICK: dict[str, Any] = {"resamples": 100}
 FILE = Path("predictions") / "weight-difference.safetensors"
 
