@@ -58,9 +58,9 @@ def test_page_of_the_site_has_every_cell_and_figure(name: str, tmp_path: Path) -
 
 @pytest.mark.slow
 def test_notebooks_run_from_an_empty_folder(tmp_path: Path) -> None:
-    nbformat = pytest.importorskip("nbformat", reason="needs the extra notebooks")
-    nbclient = pytest.importorskip("nbclient", reason="needs the extra notebooks")
-    pytest.importorskip("ipykernel", reason="needs the extra notebooks")
+    nbformat = pytest.importorskip("nbformat", reason="needs the extra dev")
+    nbclient = pytest.importorskip("nbclient", reason="needs the extra dev")
+    pytest.importorskip("ipykernel", reason="needs the extra dev")
     pytest.importorskip("matplotlib")
     for name in NOTEBOOKS:
         notebook = nbformat.read(DOCS / "tutorials" / f"{name}.ipynb", 4)

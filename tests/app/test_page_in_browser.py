@@ -56,7 +56,7 @@ def served(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[Callable[[int, bool], Any]]:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install 'oneshui-hf[browser]'")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install 'oneshui-hf[dev]'")
     opened: list[Any] = []
 
     def open_browser(width: int, dark: bool = False) -> Any:
