@@ -51,7 +51,7 @@ def test_a_person_is_named_with_the_rates(photo: Photo) -> None:
     assert "0.910" in html
     assert "1 % (at most 5 %, from 60 people)" in html
     unknown = Examination(BARS, [], Match("ada", 0.5, math.inf, False, 0.8, 0.05), found.calibration, None, None)
-    assert "Nobody that was trained on" in rendering.person_on(photo, unknown, [])
+    assert "No enrolled person matches" in rendering.person_on(photo, unknown, [])
     faceless = Examination(BARS, [], Match(None, math.nan, math.nan, False, 0.8, 0.05), found.calibration, None, None)
     assert "no face was found" in rendering.person_on(photo, faceless, [])
     require_safe(rendering.prediction(found))
