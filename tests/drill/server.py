@@ -57,8 +57,8 @@ def _import_product() -> None:
 
     for package in (oneshui_hf, oneshui_plugins):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            if not module.name.startswith("oneshui_hf.testing") and "__main__" not in module.name:
-                importlib.import_module(module.name)
+            if not module.name.startswith(("oneshui_hf.testing", "oneshui_hf.app.")) and "__main__" not in module.name:
+                importlib.import_module(module.name)  # the app needs an extra, and no command of the drill opens it
     torch.set_num_threads(1)
     resume.SAVE_INTERVAL = 0.0  # so that kills meet the states of interrupted preparations
 

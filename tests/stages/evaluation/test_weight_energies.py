@@ -17,7 +17,7 @@ from oneshui_hf.metrics.comparison import CANDIDATES
 from oneshui_hf.models.layer_inputs import layer_energies
 from oneshui_hf.models.load import load_model, save_model
 from oneshui_hf.models.outputs import find_head, logits_and_features
-from oneshui_hf.runs import Run, hash_weights, read_json
+from oneshui_hf.runs import Run, hash_settings, hash_weights, read_json
 from oneshui_hf.stages.distributed import make_accelerator
 from oneshui_hf.stages.evaluation import weight_energies
 from oneshui_hf.stages.evaluation.weight_energies import draw_people
@@ -68,9 +68,9 @@ def plant_leak(original: Run, folder: Path) -> None:
 
 
 def state_weights(folder: Path) -> None:
-    """Write the hash of the weights into the record of a run."""
+    """Write the hashes of the weights and of the configuration into the record of a run."""
     record = read_json(folder / "oneshui.json")
-    (folder / "oneshui.json").write_text(json.dumps(record | {"weights": hash_weights(folder)}))
+    (folder / "oneshui.json").write_text(json.dumps(record | {"weights": hash_weights(folder), "settings": hash_settings(folder)}))
 
 
 @pytest.fixture
