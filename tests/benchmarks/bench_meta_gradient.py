@@ -26,21 +26,21 @@ MEMORY, TIME, GROWTH = 0.15, 0.6, 0.05  # aims: ours / double backward; growth o
 
 def one_step(kind: str, forget: int, file: Path) -> None:
     """Do one step, write its gradient, and print the peak memory in MB, processor seconds and seconds."""
-    import torch
     from meta_step import double_backward, make_problem, ours
+    from safetensors.torch import save_file
 
     problem = make_problem(TI, SUPPORT, forget)
     started, processor = time.perf_counter(), time.process_time()
     gradient = (ours if kind == "ours" else double_backward)(problem)
     taken = time.process_time() - processor, time.perf_counter() - started
-    torch.save(gradient, file)
+    save_file({"gradient": gradient.detach()}, file)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, *taken)
 
 
 def measure(forget: int, sides: tuple[str, ...], repeats: int, scratch: Path) -> dict[str, list[float]]:
     """Return, for each side, the lowest memory, processor seconds and seconds of its repeats."""
-    import torch
     from meta_step import require_same
+    from safetensors.torch import load_file
 
     found: dict[str, list[list[float]]] = {side: [] for side in sides}
     for _ in range(repeats):
@@ -51,7 +51,7 @@ def measure(forget: int, sides: tuple[str, ...], repeats: int, scratch: Path) ->
                 raise SystemExit(f"{side} at {forget} images failed:\n{done.stderr[-2000:]}")
             found[side].append([float(word) for word in done.stdout.split()])
     if len(sides) == 2:
-        require_same(*(torch.load(scratch / side, weights_only=True) for side in sides))
+        require_same(*(load_file(scratch / side)["gradient"] for side in sides))
     return {side: [min(column) for column in zip(*rows, strict=True)] for side, rows in found.items()}
 
 

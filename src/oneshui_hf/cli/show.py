@@ -67,7 +67,7 @@ def run_json(result: Run) -> dict[str, Any]:
 
 def _support_images(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return what is known of each support image: its loss before and after, the range of unseen identities, the verdict."""
-    return [judged(report, place) for place in range(report["photos"] if report.get("source") == "photos handed in" else 0)]
+    return [judged(report, place) for place in range(report["photos"] if report.get("source", "split") != "split" else 0)]
 
 
 def runs(rows: Sequence[dict[str, Any]]) -> None:

@@ -54,6 +54,6 @@ def receipt(options: UnlearnOptions, method_class: type[Method[Any]], request: R
         "people": len(named) + unnamed if unnamed <= 1 else None,
         "labels": "given" if request.labels_given else "guessed by the model",
         "reads": sorted(method_class.needs.apply),
-        "source": "split" if options.from_split else "photos handed in",
+        "source": "split" if options.from_split else "request",
         "forced": options.force,
     }

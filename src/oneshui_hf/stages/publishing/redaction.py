@@ -21,7 +21,7 @@ from ..command_options import TrainOptions
 
 REPORT_WORDS = {
     "labels": ("given", "guessed by the model"),
-    "source": ("split", "photos handed in"),
+    "source": ("split", "request"),
     "found_by": ("photo", "name"),
 }
 PHOTO_NUMBERS = (
