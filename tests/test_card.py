@@ -63,6 +63,20 @@ def test_header_of_a_data_card_obeys_the_rules_of_the_hub(named: bool) -> None:
     assert header(card)["license"] == "unknown"
 
 
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("request", "2 photos of 2 people, given with the request; no training photo was read."),
+        ("split", "2 photos of 2 people, the support images of the data set's own split."),
+        (None, "2 photos of 2 people. It took 1.5 seconds."),
+    ],
+)
+def test_a_card_states_where_the_support_images_are_from(source: str | None, sentence: str) -> None:
+    record = a_record("unlearned", "multi_label")
+    record.report |= {"source": source} if source else {}
+    assert sentence in " ".join(model_card(record, {"model_type": "vit"}, {}).split())
+
+
 def test_a_model_without_a_pretrained_backbone_names_none() -> None:
     card = model_card(a_record("original", "multi_label", "tiny"), {"model_type": "vit"}, {})
     assert "base_model" not in header(card)
