@@ -125,6 +125,11 @@ def test_runs_with_different_scores_are_not_compared(runs: Path) -> None:
         plots.scores(runs / "original-ssd", other)
 
 
+def test_two_runs_of_one_method_are_not_drawn_as_one(runs: Path) -> None:
+    with pytest.raises(UsageError, match="one run of each method"):
+        plots.scores(runs / "original-ssd", runs / "original-ssd")
+
+
 def test_missing_matplotlib_is_an_error_of_one_sentence(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(OneshuiError, match=r"oneshui-hf\[plots\]"):

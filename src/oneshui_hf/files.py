@@ -313,3 +313,11 @@ def _new_parents(folder: Path) -> Iterator[None]:
         for place in missing:
             with contextlib.suppress(OSError):  # it has contents now
                 place.rmdir()
+
+
+def link_or_copy(file: Path, target: Path) -> None:
+    """Give a large file a second name, where the file system has this, instead of copying it. It is only read."""
+    with contextlib.suppress(OSError):
+        os.link(file, target, follow_symlinks=False)
+        return
+    shutil.copyfile(file, target, follow_symlinks=False)

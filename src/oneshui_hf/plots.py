@@ -72,7 +72,7 @@ def scores(*runs: Source, title: str = "Scores before and after unlearning") -> 
         title: The title.
 
     Raises:
-        UsageError: No run is named, a source is no run or was not evaluated, or the runs have different scores.
+        UsageError: No run is named, a source is no run or was not evaluated, two runs have the same method, or different scores.
         OneshuiError: A file is damaged, or matplotlib is not installed.
     """
     draw.require_matplotlib()
@@ -82,6 +82,8 @@ def scores(*runs: Source, title: str = "Scores before and after unlearning") -> 
         raise UsageError("plots.scores takes one or more evaluated runs that have the same score, mAP or accuracy.")
     [score] = used
     methods = {results[0].row["method"]: _set_scores(results, score) for results in loaded}
+    if len(methods) < len(loaded):
+        raise UsageError("plots.scores takes one run of each method, since it names runs by their method; draw two figures.")
     drawn = [set_scores_legend("scores-key"), set_scores("scores", title, methods, SCORES[score])]
     return Figure(_grid(drawn))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from sklearn.metrics import average_precision_score
 
 from oneshui_hf.errors import OneshuiError
 from oneshui_hf.methods import Artefact, Context, DataAccess, Method, Needs, Request, generator, option
+from oneshui_hf.methods.resume import ResumeState
 from oneshui_hf.stages import batch_cost
 from oneshui_hf.stages.batch_cost import DRAWS, LARGEST, SIMULATED, batch_sizes, estimate_cost, simulate_batches, simulation_cost
 from oneshui_hf.testing.toy_problem import ToyProblem, toy_problem
@@ -149,3 +151,20 @@ def test_photos_on_which_no_label_varies_have_no_score(problem: ToyProblem) -> N
     constant = dataclasses.replace(val, labels=torch.zeros_like(val.labels))
     with pytest.raises(OneshuiError, match="no label varies"):
         batch_cost.val_sample(constant, problem.task, 0)
+
+
+def test_simulated_requests_do_not_read_the_saved_state_of_the_preparation(problem: ToyProblem, tmp_path: Path) -> None:
+    class Saving(Noisy):
+        """Continues its own sum, as a preparation of the same method does under the same name."""
+
+        def apply(self, model: Any, data: DataAccess, artefact: Artefact | None, options: Options, context: Context) -> Any:
+            state = context.resume_state.part("sums")
+            assert state.load() is None
+            state.save({"sum": torch.ones(1)}, {"done": 1})
+            return super().apply(model, data, artefact, options, context)
+
+    saved = dataclasses.replace(context(problem), resume_state=ResumeState(tmp_path / "state"))
+    saved.resume_state.part("sums").save({"sum": torch.zeros(1)}, {"done": 7})
+    method = Saving()
+    assert simulate_batches(method, problem.model, problem.sets, Artefact(), Options(), saved)
+    assert method.made

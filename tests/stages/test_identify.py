@@ -19,7 +19,7 @@ from PIL import Image
 
 import oneshui_hf
 from oneshui_hf.errors import OneshuiError, UsageError
-from oneshui_hf.methods import Artefact, ResumeState
+from oneshui_hf.methods import Artefact, Context
 from oneshui_hf.methods.artefact import write_header
 from oneshui_hf.models.load import load_model
 from oneshui_hf.reporting import Reporter
@@ -223,12 +223,11 @@ def test_two_processes_share_the_photos(trained: Run, monkeypatch: pytest.Monkey
         gathered.extend(part)
         return gathered
 
-    monkeypatch.setattr(stage, "gather_object", gather)
+    monkeypatch.setattr("accelerate.utils.gather_object", gather)
     encoders = [Colours(), Colours()]
     for process, encoder in enumerate(encoders):
-        context: Any = SimpleNamespace(
-            accelerator=SimpleNamespace(process_index=process, num_processes=2), reporter=Reporter(), resume_state=ResumeState()
-        )
+        accelerator: Any = SimpleNamespace(process_index=process, num_processes=2)
+        context = Context(faces.task, 0, accelerator, Reporter())
         both = stage._embed(encoder, faces, rows, context)
     assert [len(encoder.seen) for encoder in encoders] == [3, 2]
     alone = Colours()([portrait(*map(int, faces.keys[row].removesuffix(".png").split("-"))) for row in rows])

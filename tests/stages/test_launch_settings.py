@@ -25,6 +25,7 @@ FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
         ({}, {PRECISION: "bf16", STEPS: "4"}, (True, False, 4)),
         ({}, {PRECISION: "fp16", STEPS: "1"}, (False, True, None)),
         ({"fp16": False}, {PRECISION: "bf16"}, (True, False, None)),
+        ({"fp16": False}, {PRECISION: "fp16"}, (None, False, None)),
         ({"gradient_accumulation_steps": 2}, {STEPS: "2"}, (None, None, 2)),
     ],
 )

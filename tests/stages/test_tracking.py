@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import accelerate.tracking
@@ -191,3 +192,19 @@ def test_tensorboard_files(tmp_path: Path) -> None:
     assert losses == pytest.approx([entry["train_loss"] for entry in run.record.report["history"]], rel=1e-6)
     for file in (tmp_path / "logs").rglob("*"):
         assert not file.is_file() or str(tmp_path).encode() not in file.read_bytes()
+
+
+def test_wandb_is_started_without_what_it_collects_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[tuple[Any, ...]] = []
+    accelerator: Any = SimpleNamespace(
+        project_configuration=SimpleNamespace(), logging_dir=None, log_with=[], init_trackers=lambda *given: started.append(given)
+    )
+    monkeypatch.setattr("accelerate.tracking.filter_trackers", lambda names, _: names)
+    tracking._start(("wandb",), tmp_path / "run", {"lr": 0.1, "model": None}, accelerator)
+    [(project, config, keywords)] = started
+    assert (project, config) == ("oneshui", {"lr": 0.1})
+    settings = keywords["wandb"]["settings"]
+    assert {name: settings[name] for name in ("x_disable_meta", "x_disable_machine_info", "disable_git", "disable_code")} == dict.fromkeys(
+        ("x_disable_meta", "x_disable_machine_info", "disable_git", "disable_code"), True
+    )
+    assert (settings["console"], settings["host"]) == ("off", "-")

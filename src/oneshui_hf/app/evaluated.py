@@ -38,7 +38,7 @@ class Comparison:
 
 def runs_computed_from(run: Run) -> Iterator[Run]:
     """Yield the runs in the same folder that were computed from this one, oracles included, by their names."""
-    for file in sorted(run.path.resolve().parent.glob(f"*/{RECORD}")):
+    for file in sorted(run.path.resolve().parent.glob(f"[!.]*/{RECORD}")):  # without scratch folders of killed processes
         try:
             other = Run.open(file.parent)
         except OneshuiError:  # damaged, or of a later version

@@ -98,7 +98,7 @@ class Page:
         method = first_choice(self._workbench.choices, identity_known=is_known)
         chosen, identity = gr.update(value=method), gr.update(value=example.identity if example else "")
         shown = (None, message, person, "".join(predicted), chosen, identity)
-        return shown if self._workbench.photo_alone else (*shown, "", "", gr.update(visible=False))
+        return shown if self._workbench.photo_alone else (*shown, "", "", gr.update(visible=False), *self.cancel())
 
     def try_method(self, name: str | None, identity: str, request: gr.Request) -> tuple[str, Any]:
         """Return an error or nothing, and what forgetting would change; after an error, what is shown stays."""
@@ -260,10 +260,8 @@ def _photo_tab(page: Page, workbench: Workbench, heading: gr.HTML) -> gr.Radio:
     return method
 
 
-def _forget_controls(
-    page: Page, ask: gr.Button, message: gr.HTML, method: gr.Radio, identity: gr.Textbox, heading: gr.HTML
-) -> list[gr.HTML | gr.Button]:
-    """Add the two questions and the results of forgetting; return what a new photo empties or hides."""
+def _forget_controls(page: Page, ask: gr.Button, message: gr.HTML, method: gr.Radio, identity: gr.Textbox, heading: gr.HTML) -> list[Any]:
+    """Add the two questions and the results of forgetting; return what a new photo empties or hides, the questions included."""
     with gr.Group(visible=False) as first:
         gr.HTML(f"<h2>Forget this person?</h2><p>{QUESTION}</p>", padding=True)
         checked = gr.Checkbox(label="I have checked that the photo shows the person who asks.", elem_id="oh-checked")
@@ -280,11 +278,11 @@ def _forget_controls(
     letter = gr.HTML(elem_classes=["oh-live", "oh-result"])
     ask.click(page.ask_first, method, [message, first, second], **QUICK)
     go_on.click(page.ask_second, checked, [message, first, second], **QUICK)
-    for button in (stop, stop_again):
-        button.click(page.cancel, None, [first, second, checked], **QUICK)
+    for event in (stop.click, stop_again.click, method.change, identity.change):  # what was answered is about the earlier choice
+        event(page.cancel, None, [first, second, checked], **QUICK)
     forget.click(page.forget, [method, identity, checked], [message, result, second, checked, serve], **WORKING).then(None, js=SHOW_RESULT)
     serve.click(page.serve, None, [message, letter, serve, method, heading], **WORKING).then(None, js=SHOW_RESULT)
-    return [result, letter, serve]
+    return [result, letter, serve, first, second, checked]
 
 
 def _comparison_tab(workbench: Workbench) -> None:

@@ -18,7 +18,7 @@ from ..option_values import shown
 from ..reporting import Reporter
 from ..runs import Run
 from ..stages.app_options import AppOptions
-from .security import Guard, check_reach, private_uploads
+from .security import Guard, check_reach, is_loopback, private_uploads
 
 EXTRA = 'pip install "oneshui-hf[app]"'
 FIRST_PORT, PORTS = 7860, 100
@@ -80,7 +80,7 @@ def serving(run: Run, options: AppOptions, reporter: Reporter, *, photo_alone: b
         from .sessions import Sessions
 
         blocks = build_page(workbench, Sessions())
-        hosts = NAMES if options.host is None and not hosted else None
+        hosts = NAMES | {host} if is_loopback(host) else None
         system = ["system-ui", "sans-serif"]
         theme = gradio.themes.Base(font=system, font_mono=["ui-monospace", "monospace"], primary_hue="blue", neutral_hue="slate")
         _, address, _ = blocks.launch(

@@ -93,7 +93,11 @@ def applied(result: Mapping[str, Any]) -> None:
     if estimate := result["estimate"]:
         print_line(_estimated(estimate))
         measured = result["val_loss"]
-        print_line("Measured on val: the data was not at hand." if measured is None else f"Measured on val: {measured:.2f} points lost.")
+        print_line(
+            "Measured on val: not possible, since the data was not at hand or logits are not finite."
+            if measured is None
+            else f"Measured on val: {measured:.2f} points lost."
+        )
     if result["destroyed"]:
         print_line(f"Destroyed the data prepared for {result['destroyed']} of the people.")
     print_line(f"Head of the ledger, to keep elsewhere as the anchor: {result['head']}")

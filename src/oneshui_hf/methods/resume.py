@@ -73,7 +73,7 @@ class ResumeState:
         other = ResumeState(
             self.folder, self.about, saves=self.saves, every=self.every, accelerator=self._accelerator, reporter=self._reporter
         )
-        other._name = f"-{name}"
+        other._name = f"{self._name}-{name}"
         return other
 
     def of_process(self, name: str, accelerator: Accelerator) -> ResumeState:

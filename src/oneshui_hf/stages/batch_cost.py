@@ -112,6 +112,7 @@ def _curve(
     context: Context,
 ) -> list[dict[str, float]]:
     """Return the scores of the original model and after each request of one draw."""
+    from ..methods.resume import ResumeState
     from ..methods.simulation import sample, unlearn_simulated
     from ..seeding import generator
 
@@ -121,7 +122,10 @@ def _curve(
     measured = {"retain": retain, "val": val_sample(sets["val"], task, context.seed)}
     rows = [{"people": 0, **_scores(model, measured, context)}]
     for request in context.reporter.track(requests, "Simulating batches"):
-        alone = dataclasses.replace(context, report={}, successor=None, reporter=SILENT, request_size=len(request.people))
+        # Without the preparation's saved state: a request computes sums of the same names over other photos.
+        alone = dataclasses.replace(
+            context, report={}, successor=None, resume_state=ResumeState(), reporter=SILENT, request_size=len(request.people)
+        )
         unlearned = unlearn_simulated(method, model, sets, request, artefact, options, alone)
         rows.append({"people": len(request.people), **_scores(unlearned, measured, context)})
     return rows

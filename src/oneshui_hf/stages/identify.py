@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 
 from ..data.face_set import FaceSet
 from ..data.images import decode
@@ -129,16 +128,17 @@ def _embed(encoder: FaceEncoder, faces: Faces, rows: np.ndarray, context: Contex
 
     An interrupted enrolment continues after the photos that were done.
     """
-    accelerator, state = context.accelerator, context.resume_state.part("enrolment")
+    state = context.resume_state.part("enrolment")
     embeddings, first = _saved_embeddings(state, encoder)
-    step = CHUNK * accelerator.num_processes
+    step = CHUNK * context.accelerator.num_processes
     with state.stoppable():
         starts = range(first, len(rows), step)
         for start in context.reporter.track(starts, "Enrolling identities", len(starts)):
-            local = torch.arange(len(rows))[start : start + step][accelerator.process_index :: accelerator.num_processes]
+            local = torch.as_tensor(context.local_share(range(start, min(start + step, len(rows)))))
             photos = [decode(faces.encoded_image(row), "a photo of the data set") for row in rows[local.numpy()].tolist()]
-            for positions, part in gather_object([(local, encoder(photos))] if photos else []):
-                embeddings = embeddings if len(embeddings) else torch.zeros(len(rows), part.shape[1])
+            for positions, part in context.gather([(local, encoder(photos))] if photos else []):
+                if not len(embeddings):
+                    embeddings = torch.zeros(len(rows), part.shape[1])
                 embeddings[positions] = part
             if state.should_save():
                 state.save({"embeddings": embeddings}, {"encoder": encoder.name, "done": start + step})

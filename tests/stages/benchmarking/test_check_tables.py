@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from oneshui_hf.results.expected import read_expected
 from oneshui_hf.runs import with_checksum, write_json
+from oneshui_hf.stages.benchmarking.check_tables import check_complete_benchmark
 from support.commands import Oneshui, sentence
 from support.report_rows import failed, row
 
@@ -94,3 +96,8 @@ def test_wrong_use_is_an_error(complete: Path, oneshui: Oneshui, words: tuple[st
     code, _, err = oneshui("benchmark", "grid.yaml", *given)
     assert code == 2
     assert message in sentence(err)
+
+
+def test_failed_rows_run_again_first(complete: Path) -> None:
+    write_json(complete / "rows" / "ssd.json", with_checksum(failed("ssd", "why", seed=0)))
+    assert check_complete_benchmark(complete, read_expected(expect(tow=90.0), "tiny")) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from oneshui_hf.data.split import Split
 from oneshui_hf.models.load import save_model
 from oneshui_hf.models.new import new_model
 from oneshui_hf.runs import CONFIG, PREPROCESSOR, SPLIT, Record, Run, hash_settings, hash_weights, write_record
+from oneshui_hf.stages.publishing.difference import public_dataset
 from oneshui_hf.stages.publishing.options import PushOptions
 from support.card_rules import header, problems
 from support.commands import Oneshui, sentence
@@ -63,6 +65,13 @@ def test_card_names_no_private_data_set_and_no_licence_that_was_not_given(hub: H
         assert plain["license"] == "unknown"
         assert "datasets" not in plain
         assert DATASET not in card(hub, "owner/plain") + hub.files("owner/plain")["oneshui.json"].decode()
+
+
+def test_a_local_folder_is_never_linked_to_a_public_data_set_of_the_same_name() -> None:
+    public: Any = SimpleNamespace(dataset_info=lambda *_, **__: SimpleNamespace(private=False))
+    for data_dir, expected in ((None, DATASET), ("/data", None)):
+        trained: Any = SimpleNamespace(record=SimpleNamespace(options={"dataset": DATASET, "data_dir": data_dir}))
+        assert public_dataset(trained, public) == expected
 
 
 def test_create_pr_opens_a_pull_request_in_the_repository_of_another_user(hub: Hub, client: Client, run: Run) -> None:

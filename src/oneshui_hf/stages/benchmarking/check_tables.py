@@ -35,9 +35,12 @@ def check_tables(output: Path, expected: ExpectedTables) -> dict[str, Any]:
 
 
 def check_complete_benchmark(output: Path, expected: ExpectedTables) -> dict[str, Any] | None:
-    """Return what `benchmark` returns, with `check`; None if a row is missing, so that the benchmark has to run first."""
+    """Return what `benchmark` returns, with `check`; None if a row is missing or failed, so that the benchmark has to run first.
+
+    The rows are those of the last grid of this name that was run; `benchmark` without `--check` runs a changed one.
+    """
     rows, missing = _stored_rows(output)
-    if not rows or missing:
+    if not rows or missing or any(row["state"] == "failed" for row in rows):
         return None
     groups = summarise(rows)
     check = compare(expected, groups)

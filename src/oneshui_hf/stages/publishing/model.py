@@ -11,7 +11,6 @@ are downloaded, by their exact names.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import OneshuiError
-from ...files import new_folder, scratch_folder, write_bytes
+from ...files import link_or_copy, new_folder, scratch_folder, write_bytes
 from ...hub import Repository, hub_errors, logged_in_client
 from ...methods.artefact import TENSORS, read_header, write_header
 from ...methods.identity_store import BLOB, BLOBS, BOUND_TO, HEADER, IdentityStore, discard_with_secrets
@@ -257,7 +256,7 @@ def _copy_weights(run: Run, folder: Path) -> None:
     """Copy the weights unchanged: artefacts refer to their hash."""
     for file in sorted(run.path.glob(WEIGHTS)):
         _tensor_names(file)
-        _copy(file, folder / file.name)
+        link_or_copy(file, folder / file.name)
     if hash_weights(folder) != run.record.weights:
         raise OneshuiError(f"The weights in {run.path} do not match its {RECORD}, so they are not published.")
     if (run.path / SHARD_INDEX).exists():
@@ -266,14 +265,6 @@ def _copy_weights(run: Run, folder: Path) -> None:
         index = read_index(run.path)
         shards = {name: file for name, file in index["weight_map"].items() if (folder / file).is_file()}
         write_json(folder / SHARD_INDEX, {"metadata": keep_numbers(index.get("metadata", {})), "weight_map": shards})
-
-
-def _copy(file: Path, target: Path) -> None:
-    """Give a large file a second name, where the file system has this, instead of copying it. It is only read."""
-    with contextlib.suppress(OSError):
-        os.link(file, target, follow_symlinks=False)
-        return
-    shutil.copyfile(file, target, follow_symlinks=False)
 
 
 def _tensor_names(file: Path) -> list[str]:
@@ -323,7 +314,7 @@ def _copy_artefact(source: Path, folder: Path, run: Run, private: PrivateTerms, 
     }
     target = folder / METHODS_FOLDER / source.name
     target.mkdir(parents=True)
-    _copy(source / ARTEFACT_FILES[1], target / ARTEFACT_FILES[1])
+    link_or_copy(source / ARTEFACT_FILES[1], target / ARTEFACT_FILES[1])
     write_header(target, public)
     return target
 
@@ -336,7 +327,7 @@ def _copy_identity_files(source: Path, target: Path) -> None:
     if unencrypted := [name for name in _tensor_names(source / BLOBS) if not BLOB.fullmatch(name)]:
         raise OneshuiError(f"{source / BLOBS} contains {len(unencrypted)} tensors that are not encrypted, so nothing was sent.")
     write_json(target / IDENTITY_INDEX, index)
-    _copy(source / BLOBS, target / BLOBS)
+    link_or_copy(source / BLOBS, target / BLOBS)
 
 
 def _write_card(folder: Path, record: Record, repo_id: str, options: PushOptions, sources: Mapping[str, str | None]) -> None:

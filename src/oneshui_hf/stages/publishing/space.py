@@ -8,16 +8,13 @@ the photo. It is as private as the model. The copy in it runs without the Hub an
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import UsageError
-from ...files import scratch_folder, write_bytes
+from ...files import link_or_copy, scratch_folder, write_bytes
 from ...hub import Repository
 from ...methods.identity_store import BLOBS, HEADER, INDEX
 from ...reporting import Reporter
@@ -44,7 +41,7 @@ def check_space(options: PushOptions) -> None:
     """Check that a Space can be pushed together with the model.
 
     Raises:
-        UsageError: The model is pushed as a pull request, or to the repository of the same name.
+        UsageError: The model is pushed as a pull request.
     """
     if options.space and options.create_pr:
         raise UsageError("--space pushes a Space of your own, so it excludes --create-pr; give one of them.")
@@ -96,20 +93,12 @@ def write_space(folder: Path, public: Path, repo_id: str) -> None:
             continue
         target = folder / FOLDER / inside
         target.parent.mkdir(parents=True, exist_ok=True)
-        _copy(file, target)
+        link_or_copy(file, target)
     methods = sorted(file.parent.name for file in (folder / FOLDER / METHODS).glob(f"*/{HEADER}"))
     version = versions()["oneshui-hf"]
     write_bytes(folder / PAGE, SCRIPT.encode())
     write_bytes(folder / REQUIREMENTS, f"oneshui-hf[app]=={version}\n".encode())
     write_bytes(folder / CARD, _card(repo_id, version, methods).encode())
-
-
-def _copy(file: Path, target: Path) -> None:
-    """Give a large file a second name where the file system has this. It is only read."""
-    with contextlib.suppress(OSError):
-        os.link(file, target)
-        return
-    shutil.copyfile(file, target)
 
 
 def _card(repo_id: str, version: str, methods: list[str]) -> str:

@@ -52,7 +52,7 @@ NOT_MEASURED = (
 NO_ESTIMATE = (
     "What the batch costs the others was not estimated before: no simulated requests were kept, or the earlier models are missing."
 )
-NO_VAL = "The score on val was not compared with the estimate: the data was not at hand."
+NO_VAL = "The score on val was not compared with the estimate: the data was not at hand, or logits are not finite."
 UNLIKE = "The photo is unlike the photos of unseen identities, so the losses and the verdict show little."
 NO_RANGE = "The range of unseen identities is not known: the run was trained by an earlier version, or val was empty."
 NO_CHANGE = "A change could not be shown with the photo: its loss was in the range of unseen identities before as well."

@@ -90,7 +90,9 @@ def people_forgotten(run: Run) -> int | None:
 
 
 def measure_val_loss(made: Run, run: Run, name: str, method: type[Method[Any]], reporter: Reporter) -> float | None:
-    """Return how many points of score val has lost since the preparation, on the photos of the estimate; None if they are not at hand.
+    """Return how many points of score val has lost since the preparation, on the photos of the estimate; None if it cannot be measured.
+
+    It is called after the request was applied, so that a failure must not keep the request from being recorded.
 
     Args:
         made: The new model.
@@ -106,11 +108,11 @@ def measure_val_loss(made: Run, run: Run, name: str, method: type[Method[Any]], 
     accelerator = make_accelerator()
     try:
         val = open_data(made, accelerator, reporter=reporter).sets["val"]
-    except OneshuiError:  # the data was moved or has changed
+        model, _, task = load_model(made.path, accelerator.device)
+        faces = val_sample(val, task, int(report.get("seed") or 0))
+        return round(before - score(predict(model, faces, accelerator), faces.labels, task), 3)
+    except OneshuiError:  # the data was moved or has changed, or logits are not finite
         return None
-    model, _, task = load_model(made.path, accelerator.device)
-    faces = val_sample(val, task, int(report.get("seed") or 0))
-    return round(before - score(predict(model, faces, accelerator), faces.labels, task), 3)
 
 
 def _prepared_report(run: Run, name: str, method: type[Method[Any]]) -> Mapping[str, Any]:

@@ -30,7 +30,7 @@ from ..distributed import autocast, training_dtype
 from . import checkpoint
 from .batches import Batches, MicroBatch
 from .divided import divides_model, load_moments, whole_moments, whole_tensors
-from .optimization import check_model, compile_errors, make_optimizer, photos_per_pass, recomputed_activations, set_learning_rate
+from .optimization import compile_errors, make_optimizer, photos_per_pass, recomputed_activations, set_learning_rate
 from .phases import Phases, ProfiledPhases
 from .random_state import gather_state, process_count, restore_state
 from .steps import has_unused_parameters, use_running_statistics
@@ -76,7 +76,6 @@ def fit(
     divides = divides_model(accelerator)
     # FSDP replaces the parameters. It gets a copy, and the caller's model the whole weights at the end.
     trained = copy.deepcopy(model) if divides else model
-    check_model(trained, options, faces.preprocess.size, accelerator.device)
     training = _Training(trained, faces, task, options, seed, path, accelerator, reporter)
     with recomputed_activations(trained, options):
         training.run(val, validate)

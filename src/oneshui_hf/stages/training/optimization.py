@@ -43,7 +43,12 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, options: TrainOptions, s
 
 @contextlib.contextmanager
 def recomputed_activations(model: nn.Module, options: TrainOptions) -> Iterator[None]:
-    """Let the model compute activations twice instead of keeping them, in the block, if the options ask for it."""
+    """Let the model compute activations twice instead of keeping them, in the block, if the options ask for it.
+
+    Raises:
+        UsageError: Its architecture does not support this.
+    """
+    _require_checkpointing(model, options)
     if not options.gradient_checkpointing:
         yield
         return
@@ -60,14 +65,18 @@ def _checkpointing(model: nn.Module, verb: str) -> Callable[..., None]:
     return getattr(model, new if hasattr(model, new) else old)  # type: ignore[no-any-return]
 
 
+def _require_checkpointing(model: nn.Module, options: TrainOptions) -> None:
+    if options.gradient_checkpointing and not getattr(model, "supports_gradient_checkpointing", False):
+        raise UsageError(f"{type(model).__name__} does not support --gradient-checkpointing; omit it, or use --max-memory.")
+
+
 def check_model(model: nn.Module, options: TrainOptions, size: int, device: torch.device) -> None:
     """Check that a model can be trained with the options. The arguments are those of `photos_per_pass`.
 
     Raises:
         UsageError: Its architecture cannot compute activations twice, or not even one photo fits into `--max-memory`.
     """
-    if options.gradient_checkpointing and not getattr(model, "supports_gradient_checkpointing", False):
-        raise UsageError(f"{type(model).__name__} does not support --gradient-checkpointing; omit it, or use --max-memory.")
+    _require_checkpointing(model, options)
     photos_per_pass(model, options, size, device, training_dtype(device, bf16=options.bf16, fp16=options.fp16))
 
 
