@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ..data.schema import Task, TaskKind
+from .ordering import descending_order
 
 
 def average_precision(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -23,20 +24,24 @@ def average_precision(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
         scores: (n, K), higher means more likely.
         labels: (n, K) of 0/1.
     """
-    count, device = scores.shape[0], scores.device
-    if count == 0:
-        return torch.full((scores.shape[1],), math.nan, dtype=torch.float64, device=device)
-    ordered, order = scores.sort(dim=0, descending=True, stable=True)
-    hits = labels.double().gather(0, order)
-    rank = torch.arange(1, count + 1, device=device, dtype=torch.float64).unsqueeze(1)
-    precision = hits.cumsum(0) / rank
-    # Equal scores share the precision at the end of their run: the nearest run end at or below each row.
+    rows = zip(scores.T.contiguous(), labels.T.contiguous(), strict=True)  # one by one: the numbers of a label fit in a core's cache
+    return torch.stack([_label_average_precision(*row) for row in rows])
+
+
+def _label_average_precision(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the average precision of one label, whose scores and labels are (n,)."""
+    count, device = len(scores), scores.device
+    if count == 0 or scores.isnan().any():
+        return torch.tensor(math.nan, dtype=torch.float64, device=device)
+    order = descending_order(scores)
+    ordered = scores[order]
+    hits = labels[order].double()
+    precision = hits.cumsum(0) / torch.arange(1, count + 1, device=device, dtype=torch.float64)
+    # Equal scores share the precision at the end of their run.
     is_last = torch.ones_like(ordered, dtype=torch.bool)
     is_last[:-1] = ordered[:-1] != ordered[1:]
-    rows = torch.arange(count, device=device).unsqueeze(1).expand_as(is_last)
-    run_end = torch.where(is_last, rows, count).flip(0).cummin(0).values.flip(0)
-    areas = (hits * precision.gather(0, run_end)).sum(0) / hits.sum(0)
-    return areas.masked_fill(scores.isnan().any(dim=0), math.nan)
+    run = is_last.cumsum(0) - is_last.long()  # number of each photo's run
+    return (hits * precision[is_last][run]).sum() / hits.sum()
 
 
 def varying_labels(labels: torch.Tensor) -> torch.Tensor:

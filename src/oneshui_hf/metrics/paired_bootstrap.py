@@ -18,6 +18,7 @@ import torch
 
 from ..errors import UsageError
 from .intervals import Interval, chunk_sizes, draw_weights, index_people, percentile_interval
+from .ordering import descending_order
 
 _CELLS = 128_000  # of float32 at once: a chunk that fits into the cache of a core is several times as fast as a larger one
 
@@ -96,7 +97,7 @@ class Resamples:
         count = len(self.weights)
         total, known = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
         if len(logits) and not logits.isnan().any():
-            for scores, targets in zip(logits.unbind(dim=1), labels.unbind(dim=1), strict=True):
+            for scores, targets in zip(logits.T.contiguous(), labels.T.contiguous(), strict=True):
                 precision = self._label_average_precision(scores, targets != 0)
                 total += precision.nan_to_num(nan=0.0)
                 known += ~precision.isnan()
@@ -104,7 +105,8 @@ class Resamples:
 
     def _label_average_precision(self, scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the average precision of one label in each resample, 0..1, float64 (R,); NaN where the label is constant."""
-        ordered, order = scores.sort(descending=True, stable=True)
+        order = descending_order(scores)
+        ordered = scores[order]
         hits = targets[order]
         ranks = hits.nonzero().squeeze(1)  # of the m positives; the precision is computed at these ranks only
         # Equal scores share the precision at the end of their run.
