@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-SIDE, BATCH, STEPS, TRAINING_STEPS, ROUNDS = 56, 32, 40, 5, 5
+SIDE, BATCH, STEPS, TRAINING_STEPS, ROUNDS = 56, 32, 60, 5, 9
 
 
 def main() -> None:
@@ -58,7 +58,7 @@ def bench(folder: Path) -> None:
     import torch
     from transformers import ViTConfig, ViTForImageClassification
 
-    from oneshui_hf.data.augment import augment
+    from oneshui_hf.data.augment import apply_augmentation, draw_augmentation
     from oneshui_hf.data.images import decode, to_pixels
     from oneshui_hf.data.load import load_faces
     from oneshui_hf.data.memmap_cache import WORKERS
@@ -83,7 +83,7 @@ def bench(folder: Path) -> None:
 
         def __getitem__(self, index: int) -> torch.Tensor:
             raw = torch.from_numpy(to_pixels(decode(faces.encoded_image(int(faces.arrow_rows[order[index]]))), SIDE))
-            return preprocess(augment(raw[None], "crop", generator(0, index)))[0]
+            return preprocess(apply_augmentation(raw[None], draw_augmentation(1, "crop", generator(0, index))))[0]
 
     def trainer(model: torch.nn.Module) -> Callable[[Iterable[torch.Tensor]], None]:
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
@@ -101,7 +101,7 @@ def bench(folder: Path) -> None:
         draws = generator(0, "augment")
         for step in range(steps):
             rows = faces.arrow_rows[order[step * BATCH : (step + 1) * BATCH].numpy()]
-            yield preprocess(augment(torch.from_numpy(pixels[rows]), "crop", draws))
+            yield preprocess(apply_augmentation(torch.from_numpy(pixels[rows]), draw_augmentation(BATCH, "crop", draws)))
 
     loader = torch.utils.data.DataLoader(Photos(), BATCH, num_workers=WORKERS, persistent_workers=True)
     batch = next(from_cache())
@@ -127,12 +127,15 @@ def bench(folder: Path) -> None:
         )
         for _ in range(ROUNDS)
     ]
-    cache, jpeg, small_step, small_both, tiny_step, tiny_both = (statistics.median(column) for column in zip(*rounds, strict=True))
+    columns = list(zip(*rounds, strict=True))
+    cache, jpeg = (statistics.median(column) for column in columns[:2])
     print(f"{len(faces)} photos at {SIDE} pixels, batches of {BATCH}, random resized crop and flip; cache written in {built:.1f} s")
     print(f"from the cache      {1 / cache:8.1f} batches/s")
     print(f"JPEGs, {WORKERS} workers     {1 / jpeg:8.1f} batches/s   the cache is {jpeg / cache:.1f} times as fast")
-    for name, step, both in (("ViT-S/14", small_step, small_both), ("tiny", tiny_step, tiny_both)):
-        added = f"loading adds {100 * (both / step - 1):.1f} % to a step, {100 * cache / step:.1f} % without the thread"
+    for name, steps, both in (("ViT-S/14", *columns[2:4]), ("tiny", *columns[4:])):
+        step = statistics.median(steps)
+        longer = statistics.median(second / first for first, second in zip(steps, both, strict=True))
+        added = f"loading adds {100 * (longer - 1):.1f} % to a step, {100 * cache / step:.1f} % without the thread"
         print(f"training, {name:10}{1 / step:8.1f} batches/s   {added}")
 
 

@@ -35,7 +35,7 @@ def bench(scratch: Path, threads: int) -> None:
     from bench_loading import _generate
     from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
 
-    from oneshui_hf.data.augment import augment
+    from oneshui_hf.data.augment import apply_augmentation, draw_augmentation
     from oneshui_hf.data.face_set import FaceSet
     from oneshui_hf.data.images import decode, to_pixels
     from oneshui_hf.data.load import load_faces
@@ -67,7 +67,7 @@ def bench(scratch: Path, threads: int) -> None:
 
         def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
             raw = torch.from_numpy(to_pixels(decode(faces.encoded_image(int(faces.arrow_rows[index]))), SIDE))
-            photo = preprocess(augment(raw[None], "crop", generator(0, index)))[0]
+            photo = preprocess(apply_augmentation(raw[None], draw_augmentation(1, "crop", generator(0, index))))[0]
             return {"pixel_values": photo, "labels": labels[index]}
 
     class InMemory(torch.utils.data.Dataset):  # type: ignore[type-arg]

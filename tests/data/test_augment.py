@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from oneshui_hf.data.augment import apply_augmentation, augment, draw_augmentation, resize_crops
+from oneshui_hf.data.augment import apply_augmentation, draw_augmentation, resize_crops
 from oneshui_hf.data.images import to_pixels
 from support.faces import portrait
 
@@ -15,6 +15,10 @@ PIXELS = torch.randint(0, 256, (64, 3, 16, 16), generator=torch.Generator().manu
 
 def draws(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def augment(pixels: torch.Tensor, kind: str, generator: torch.Generator) -> torch.Tensor:
+    return apply_augmentation(pixels, draw_augmentation(len(pixels), kind, generator))
 
 
 def test_none_changes_nothing() -> None:

