@@ -80,23 +80,24 @@ def refuse_method_options(given: Iterable[str]) -> None:
             raise UsageError(f"{flag(spelling)} is an option of {_listed(owners)}; name the method with --method.")
 
 
-def nearest_prepared_run(run: Run, method: str) -> Run:
-    """Return the run with the method's artefact: this run, or its nearest ancestor if all runs in between were unlearned by the method.
+def nearest_prepared_run(run: Run, name: str, method: type[Method[Any]]) -> Run:
+    """Return the run with the method's artefact.
 
-    Returns this run if no such run has an artefact, so that the error message names it.
+    It is this run; for a sequential method also its nearest ancestor, if all runs in between were unlearned by the method. If none has an
+    artefact, this run is returned, so that the error message names it.
 
     Raises:
         UsageError: A run in between was moved or has changed.
     """
     found = run
-    while not found.artefact(method).is_dir():
+    while method.sequential and not found.artefact(name).is_dir():
         parent = found.record.parent or {}
-        if found.record.kind != "unlearned" or found.record.report.get("method") != method or "run" not in parent:
+        if found.record.kind != "unlearned" or found.record.report.get("method") != name or "run" not in parent:
             return run
         path = Path(str(parent["run"]))
         if not path.is_dir() or Run.open(path).weights != parent.get("weights"):
             raise UsageError(
-                f"{found.path} was computed from {path}, which is missing or has changed, so the artefact of '{method}' cannot be found."
+                f"{found.path} was computed from {path}, which is missing or has changed, so the artefact of '{name}' cannot be found."
             )
         found = Run.open(path)
     return found
@@ -136,7 +137,7 @@ def prepared_methods(run: Run, reporter: Reporter) -> Iterator[PreparedMethod]:
             if name in folders or name == maker:
                 reporter.warn(f"The preparation of '{name}' for {run.path} is not used: {error}")
             continue
-        owner = nearest_prepared_run(run, name) if method.sequential else run
+        owner = nearest_prepared_run(run, name, method)
         has_artefact = method.prepares != "never" and owner.artefact(name).is_dir()
         if has_artefact or (is_sharded and method.sharded and method.exact and method.prepares != "required"):
             yield PreparedMethod(name, method, owner.path if has_artefact else None)

@@ -109,7 +109,8 @@ def unlearn(
     with locked_output(path, accelerator, discard_with_secrets(vault, run.path), "--output-dir"), contextlib.ExitStack() as held:
         require_writable(path, overwrite=options.overwrite, source=run.path)  # another process may have written it meanwhile
         is_inherited = method_class.sequential and artefact is None
-        owner = _prepared_run(run, method_class, options.method_name) if artefact is None else run.require_complete()
+        complete = run.require_complete()
+        owner = complete if artefact else nearest_prepared_run(complete, options.method_name, method_class)
         folder = artefact or owner.artefact(options.method_name)
         lineage = [run.path, owner.path, *_runs_with_copies(owner, options.method_name)]
         runs = [] if _keeps_identity_data(options) else lineage  # where the person's data is destroyed
@@ -199,15 +200,10 @@ def compute_unlearned(
     """
     method_class: type[Method[Any]] = Plugins(METHODS).load(options.method_name)
     check_applied_method(options, method_options)
-    owner = _prepared_run(run, method_class, options.method_name)
+    owner = nearest_prepared_run(run.require_complete(), options.method_name, method_class)
     folder = owner.artefact(options.method_name)
     where = accelerator or make_accelerator()
     return _compute(run, owner, options, method_options or {}, where, reporter, folder, vault or vault_root(), support)
-
-
-def _prepared_run(run: Run, method_class: type[Method[Any]], name: str) -> Run:
-    """Return the run whose artefact a method uses: the model's own, or that of an ancestor."""
-    return nearest_prepared_run(run.require_complete(), name) if method_class.sequential else run.require_complete()
 
 
 def _compute(

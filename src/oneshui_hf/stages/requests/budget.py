@@ -117,7 +117,6 @@ def measure_val_loss(made: Run, run: Run, name: str, method: type[Method[Any]], 
 
 def _prepared_report(run: Run, name: str, method: type[Method[Any]]) -> Mapping[str, Any]:
     """Return the report of the artefact that a request uses; empty if there is none."""
-    owner = nearest_prepared_run(run, name) if method.sequential else run
-    folder = owner.artefact(name)
+    folder = nearest_prepared_run(run, name, method).artefact(name)
     report: Mapping[str, Any] = read_header(folder)["report"] if folder.is_dir() else {}
     return report
