@@ -12,7 +12,6 @@ import expected_values
 import pytest
 
 from oneshui_hf.errors import OneshuiError, UsageError
-from oneshui_hf.results.aggregate import summarise
 from oneshui_hf.results.expected import ExpectedTables, compare, read_expected
 from support.report_rows import failed, row
 
@@ -32,7 +31,7 @@ def table(label: str = "ssd", seeds: tuple[int, ...] = (0, 1), **cells: tuple[fl
 
 
 def compared(contents: dict[str, Any], rows: list[dict[str, Any]] = ROWS) -> dict[str, Any]:
-    return compare(ExpectedTables.model_validate(contents), summarise(rows))
+    return compare(ExpectedTables.model_validate(contents), rows)
 
 
 def test_a_cell_is_off_beyond_its_tolerance_alone() -> None:
@@ -49,6 +48,15 @@ def test_unknown_value_is_off() -> None:
     rows = copy.deepcopy(ROWS)
     rows[-1]["metrics"]["tow"] = None
     [cell] = compared(table(tow=(TOW, 1000.0)), rows)["off"]
+    assert cell["found"] is None
+
+
+def test_any_number_of_the_results_is_a_column() -> None:
+    loss = fmean(one["metrics"]["forget"]["loss"] for one in ROWS if one["method"] == "ssd")
+    assert compared(table(**{"forget.loss": (loss, 1e-9)})) == {"cells": 1, "off": [], "missing": []}
+    [cell] = compared(table(**{"forget.loss": (loss + 0.2, 0.1)}))["off"]
+    assert cell["found"] == pytest.approx(loss)
+    [cell] = compared(table(**{"forget.los": (loss, 1.0)}))["off"]
     assert cell["found"] is None
 
 
@@ -101,7 +109,7 @@ def test_missing_file_is_an_error_with_an_example(tmp_path: Path) -> None:
 @pytest.mark.parametrize("grid", ["faces", "paper-regime"])
 def test_published_files_follow_from_the_published_results(grid: str) -> None:
     file = RESULTS / "expected" / f"{grid}.json"
-    assert json.loads(file.read_text()) == expected_values.expected_tables(RESULTS / grid / "results.csv", grid, RENAMED)
+    assert json.loads(file.read_text()) == expected_values.expected_tables([RESULTS / grid / "results.csv"], grid, RENAMED)
     found = read_expected(file, grid)
     cells = [cell for one in found.tables for cells in one.rows.values() for cell in cells.values()]
     assert len(cells) > 150
@@ -113,7 +121,7 @@ def test_expected_values_of_the_study_are_those_of_the_tables(tmp_path: Path) ->
     from oneshui_hf.results.tables import tidy_csv
 
     (tmp_path / "results.csv").write_text(tidy_csv(ROWS))
-    contents = expected_values.expected_tables(tmp_path / "results.csv", "tiny", {})
+    contents = expected_values.expected_tables([tmp_path / "results.csv"], "tiny")
     assert contents["tables"][0]["seeds"] == [0, 1]
     assert contents["tables"][0]["rows"].keys() == {"do nothing", "oracle", "ssd"}
     for row_cells in contents["tables"][0]["rows"].values():
@@ -121,5 +129,5 @@ def test_expected_values_of_the_study_are_those_of_the_tables(tmp_path: Path) ->
         for cell in row_cells.values():
             cell["tolerance"] = 1e-3
     assert compared(contents) == {"cells": 18, "off": [], "missing": []}
-    rows = expected_values.expected_tables(tmp_path / "results.csv", "tiny", {})["tables"][0]["rows"]
+    rows = expected_values.expected_tables([tmp_path / "results.csv"], "tiny")["tables"][0]["rows"]
     assert rows["ssd"]["tow"]["tolerance"] == pytest.approx(1.8)  # the noise floor: 100 - 98.2

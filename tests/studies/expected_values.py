@@ -3,6 +3,8 @@
     python tests/studies/expected_values.py docs/results/faces/results.csv --grid faces --rename "forget-keys=forget-keys quantile" \
         > docs/results/expected/faces.json
 
+`--number NAME=TOLERANCE` adds a number that is in no column of the tables, such as `difference.weights.owner.rank`.
+
 The expected value of a cell is the mean over seeds. Its tolerance is the noise floor of the table, which is the difference of two oracles
 of different seeds: another machine rounds differently, and training amplifies that as it does another seed. It is at least what tables
 print.
@@ -17,6 +19,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import fmean
+from types import MappingProxyType
 from typing import Any
 
 COLUMNS = {  # where the value of a column is found in results.csv; SCORE is map or accuracy
@@ -35,19 +38,29 @@ LEAST = {"gap_closure": 0.01, "attack": 0.01}  # of a tolerance; 0.1 points for 
 Numbers = Mapping[tuple[int, str, str, str], float]  # by seed, method, set and metric
 
 
-def expected_tables(file: Path, grid: str, renamed: Mapping[str, str]) -> dict[str, Any]:
-    """Return the contents of the file of expected values."""
+def expected_tables(
+    files: Iterable[Path], grid: str, renamed: Mapping[str, str] = MappingProxyType({}), further: Mapping[str, float] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Return the contents of the file of expected values.
+
+    Args:
+        files: The files `results.csv`.
+        grid: Name of the grid.
+        renamed: The grid's present label of a row, by its label in the files.
+        further: Tolerances of numbers that are in no column of the tables, by name.
+    """
     tables: dict[tuple[str, int], dict[tuple[int, str, str, str], float]] = {}
-    with file.open(encoding="utf-8") as stream:
-        for row in csv.DictReader(stream):
-            if row["value"]:
-                key = int(row["seed"]), row["method"], row["set"], row["metric"]
-                tables.setdefault((row["dataset"], int(row["forget"])), {})[key] = float(row["value"])
-    listed = [{"dataset": dataset, "forget": forget, **_table(numbers, renamed)} for (dataset, forget), numbers in sorted(tables.items())]
+    for file in files:
+        with file.open(encoding="utf-8") as stream:
+            for row in csv.DictReader(stream):
+                if row["value"]:
+                    key = int(row["seed"]), row["method"], row["set"], row["metric"]
+                    tables.setdefault((row["dataset"], int(row["forget"])), {})[key] = float(row["value"])
+    listed = [{"dataset": place[0], "forget": place[1], **_table(numbers, renamed, further)} for place, numbers in sorted(tables.items())]
     return {"format": 1, "grid": grid, "tables": listed}
 
 
-def _table(numbers: Numbers, renamed: Mapping[str, str]) -> dict[str, Any]:
+def _table(numbers: Numbers, renamed: Mapping[str, str], further: Mapping[str, float]) -> dict[str, Any]:
     seeds = sorted({seed for seed, *_ in numbers})
     methods = sorted({method for _, method, *_ in numbers})
     score = "map" if any(metric == "map" for *_, metric in numbers) else "accuracy"
@@ -61,6 +74,11 @@ def _table(numbers: Numbers, renamed: Mapping[str, str]) -> dict[str, Any]:
             if len(known) == len(seeds) and floors[column] is not None:
                 tolerance = max(floors[column] or 0.0, LEAST.get(column, 0.1))
                 cells[column] = {"expected": float(f"{fmean(known):.6g}"), "tolerance": float(f"{tolerance:.3g}")}
+        for name, tolerance in further.items():
+            values = [numbers.get((seed, method, "", name)) for seed in seeds]
+            known = [value for value in values if value is not None]
+            if len(known) == len(seeds):
+                cells[name] = {"expected": float(f"{fmean(known):.6g}"), "tolerance": tolerance}
         if cells:
             rows[renamed.get(method, method)] = cells
     return {"seeds": seeds, "rows": rows}
@@ -77,12 +95,14 @@ def _floor(numbers: Numbers, seeds: Iterable[int], methods: Iterable[str], colum
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("results", type=Path)
+    parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("--grid", required=True)
     parser.add_argument("--rename", action="append", default=[], help="LABEL=LABEL: the grid's present name of a row")
+    parser.add_argument("--number", action="append", default=[], help="NAME=TOLERANCE: a number that is in no column of the tables")
     given = parser.parse_args()
-    renamed = dict(pair.split("=", 1) for pair in given.rename)
-    json.dump(expected_tables(given.results, given.grid, renamed), sys.stdout, indent=1)
+    renamed, further = (dict(pair.split("=", 1) for pair in pairs) for pairs in (given.rename, given.number))
+    tolerances = {name: float(tolerance) for name, tolerance in further.items()}
+    json.dump(expected_tables(given.results, given.grid, renamed, tolerances), sys.stdout, indent=1)
     sys.stdout.write("\n")
 
 

@@ -4,13 +4,15 @@
       {"dataset": "synthetic", "forget": 4, "seeds": [0, 1], "rows": {"do nothing": {"tow": {"expected": 66.4, "tolerance": 2.1}}}}
     ]}
 
-Rows have the labels of the tables, and columns the keys of `table_columns.COLUMNS`; a value is the mean over the seeds.
+Rows have the labels of the tables. A column is a key of `table_columns.COLUMNS`, or any other number of `results.csv`, as METRIC or
+SET.METRIC: `difference.weights.owner.rank`, `forget.loss`. A value is the mean over the seeds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -18,8 +20,9 @@ from pydantic import Field
 from ..errors import UsageError, did_you_mean
 from ..runs import read_object
 from ..validation import Count, Schema, Text, check_fields
-from .aggregate import Group, Line
+from .aggregate import Group, Line, Row, row_name, summarise
 from .table_columns import COLUMNS
+from .tables import named_numbers
 
 
 class Cell(Schema):
@@ -65,20 +68,20 @@ def read_expected(file: Path, grid: str) -> ExpectedTables:
     if found.grid != grid:
         raise UsageError(f"{file} has the expected values of grid '{found.grid}', not of '{grid}'.")
     for column in (column for table in found.tables for row in table.rows.values() for column in row):
-        if column not in COLUMNS:
+        if column not in COLUMNS and "." not in column:
             raise UsageError(f"{file}: tables have no column '{column}'.{did_you_mean(column, COLUMNS)}")
     return found
 
 
-def compare(expected: ExpectedTables, groups: Sequence[Group]) -> dict[str, Any]:
-    """Compare tables with their expected values.
+def compare(expected: ExpectedTables, rows: Sequence[Row]) -> dict[str, Any]:
+    """Compare the tables of a benchmark's rows with their expected values.
 
     Returns:
         `cells`, the number of compared cells; `off`, those that differ by more than their tolerance or are unknown, each with `dataset`,
         `forget`, `row`, `column`, `expected`, `tolerance` and `found`; `missing`, the rows that cannot be compared, each with `dataset`,
         `forget`, `row` (None for a whole table) and `reason`.
     """
-    by_key = {(group.dataset, group.forget): group for group in groups}
+    by_key: dict[tuple[str, int], Group] = {(group.dataset, group.forget): group for group in summarise(rows)}
     off: list[dict[str, Any]] = []
     missing: list[dict[str, Any]] = []
     cells = 0
@@ -94,7 +97,8 @@ def compare(expected: ExpectedTables, groups: Sequence[Group]) -> dict[str, Any]
                 missing.append(place | {"row": label, "reason": reason})
             else:
                 cells += len(row)
-                off += [place | {"row": label, **cell} for cell in _cells_off(row, lines[label])]
+                models = [named_numbers(each["metrics"]) for each in rows if _is_of(each, table, label)]
+                off += [place | {"row": label, **cell} for cell in _cells_off(row, lines[label], models)]
     return {"cells": cells, "off": off, "missing": missing}
 
 
@@ -112,8 +116,17 @@ def _seeds(seeds: Sequence[int]) -> str:
     return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
-def _cells_off(row: dict[str, Cell], line: Line) -> Iterator[dict[str, Any]]:
+def _is_of(row: Row, table: Table, label: str) -> bool:
+    return row["state"] == "done" and (row["dataset"], row["forget"], row_name(row)) == (table.dataset, table.forget, label)
+
+
+def _cells_off(row: dict[str, Cell], line: Line, models: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     for column, cell in row.items():
-        found = line.values[column].mean
+        found = line.values[column].mean if column in COLUMNS else _mean([numbers.get(column) for numbers in models])
         if found is None or abs(found - cell.expected) > cell.tolerance:
             yield {"column": column, "expected": cell.expected, "tolerance": cell.tolerance, "found": found}
+
+
+def _mean(values: Sequence[Any]) -> float | None:
+    """Return the mean; None if a value is unknown."""
+    return None if not values or None in values else fmean(values)

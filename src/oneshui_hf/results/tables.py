@@ -42,6 +42,11 @@ def tidy_csv(rows: Sequence[Row]) -> str:
     return _csv(header, lines)
 
 
+def named_numbers(metrics: Row) -> dict[str, Any]:
+    """Return all numbers of a model by name: SET.METRIC, or METRIC where it is of no set, as in the columns of `tidy_csv`."""
+    return {f"{of_set}.{metric}" if of_set else metric: value for of_set, metric, value, _ in _numbers(metrics)}
+
+
 def costs_csv(rows: Sequence[Row]) -> str:
     """Return the cost of each row as CSV: seconds and megabytes, which differ from run to run."""
     costs = [(row["dataset"], row["forget"], row["seed"], row_name(row), row.get("cost") or {}) for row in sort_rows(rows)]

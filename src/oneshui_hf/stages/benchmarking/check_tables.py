@@ -31,7 +31,7 @@ def expected_values(options: BenchmarkOptions, grid: Grid) -> ExpectedTables | N
 
 def check_tables(output: Path, expected: ExpectedTables) -> dict[str, Any]:
     """Return the comparison of a benchmark's rows with the expected values, see `results.expected.compare`."""
-    return compare(expected, summarise(_stored_rows(output)[0]))
+    return compare(expected, _stored_rows(output)[0])
 
 
 def check_complete_benchmark(output: Path, expected: ExpectedTables) -> dict[str, Any] | None:
@@ -42,11 +42,17 @@ def check_complete_benchmark(output: Path, expected: ExpectedTables) -> dict[str
     rows, missing = _stored_rows(output)
     if not rows or missing or any(row["state"] == "failed" for row in rows):
         return None
-    groups = summarise(rows)
-    check = compare(expected, groups)
+    check = compare(expected, rows)
     if check["missing"]:
         return None
-    return {"output": str(output), "tables": terminal_tables(groups), "rows": len(rows), "failed": [], "missing": 0, "check": check}
+    return {
+        "output": str(output),
+        "tables": terminal_tables(summarise(rows)),
+        "rows": len(rows),
+        "failed": [],
+        "missing": 0,
+        "check": check,
+    }
 
 
 def _stored_rows(output: Path) -> tuple[list[dict[str, Any]], int]:
