@@ -14,6 +14,7 @@ What differs from an oracle is noise and bias of the single fold model, which a 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -73,16 +74,16 @@ def predict_folds(train: FaceSet, val: FaceSet, options: ForgetKeysOptions, cont
             "Cross-fitted targets need models trained by the run's recipe, which cannot be trained here; use --targets quantile."
         )
     require_folds(train, options)
-    for repeat in range(options.repeats):
-        fold = assign_folds(train, options.folds, generator(context.seed, "folds", repeat))
-        for k in range(options.folds):
-            positions = (fold == k).nonzero().squeeze(1)
-            held_out = train.subset(positions)
-            model = context.retrain(sorted(held_out.positions_of), derive(context.seed, "fold", repeat, k))
-            logits, val_logits = (
-                torch.stack([predict(model, faces, context.accelerator, view=view) for view in (0, 1)]) for faces in (held_out, val)
-            )
-            yield FoldPredictions(positions, logits, val_logits)
+    folds = [assign_folds(train, options.folds, generator(context.seed, "folds", repeat)) for repeat in range(options.repeats)]
+    models = list(itertools.product(range(options.repeats), range(options.folds)))
+    for repeat, k in context.reporter.track(models, "Training the fold models"):
+        positions = (folds[repeat] == k).nonzero().squeeze(1)
+        held_out = train.subset(positions)
+        model = context.retrain(sorted(held_out.positions_of), derive(context.seed, "fold", repeat, k))
+        logits, val_logits = (
+            torch.stack([predict(model, faces, context.accelerator, view=view) for view in (0, 1)]) for faces in (held_out, val)
+        )
+        yield FoldPredictions(positions, logits, val_logits)
 
 
 def regress(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

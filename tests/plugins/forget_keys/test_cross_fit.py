@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 
 from oneshui_hf.errors import UsageError
 from oneshui_hf.methods import Context, losses
+from oneshui_hf.reporting import Reporter
 from oneshui_hf.testing.toy_problem import ToyProblem, toy_problem
 from oneshui_plugins.forget_keys.cross_fit import cross_fitted_logits, predict_folds, regress
 from oneshui_plugins.forget_keys.inference import predict_both_versions
@@ -45,6 +46,26 @@ def recording_context(problem: ToyProblem) -> tuple[Context, list[tuple[list[int
         return CountingModel(len(calls))
 
     return dataclasses.replace(problem.context(), retrain=retrain), calls
+
+
+class TrackingReporter(Reporter):
+    """Records what is tracked as one piece of work, and its number of items."""
+
+    def __init__(self) -> None:
+        self.tracked: list[tuple[str, int | None]] = []
+
+    def track(self, items: Iterable[Any], label: str, total: int | None = None) -> Iterator[Any]:
+        self.tracked.append((label, total or len(list(items))))
+        yield from items
+
+
+def test_all_fold_models_are_one_piece_of_work() -> None:
+    """So that a log has a line for them every 30 seconds, not one for each epoch of each model."""
+    problem = toy_problem("multi_label")
+    reporter = TrackingReporter()
+    context = dataclasses.replace(recording_context(problem)[0], reporter=reporter)
+    assert len(list(predict_folds(problem.sets["train"], problem.sets["val"], ForgetKeysOptions(folds=3, repeats=2), context))) == 6
+    assert reporter.tracked == [("Training the fold models", 6)]
 
 
 def test_each_photo_is_predicted_by_the_model_that_left_its_identity_out() -> None:
