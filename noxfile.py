@@ -127,7 +127,7 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def benchmark(session: nox.Session) -> None:
-    """All methods on generated faces: two sizes of request, two seeds, the tables and the report. Stopped, it goes on where it was."""
+    """All methods on generated faces: two seeds, the tables and the report. Stopped, it goes on where it was."""
     install(session, "[plots]")
     session.run("oneshui", "benchmark", "demo", *session.posargs)
     session.run("oneshui", "report", "benchmarks/demo", "--overwrite")

@@ -6,17 +6,17 @@ from typing import Any
 
 from .api_options import read_options, with_options
 from .reporting import SILENT, Reporter, default_reporter
-from .stages.hub_options import RepositoryOptions, SquashOptions
+from .stages.hub_options import HistoryOptions, RepositoryOptions, SquashOptions
 from .stages.purge_options import PurgeOptions
 
 __all__ = ["list_derived_models", "list_revisions", "purge", "squash_history"]
 
 
-@with_options(RepositoryOptions)
+@with_options(HistoryOptions)
 def list_revisions(repo_id: str, *, reporter: Reporter = SILENT, **options: Any) -> dict[str, Any]:
     """Return the revisions of a repository on the Hub, and which weights each of them contains. No weights are downloaded."""
     del reporter
-    resolved = read_options(RepositoryOptions, {**options, "repo_id": repo_id}, "hub history")
+    resolved = read_options(HistoryOptions, {**options, "repo_id": repo_id}, "hub history")
     from .stages.publishing.history import list_revisions as stage
 
     return stage(resolved)

@@ -16,6 +16,8 @@ from .runs import versions
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
+SPACES = "spaces/"  # as in addresses of the Hub
+
 
 @contextlib.contextmanager
 def hub_errors(repo_id: str, revision: str | None, reporter: Reporter = SILENT) -> Iterator[None]:
@@ -111,6 +113,12 @@ def logged_in_client(token: str | None = None) -> HfApi:
     if token is None and get_token() is None:
         raise UsageError("You are not logged in to the Hub; run `hf auth login`, or set HF_TOKEN.")
     return HfApi(library_name="oneshui", token=token)
+
+
+def repository_kind(name: str) -> tuple[str, str]:
+    """Return the kind of a repository ("model" or "space") and its name on the Hub; that of a Space begins with "spaces/" here."""
+    inside = name.removeprefix(SPACES)
+    return ("space" if inside != name else "model"), inside
 
 
 def public_refusal(repo_id: str, reason: str) -> UsageError:

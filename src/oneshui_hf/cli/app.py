@@ -11,7 +11,7 @@ from ..stages import command_options as o
 from ..stages.app_options import AppOptions
 from ..stages.audit_options import AuditOptions
 from ..stages.cache_options import CacheListOptions, ClearOptions, EnvironmentOptions
-from ..stages.hub_options import RepositoryOptions, SquashOptions
+from ..stages.hub_options import HistoryOptions, RepositoryOptions, SquashOptions
 from ..stages.publishing import options as publishing
 from ..stages.purge_options import PurgeOptions
 from . import show, show_audit, show_benchmark, show_data, show_hub, show_metrics, show_purge
@@ -166,7 +166,7 @@ Command(
 ).add_to(app)  # fmt: skip
 hub = group("hub", "Earlier revisions and derived models on the Hub.", RUNS)
 Command(
-    "history", RepositoryOptions, api.list_revisions, show_hub.history, positional=("repo_id",), group="hub",
+    "history", HistoryOptions, api.list_revisions, show_hub.history, positional=("repo_id",), group="hub",
     summary="List which revisions of a repository contain which weights.",
     details="Of all branches, tags and pull requests, by the hashes that the Hub lists. No weights are downloaded.",
     examples=("oneshui hub history USER/NAME",),

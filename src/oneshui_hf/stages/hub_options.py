@@ -16,7 +16,14 @@ class RepositoryOptions:
 
 
 @dataclass(frozen=True)
-class SquashOptions(RepositoryOptions):
+class HistoryOptions:
+    """A repository with revisions that contain weights."""
+
+    repo_id: str = option(help="Repository of a model on the Hub, as USER/NAME, or of a Space, as spaces/USER/NAME.", panel=HUB)
+
+
+@dataclass(frozen=True)
+class SquashOptions(HistoryOptions):
     """The repository whose earlier revisions end, and the confirmation."""
 
     yes: bool = option(False, "Do not ask. Requires --confirm.", panel=HUB)

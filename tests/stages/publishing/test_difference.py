@@ -69,6 +69,10 @@ def publications(run: Run) -> list[tuple[str, bool]]:
     return [(one["repo_id"].rpartition("-")[2], one["public"]) for one in Run.open(run.path).record.publications]
 
 
+def published(run: Run) -> list[tuple[str, bool]]:
+    return [(one["repo_id"], one["public"]) for one in Run.open(run.path).record.publications]
+
+
 @pytest.mark.parametrize("method", [KEYS, UNKNOWN])
 def test_a_per_identity_model_is_not_published_beside_its_original(push: Any, hub: Hub, tmp_path: Path, method: str) -> None:
     original = make_run(tmp_path / "original", 0)
@@ -171,6 +175,34 @@ def test_a_repository_counts_until_its_earlier_revisions_have_ended(push: Any, c
     del hub.repos[repo_id].tags["v1"]
     assert client("squash_history", repo_id=repo_id, yes=True, confirm=repo_id)["result"]["deleted"]
     assert push(unlearned, "unlearned", **PUBLIC)["url"]
+
+
+def test_a_space_counts_until_its_earlier_revisions_have_ended(push: Any, client: Client, hub: Hub, tmp_path: Path) -> None:
+    original = make_run(tmp_path / "original", 0)
+    unlearned = make_run(tmp_path / "unlearned", 1, original, KEYS)
+    space = f"spaces/owner/page{next(NUMBERS)}"
+    assert push(original, "original", **PUBLIC, space=space.removeprefix("spaces/"))["url"]
+    [repo_id] = [name for name, _ in published(original) if name != space]
+    hub.repos[repo_id].private = True
+    refused = push(unlearned, "unlearned", **PUBLIC)["error"]
+    assert f"{space} {ORIGINAL}" in refused
+    other = make_run(tmp_path / "another" / "oracle", 2)
+    files = {f"model/{name}": (other.path / name).read_bytes() for name in ("model.safetensors", RECORD)}
+    hub.add(space, files)
+    listed = client("list_revisions", repo_id=space)["result"]
+    assert listed["head"] == other.record.weights
+    assert [row["weights"] for row in listed["revisions"]] == [other.record.weights, original.record.weights, None]
+    assert ORIGINAL in push(unlearned, "unlearned", **PUBLIC)["error"]
+    [deleted] = client("squash_history", repo_id=space, yes=True, confirm=space)["result"]["deleted"]
+    assert deleted["file"] == "model/model.safetensors"
+    assert push(unlearned, "unlearned", **PUBLIC)["url"]
+
+
+def test_a_private_space_does_not_count(push: Any, hub: Hub, tmp_path: Path) -> None:
+    original = make_run(tmp_path / "original", 0)
+    assert push(original, "original", private=True, space=f"owner/page{next(NUMBERS)}")["url"]
+    assert [public for _, public in published(original)] == [False, False]
+    assert push(make_run(tmp_path / "unlearned", 1, original, KEYS), "unlearned", **PUBLIC)["url"]
 
 
 def test_a_repository_with_too_many_or_unknown_revisions_counts(push: Any, hub: Hub, tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 A per-identity update *is* the difference of the two models' weights; see "The difference of two models" in docs/metrics.md. Every push and
 pull notes its repository in the run's record, so that a later push of a related run finds it. Related are the runs that a run was computed
 from, and all runs next to one of them that were computed from the same original, directly or through others. A repository counts while
-anyone can read a revision of it that contains the weights; `oneshui hub squash` ends earlier revisions.
+anyone can read a revision of it that contains the weights; `oneshui hub squash` ends earlier revisions. A Space has a copy of the weights
+and counts as well.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import OneshuiError, UsageError
-from ...hub import Repository
+from ...hub import SPACES, Repository, repository_kind
 from ...methods.base import Method
 from ...plugins import METHODS, Plugins
 from ...reporting import Reporter
@@ -86,7 +87,7 @@ def base_repository(run: Run, repository: Repository) -> str | None:
         ancestors = [other for other in relatives if other.record.weights == weights]
         for name in (publication["repo_id"] for other in ancestors for publication in other.record.publications):
             with contextlib.suppress(HfHubHTTPError):  # it does not exist, or cannot be read
-                if name != repository.name and holds_weights(repository.api, name, weights, token):
+                if name != repository.name and not name.startswith(SPACES) and holds_weights(repository.api, name, weights, token):
                     return str(name)
         weights = next(filter(None, map(_parent, ancestors)), None)
     return None
@@ -151,8 +152,9 @@ def _is_public(publication: Mapping[str, Any], weights: str, api: HfApi) -> bool
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
     repo_id = publication["repo_id"]
+    kind, name = repository_kind(repo_id)
     try:
-        if api.repo_info(repo_id, token=False).private:
+        if api.repo_info(name, repo_type=kind, token=False).private:
             return False
     except RepositoryNotFoundError:
         return False

@@ -1,6 +1,7 @@
 """The revisions of a repository on the Hub: which of them contain which weights, and which models name the repository.
 
     oneshui hub history USER/NAME
+    oneshui hub history spaces/USER/NAME
     oneshui hub derived USER/NAME
 
 No weights are downloaded: the Hub lists the SHA-256 of each large file, and the record of a run names that of its weights. What a
@@ -14,12 +15,14 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import OneshuiError
-from ...hub import hub_errors
+from ...hub import hub_errors, repository_kind
 from ...runs import RECORD, Record, Run, combine_hashes
-from ..hub_options import RepositoryOptions
+from ..hub_options import HistoryOptions, RepositoryOptions
+from .space import FOLDER
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -83,7 +86,7 @@ class Contents:
     note: str | None = None
 
 
-def list_revisions(options: RepositoryOptions) -> dict[str, Any]:
+def list_revisions(options: HistoryOptions) -> dict[str, Any]:
     """List the revisions of a repository, and which weights each contains.
 
     Returns:
@@ -134,7 +137,7 @@ def holds_weights(api: HfApi, repo_id: str, weights: str, token: Token = None) -
 
     Args:
         api: The client.
-        repo_id: The repository.
+        repo_id: The repository; the name of a Space begins with "spaces/".
         weights: SHA-256 of the weights.
         token: False to read as anyone can.
     """
@@ -152,7 +155,8 @@ def holds_weights(api: HfApi, repo_id: str, weights: str, token: Token = None) -
 
 def list_references(api: HfApi, repo_id: str, token: Token = None) -> list[Reference]:
     """Return the branches, the main branch first, then tags, pull requests and converted files."""
-    refs = api.list_repo_refs(repo_id, include_pull_requests=True, token=token)
+    kind, name = repository_kind(repo_id)
+    refs = api.list_repo_refs(name, repo_type=kind, include_pull_requests=True, token=token)
     branches = sorted((Reference(ref.name, "branch", ref.target_commit) for ref in refs.branches), key=lambda ref: ref.name != MAIN)
     tags = [Reference(ref.name, "tag", ref.target_commit) for ref in refs.tags]
     return branches + tags + [Reference(ref.ref, "other", ref.target_commit) for ref in (*(refs.pull_requests or ()), *refs.converts)]
@@ -174,8 +178,9 @@ def _commits(api: HfApi, repo_id: str, references: Sequence[Reference], token: T
     from huggingface_hub.utils import build_hf_headers, paginate, parse_datetime
 
     headers = build_hf_headers(token=token, library_name="oneshui")
+    kind, name = repository_kind(repo_id)
     for reference in references:
-        for item in paginate(f"{api.endpoint}/api/models/{repo_id}/commits/{reference.commit}", params={}, headers=headers):
+        for item in paginate(f"{api.endpoint}/api/{kind}s/{name}/commits/{reference.commit}", params={}, headers=headers):
             yield reference.name, item["id"], parse_datetime(item["date"])
 
 
@@ -183,17 +188,19 @@ class ContentsReader:
     """Reads what revisions of a repository contain, and each version of the record once."""
 
     def __init__(self, api: HfApi, repo_id: str, token: Token = None) -> None:
-        self._api, self._repo_id, self._token = api, repo_id, token
+        self._api, self._token = api, token
+        self._kind, self._name = repository_kind(repo_id)
+        self._folder = f"{FOLDER}/" if self._kind == "space" else ""  # of the model's files
         self._records: dict[str, Record | None] = {}
 
     def read(self, commit: str) -> Contents:
         """Return what a revision contains."""
         from huggingface_hub.hf_api import RepoFile
 
-        entries = list(itertools.islice(self._api.list_repo_tree(self._repo_id, revision=commit, token=self._token), MAX_ENTRIES + 1))
+        entries = self._entries(commit)
         if len(entries) > MAX_ENTRIES:
             return Contents(UNKNOWN, note=f"more than {MAX_ENTRIES:,} files")
-        files = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+        files = {entry.path.removeprefix(self._folder): entry for entry in entries if isinstance(entry, RepoFile)}
         weights = _weights(files)
         if RECORD not in files:
             return Contents(weights, note=f"no {RECORD}" if weights else None)
@@ -205,6 +212,18 @@ class ContentsReader:
         note = f"{RECORD} names other weights" if weights not in (None, record.weights) else None
         return Contents(weights, record.weights, record.kind, note)
 
+    def _entries(self, commit: str) -> list[Any]:
+        """Return what the folder of the model contains in a revision, up to one entry more than the bound; nothing without the folder."""
+        from huggingface_hub.errors import EntryNotFoundError
+
+        listed = self._api.list_repo_tree(
+            self._name, self._folder.rstrip("/") or None, repo_type=self._kind, revision=commit, token=self._token
+        )
+        try:
+            return list(itertools.islice(listed, MAX_ENTRIES + 1))
+        except EntryNotFoundError:
+            return []
+
     def _record(self, file: RepoFile, commit: str) -> Record | None:
         """Return the record of a revision; None if it is not valid."""
         if file.blob_id not in self._records:
@@ -213,9 +232,10 @@ class ContentsReader:
 
     def _download(self, commit: str) -> Record | None:
         with tempfile.TemporaryDirectory(prefix="oneshui-record-") as folder:
-            self._api.hf_hub_download(self._repo_id, RECORD, revision=commit, local_dir=folder, token=self._token)
+            file = self._folder + RECORD
+            self._api.hf_hub_download(self._name, file, repo_type=self._kind, revision=commit, local_dir=folder, token=self._token)
             try:
-                return Run.open(folder).record
+                return Run.open(Path(folder, self._folder)).record
             except OneshuiError:
                 return None
 

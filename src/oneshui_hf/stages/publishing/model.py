@@ -21,7 +21,7 @@ from typing import Any
 
 from ...errors import OneshuiError
 from ...files import link_or_copy, new_folder, scratch_folder, write_bytes
-from ...hub import Repository, hub_errors, logged_in_client
+from ...hub import SPACES, Repository, hub_errors, logged_in_client
 from ...methods.artefact import TENSORS, read_header, write_header
 from ...methods.identity_store import BLOB, BLOBS, BOUND_TO, HEADER, IdentityStore, discard_with_secrets
 from ...methods.identity_store import INDEX as IDENTITY_INDEX
@@ -116,6 +116,7 @@ def push(run: Run, options: PushOptions, reporter: Reporter = SILENT) -> str:
         note_publication(Run.open(run.path), repository.name, reporter, public=repository.public)
         commit = repository.commit(folder, options.commit_message, is_published_file, reporter)
         if space:
+            note_publication(Run.open(run.path), SPACES + space.name, reporter, public=space.public)
             reporter.note(f"The Space: {push_space(space, repository, folder, near.parent, is_published_file, reporter)}")
         return commit
 

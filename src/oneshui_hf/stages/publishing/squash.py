@@ -1,6 +1,7 @@
 """Ends the earlier revisions of a repository on the Hub: one commit per branch, without the large files that no revision refers to.
 
     oneshui hub squash USER/NAME
+    oneshui hub squash spaces/USER/NAME
 
 The order is: squash every branch, read the branches again, delete the large files that were there before and that nothing refers to now. A
 command that was interrupted is repeated: it continues with what is left.
@@ -13,7 +14,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ...errors import OneshuiError, UsageError
-from ...hub import hub_errors, logged_in_client
+from ...hub import hub_errors, logged_in_client, repository_kind
 from ...reporting import SILENT, Reporter
 from ...runs import versions
 from ..hub_options import SquashOptions
@@ -68,19 +69,21 @@ def squash_history(options: SquashOptions, reporter: Reporter = SILENT) -> dict[
         branches, others = _branches(references), [one for one in references if one.kind != "branch"]
         commits = {branch.name: len(read_revisions(api, name, [branch])[0]) for branch in branches}
         kept = _large_files(api, name, _kept_commits(api, name, others))
-        stored = _bounded(api.list_lfs_files(name), f"{name} has more than {MAX_FILES:,} large files")
+        kind, on_hub = repository_kind(name)
+        stored = _bounded(api.list_lfs_files(on_hub, repo_type=kind), f"{name} has more than {MAX_FILES:,} large files")
         removed = _unreferenced(name, stored, kept, _large_files(api, name, (branch.commit for branch in branches)))
         if not options.dry_run:
             for branch in branches:
                 if commits[branch.name] > 1:
                     reporter.info(f"Squashing {branch.name}.")
-                    api.super_squash_history(name, branch=branch.name, commit_message=f"Squash with oneshui {versions()['oneshui-hf']}")
+                    message = f"Squash with oneshui {versions()['oneshui-hf']}"
+                    api.super_squash_history(on_hub, repo_type=kind, branch=branch.name, commit_message=message)
             # Read again: another push may have added a revision meanwhile.
             heads = [branch.commit for branch in _branches(list_references(api, name))]
             removed = _unreferenced(name, stored, kept, _large_files(api, name, heads))
             reporter.info(f"Deleting {len(removed)} large files.")
             # Nothing refers to them, so there is no history to rewrite, and the hashes of tagged commits stay as they are.
-            api.permanently_delete_lfs_files(name, removed, rewrite_history=False)
+            api.permanently_delete_lfs_files(on_hub, removed, rewrite_history=False, repo_type=kind)
     return {
         "repository": name,
         "dry_run": options.dry_run,
@@ -117,8 +120,9 @@ def _kept_commits(api: HfApi, name: str, references: list[Reference]) -> list[st
 def _large_files(api: HfApi, name: str, commits: Iterable[str]) -> set[str]:
     """Return the SHA-256 of all large files that commits refer to."""
     found = set[str]()
+    kind, on_hub = repository_kind(name)
     for commit in commits:
-        entries = api.list_repo_tree(name, recursive=True, revision=commit)
+        entries = api.list_repo_tree(on_hub, recursive=True, revision=commit, repo_type=kind)
         large = (getattr(entry, "lfs", None) for entry in _bounded(entries, f"{name} has a revision of more than {MAX_FILES:,} files"))
         found |= {one.sha256 for one in large if one is not None}
     return found
