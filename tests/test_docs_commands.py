@@ -7,7 +7,10 @@ under the name of the default backbone. The words of each command stay as they a
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -21,7 +24,7 @@ import pytest
 from oneshui_hf.data.builders.synthetic import PERSONAL, SEEN, Person
 from oneshui_hf.stages.command_options import DEFAULT_MODEL
 from support.celeba_layout import SIZE, small_backbone, write_celeba, write_celebahq, write_mufac
-from support.command_process import CommandProcess
+from support.command_process import CommandProcess, hub_environment
 from support.faces import portrait, write_photos
 from support.hub_server import Hub
 from support.pages import DOCS, ROOT, Block, Command, blocks, commands, shape
@@ -207,6 +210,52 @@ def test_publishing(hub: Hub, oneshui_on: CommandProcess, after_celeba: Path, tm
     assert "model.safetensors" in hub.files("USER/NAME")
     assert [file for file in hub.files("datasets/USER/NAME") if file.endswith(".parquet")]
     assert (tmp_path / "runs" / "theirs-gradient-ascent" / "model.safetensors").is_file()
+
+
+def test_request_desk(oneshui_on: CommandProcess, tmp_path: Path) -> None:
+    write_stand_ins(tmp_path)
+    write_celeba(tmp_path / "OTHERS", range(301, 321), photos=3)  # a later data set, without the person
+    for words in (
+        "oneshui train --dataset celeba --data-dir DIR --epochs 4 --lr 0.1",
+        "oneshui prepare runs/celeba-seed0 --method forget-keys --targets quantile --steps-per-identity 2",
+        "oneshui train --dataset celeba --data-dir OTHERS --seed 1 --epochs 1",
+    ):
+        run_in(oneshui_on, Command(words, ()), tmp_path)
+    ledger = tmp_path / "requests" / "ledger.jsonl"
+    for block in blocks(DOCS / "guides" / "requests.md"):
+        for command in commands(block) if block.language == "console" else ():
+            words = command.words
+            if "--anchor" in words:
+                words = words.replace("3f9a...", hashlib.sha256(ledger.read_bytes().splitlines()[-1]).hexdigest())
+            run_in(oneshui_on, Command(words, command.output), tmp_path)
+    assert json.loads((tmp_path / "runs" / "celeba-seed0" / "oneshui.json").read_text())["kind"] == "original"
+    assert (tmp_path / "requests" / "letters" / "R-000001.md").is_file()
+
+
+TRACKERS = ("oneshui train --dataset synthetic --report-to", "oneshui prepare --report-to")  # not among the packages of the tests
+
+
+def test_scale(hub: Hub, tmp_path: Path) -> None:
+    write_stand_ins(tmp_path)
+    for block in blocks(DOCS / "guides" / "scale.md"):
+        for command in commands(block) if block.language == "console" else ():
+            if not command.words.startswith(("pip install", *TRACKERS)):
+                run_on_all_machines(command, hub, tmp_path)
+    assert (tmp_path / "runs" / "celeba-seed0" / "model.safetensors").is_file()
+
+
+def run_on_all_machines(command: Command, hub: Hub, folder: Path) -> None:
+    """Run a command with two processes in the place of eight, and the commands of two machines on this one, at once."""
+    environment = hub_environment(hub, folder, "hf_user") | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    environment["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    words = re.sub(r"--num_processes (8|16)", "--num_processes 2", command.words).replace("HOST", "127.0.0.1")
+    words += " --overwrite --epochs 2" if " train " in words else ""  # each way of training writes the same run
+    words += " --steps 2" if "--method metaunlearn" in words else ""
+    ranks = [words, words.replace("--machine_rank 0", "--machine_rank 1")] if "--machine_rank" in words else [words]
+    settings = {"cwd": folder, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    for process in [subprocess.Popen(["bash", "-c", each], **settings) for each in ranks]:  # type: ignore[call-overload]
+        text, _ = process.communicate(timeout=900)
+        compare(command, process.returncode, text)
 
 
 def test_readme(hub: Hub, oneshui_on: CommandProcess, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_a_drawn_split_has_none_of_the_forgotten_people(forgotten: list[str]) ->
         **{"people": 2, "requests": 3, "absent": 0, "unnamed": 0, "erased": 0},
         "head": chain.head,
     }
-    assert "People of this data who were forgotten and are left out: 2 (3 requests in the ledger)." in reporter.notes
+    assert "People of this data who were forgotten and are left out: 2 (requests in the ledger: 3)." in reporter.notes
     assert reporter.warnings == []
     record = (run.path / "oneshui.json").read_text()
     assert "Canary" not in record

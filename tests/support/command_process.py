@@ -35,15 +35,20 @@ class Answer:
     err: str
 
 
+def hub_environment(hub: Hub, home: Path, token: str) -> dict[str, str]:
+    """Return the variables of a process that uses a Hub; its caches and vault are below `home`."""
+    own = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(home / "hf"), "HF_TOKEN": token}
+    own |= {"ONESHUI_VAULT": str(home / "vault"), "ONESHUI_CACHE": str(home / "cache"), "COLUMNS": "200"}
+    return {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))} | own
+
+
 class CommandProcess:
     """The process. Its home, caches and vault are in a folder of their own."""
 
     def __init__(self, hub: Hub, home: Path, token: str) -> None:
-        own = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(home / "hf"), "HF_TOKEN": token}
-        own |= {"ONESHUI_VAULT": str(home / "vault"), "ONESHUI_CACHE": str(home / "cache"), "COLUMNS": "200"}
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
+        environment = hub_environment(hub, home, token)
         self._process = subprocess.Popen(
-            [sys.executable, "-c", RUNNER], env=inherited | own, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", RUNNER], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def __call__(self, words: list[str], folder: Path) -> Answer:

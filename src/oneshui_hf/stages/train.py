@@ -305,7 +305,7 @@ def _split(
         reporter.warn(note)
     if forgotten is None:
         return split, {}
-    counted = f"{forgotten.people} ({forgotten.requests} requests in the ledger)"
+    counted = f"{forgotten.people} (requests in the ledger: {forgotten.requests})"
     reporter.note(f"People of this data who were forgotten and are left out: {counted}.")
     return split, {LEFT_OUT: forgotten.report}
 
