@@ -29,6 +29,7 @@ from torch import nn
 
 import oneshui_hf
 from oneshui_hf.data.face_set import FaceSet
+from oneshui_hf.desk.entries import estimated_points
 from oneshui_hf.errors import OneshuiError
 from oneshui_hf.methods import Artefact, Context, generator, losses, predict, sample, score
 from oneshui_hf.methods.artefact import read_header
@@ -164,7 +165,7 @@ def budget_end(report: dict[str, Any], points: float, most: int) -> int | None:
     for people in range(1, most + 1):
         cost = estimate_cost(report, people)
         assert cost is not None
-        if cost.points > points:
+        if estimated_points(vars(cost)) > points:
             return people - 1
     return None
 

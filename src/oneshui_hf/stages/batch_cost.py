@@ -168,11 +168,6 @@ class BatchCost:
     val: float
     simulated: int
 
-    @property
-    def points(self) -> float:
-        """The larger loss, which a budget bounds."""
-        return max(self.retain, self.val, 0.0)
-
 
 def estimate_cost(report: Mapping[str, Any], people: int) -> BatchCost | None:
     """Return what it costs the others that this many people are forgotten; None if an artefact's report does not contain it.
