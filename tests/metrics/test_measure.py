@@ -14,6 +14,7 @@ from sklearn.metrics import accuracy_score, average_precision_score, roc_auc_sco
 from oneshui_hf.data.schema import TaskKind
 from oneshui_hf.metrics.comparison import Comparison, Predictions, PredictionsBySet, Settings
 from oneshui_hf.metrics.measure import measure
+from oneshui_hf.metrics.score_intervals import gap_closure_interval
 from oneshui_hf.models.outputs import losses
 from oneshui_hf.runs import dump_json
 from oneshui_hf.sets import ATTACKED, COMPARED, EVALUATED, PREDICTED
@@ -101,6 +102,18 @@ def test_model_not_trained_on_the_forget_set_matches_the_oracle(kind: TaskKind) 
     assert found["tow"] > 80
     assert abs(found["to_oracle"]["forget"]["loss_gap"]) < 0.1
     assert found["noise_floor"]["oracles"] == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_interval_of_the_gap_closure_of_three_models(kind: TaskKind) -> None:
+    compared = compare(predict(2, kind), kind)
+    assert compared.original is not None
+    assert compared.oracle is not None
+    found, _ = measure(compared, kind, QUICK)
+    original, unlearned, oracle = (of["forget"] for of in (compared.original, compared.model, compared.oracle))
+    interval = gap_closure_interval(found["gap_closure"], original, unlearned, oracle, kind, QUICK)
+    assert interval == pytest.approx(found["intervals"]["gap_closure"])
+    assert gap_closure_interval(math.nan, oracle, unlearned, oracle, kind, QUICK) is None
 
 
 @pytest.mark.parametrize("kind", KINDS)

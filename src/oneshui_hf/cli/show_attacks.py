@@ -57,7 +57,7 @@ def _print_quantization(found: dict[str, Any], score: str) -> None:
     rows = [
         [
             precision,
-            number(entry.get("gap_closure"), 2),
+            number_with_interval(entry.get("gap_closure"), entry.get("gap_closure_interval"), 2),
             *(" / ".join(number(entry[role][name], 1) for role in roles) for name in ("forget", "retain", "test")),
             " / ".join(number(entry[role]["forget_loss"], 3) for role in roles),
             " / ".join(number(entry[role]["attacks"]["loss"]["auc"], 3) for role in roles if role != "oracle"),

@@ -66,6 +66,7 @@ class Rounded(Schema):
     original: RoundedModel | None = None
     oracle: RoundedModel | None = None
     gap_closure: Number = None
+    gap_closure_interval: Ends = None
     update_kept: Number = None
 
 

@@ -48,6 +48,24 @@ def score_intervals(compared: Comparison, kind: TaskKind, settings: Settings, me
     return intervals
 
 
+def gap_closure_interval(
+    value: float, original: Predictions, unlearned: Predictions, oracle: Predictions, kind: TaskKind, settings: Settings
+) -> list[float] | None:
+    """Return the interval of a gap closure on the forget set; None where the interval of the gap, its denominator, contains 0.
+
+    Args:
+        value: The gap closure.
+        original: Predictions of the original for the photos of the forget set.
+        unlearned: Those of the unlearned model.
+        oracle: Those of the oracle.
+        kind: What the models predict.
+        settings: Number of resamples, level and seed.
+    """
+    resamples = Resamples.draw(unlearned.identities, settings.resamples, generator(settings.seed, "resamples", "forget"))
+    before, after, ideal = (_resampled_scores(resamples, of, kind) for of in (original, unlearned, oracle))
+    return _gap_closure_interval(value, before, after, ideal, resamples.people, settings.level)
+
+
 def _resampled_scores(resamples: Resamples, predictions: Predictions, kind: TaskKind) -> torch.Tensor:
     """Return the score of each resample, corrected for the bias of resampling, (R,)."""
     if kind == "multi_label":

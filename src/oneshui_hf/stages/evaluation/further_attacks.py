@@ -26,6 +26,7 @@ from ...metrics.attacks.representation import NEIGHBOURS, layer_features, linear
 from ...metrics.comparison import Comparison, Predictions, PredictionsBySet, Settings
 from ...metrics.functional import gap_closure
 from ...metrics.measure import to_json
+from ...metrics.score_intervals import gap_closure_interval
 from ...models.load import load_model
 from ...models.outputs import losses, predict
 from ...processes import single_thread
@@ -274,7 +275,10 @@ class _FurtherAttacks:
                 entries = {attack.name: attack_entry(attack, of) for attack in attacks}
                 entry[role]["attacks"] = {name: {key: found[key] for key in ATTACK_NUMBERS} for name, found in entries.items()}
         if len(predicted) == 3:
-            entry["gap_closure"] = gap_closure(*(entry[role]["forget"] for role in ("original", "unlearned", "oracle")))
+            original, unlearned, oracle = (predicted[role]["forget"] for role in ("original", "unlearned", "oracle"))
+            closure = gap_closure(*(of.score(self.kind) for of in (original, unlearned, oracle)))
+            entry["gap_closure"] = closure
+            entry["gap_closure_interval"] = gap_closure_interval(closure, original, unlearned, oracle, self.kind, self.settings)
         return entry
 
     def _features(self, role: str, name: str, positions: torch.Tensor) -> list[torch.Tensor]:

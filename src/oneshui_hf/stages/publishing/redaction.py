@@ -54,7 +54,10 @@ _ROUNDED_MODEL = {
     **dict.fromkeys((*EVALUATED, "forget_loss")),
     "attacks": dict.fromkeys(ATTACKS, dict.fromkeys(("auc", "interval", "auc_either_way"))),
 }
-_ROUNDED = dict.fromkeys(("unlearned", "original", "oracle"), _ROUNDED_MODEL) | dict.fromkeys(("gap_closure", "update_kept"))
+_ROUNDED = {
+    **dict.fromkeys(("unlearned", "original", "oracle"), _ROUNDED_MODEL),
+    **dict.fromkeys(("gap_closure", "gap_closure_interval", "update_kept")),
+}
 _SIMILARITIES = dict.fromkeys(("unlearned", "original"), dict.fromkeys(("cka", "neighbours")))
 _FURTHER = {
     "few_shot_relearning": {
