@@ -332,6 +332,18 @@ MEASURED: dict[str, Any] = {
     "difference": DIFFERENCE,
     "person_level": {"auc": 0.625, "interval": [0.5, 0.75], "oracle": {"auc": 0.5}},
     "bystanders": {"retain": {"loss_change": {"worst_tenth": 0.25}}, "groups": {"retain": [{"label": 1}]}},
+    "further": {
+        "few_shot_relearning": {
+            "people": 4,
+            "unlearned": {"recovery": 0.125, "interval": [0.0, 0.25], "lr": 1e-5},
+            "oracle": {"recovery": 0.5},
+            "excess": {"value": 0.0625, "interval": [-0.5, 0.5]},
+        },
+        "quantization": {"int8": {"gap_closure": 0.875, "gap_closure_interval": [0.75, 1.0], "unlearned": {"forget": 50.5}}},
+        "representation": {"forget": {"unlearned": {"cka": [1.0, 0.5]}}},
+        "inversion": None,
+        "not_run": {"inversion": "a reason"},
+    },
 }
 
 
@@ -352,6 +364,12 @@ def test_tidy_csv_lists_new_measurements_with_their_intervals() -> None:
     assert found["difference.weights.photos.retain.auc"] == ("0.75", "0.5", "0.875")
     assert found["person_level.auc"] == ("0.625", "0.5", "0.75")
     assert found["bystanders.retain.loss_change.worst_tenth"] == ("0.25", "", "")
+    assert found["further.few_shot_relearning.unlearned.recovery"] == ("0.125", "0", "0.25")
+    assert found["further.few_shot_relearning.unlearned.lr"] == ("1e-05", "", "")
+    assert found["further.few_shot_relearning.excess.value"] == ("0.0625", "-0.5", "0.5")
+    assert found["further.quantization.int8.gap_closure"] == ("0.875", "0.75", "1")
+    assert found["further.representation.forget.unlearned.cka.1"] == ("0.5", "", "")
+    assert not [metric for metric in found if "not_run" in metric]
     assert not [metric for metric in found if ".oracle." in metric or "groups" in metric or "interval" in metric]
 
 

@@ -20,6 +20,7 @@ ATTACK_NUMBERS = ("auc", "auc_either_way", "balanced_accuracy", "smallest_fpr")
 COSTS = ("prepare_s", "prepare_mb", "apply_s", "apply_mb", "kept_mb")
 NOISE_FLOOR = "Noise floor: an oracle of another seed compared with the oracle, as a difference (±) or as a value."
 NO_FLOOR = "The noise floor is unknown, so no method can be distinguished from doing nothing."
+WITH_INTERVAL = ("auc", "recovery", "value")  # the entry "interval" next to one of these is its own
 UPPER_REFERENCES = "Upper references: methods that read training data at request time"
 
 
@@ -140,6 +141,8 @@ def _numbers(metrics: Row) -> Iterator[tuple[str, str, Any, Any]]:
             yield "", f"{part}.{metric}", value, None
     for part in ("person_level", "difference", "bystanders"):
         yield from _nested_numbers(part, metrics.get(part))
+    further = metrics.get("further") or {}
+    yield from _nested_numbers("further", {name: found for name, found in further.items() if name != "not_run"})
     for name in collapse.WATCHED:
         if (drop := get_nested(metrics, "collapse", name, "drop")) is not None:
             yield name, "collapse.drop", drop, None
@@ -149,15 +152,21 @@ def _numbers(metrics: Row) -> Iterator[tuple[str, str, Any, Any]]:
 
 
 def _nested_numbers(path: str, found: Any) -> Iterator[tuple[str, str, Any, Any]]:
-    """Yield the numbers of nested mappings, each under its path, without those of the oracle, which has its own row, and of groups."""
+    """Yield the numbers of nested mappings, each under its path, without those of the oracle, which has its own row, and of groups.
+
+    Numbers by layer are numbered.
+    """
     if not isinstance(found, Mapping):
         return
     for key, value in sorted(found.items()):
         if isinstance(value, Mapping):
             if key not in ("oracle", "groups", "intervals"):
                 yield from _nested_numbers(f"{path}.{key}", value)
-        elif key != "interval":
-            yield "", f"{path}.{key}", value, found.get("interval") if key == "auc" else get_nested(found, "intervals", key)
+        elif isinstance(value, list) and not key.endswith("interval"):
+            yield from (("", f"{path}.{key}.{number}", one, None) for number, one in enumerate(value))
+        elif not key.endswith("interval"):
+            own = found.get("interval") if key in WITH_INTERVAL else found.get(f"{key}_interval")
+            yield "", f"{path}.{key}", value, own or get_nested(found, "intervals", key)
 
 
 def _digits(value: Any) -> str:
