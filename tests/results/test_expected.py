@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import copy
 import json
+from importlib import resources
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import expected_values
 import pytest
+import yaml
 
 from oneshui_hf.errors import OneshuiError, UsageError
 from oneshui_hf.results.expected import ExpectedTables, compare, read_expected
 from support.report_rows import failed, row
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
+RANKS = {  # tolerances of numbers that are in no column
+    "difference.outputs.loss_rise.owner.rank": 5.0,
+    "difference.outputs.loss_rise.owner.batch_share": 0.2,
+    "difference.weights.owner.rank": 10.0,
+    "person_level.auc": 0.2,
+    "attack.rmia.auc": 0.1,
+    "attack.iam.auc": 0.15,
+    "attack.u_lira.auc": 0.1,
+}
 RENAMED = {"forget-keys": "forget-keys quantile"}
 ROWS = [row(label, strength, seed=seed) for seed in (0, 1) for label, strength in (("original", 0.0), ("oracle", 1.0), ("ssd", 0.5))]
 TOW = fmean(one["metrics"]["tow"] for one in ROWS if one["method"] == "ssd")
@@ -114,6 +125,21 @@ def test_published_files_follow_from_the_published_results(grid: str) -> None:
     cells = [cell for one in found.tables for cells in one.rows.values() for cell in cells.values()]
     assert len(cells) > 150
     assert all(0 < cell.tolerance < 12 for cell in cells)
+
+
+def test_published_file_of_the_difference_follows_from_its_results() -> None:
+    file = RESULTS / "expected" / "difference.json"
+    sources = [RESULTS / "difference" / name for name in ("strong.csv", "exact-head.csv")]
+    assert json.loads(file.read_text()) == expected_values.expected_tables(sources, "difference", further=RANKS)
+    [strong, _] = read_expected(file, "difference").tables
+    assert strong.seeds == [0, 1, 2]
+    assert strong.rows["forget-keys"].keys() >= {"tow", *RANKS}
+
+
+def test_published_file_of_the_demo_is_of_its_grid() -> None:
+    [one] = read_expected(RESULTS / "expected" / "demo.json", "demo").tables
+    grid = yaml.safe_load((resources.files("oneshui_hf") / "grids" / "demo.yaml").read_text())
+    assert (one.seeds, [one.forget]) == (grid["seeds"], grid["forget"])
 
 
 def test_expected_values_of_the_study_are_those_of_the_tables(tmp_path: Path) -> None:
