@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -99,9 +100,14 @@ class Faces:
     def __len__(self) -> int:
         return len(self.keys)
 
+    @cached_property
+    def _images(self) -> Any:
+        """The column of photos. Making it takes as long as the table has parts, so it is made once."""
+        return self.arrow_dataset.data.column("image")
+
     def encoded_image(self, row: int) -> str | bytes:
         """Return the photo in a row of the Arrow data: its path or its encoded bytes; empty bytes if the row has no photo."""
-        image = self.arrow_dataset.data.column("image")[row].as_py() or {}
+        image = self._images[row].as_py() or {}
         return image.get("bytes") or image.get("path") or b""
 
     def photos_by_identity(self) -> dict[str, list[str]]:
