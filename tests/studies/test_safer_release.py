@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from statistics import fmean
 
@@ -22,7 +23,8 @@ def study() -> Study:
     problem = toy_problem("multi_label")
     data = DataAccess(problem.sets, ForgetKeys.needs.prepare)
     artefact = ForgetKeys().prepare(problem.model, data, OPTIONS, problem.context())
-    return make_study(problem.model, problem.sets, artefact, problem.context())
+    model = copy.deepcopy(problem.model)  # a study freezes its model, and all tests share that of the problem
+    return make_study(model, problem.sets, artefact, problem.context())
 
 
 def test_a_release_of_one_key_is_found_by_both_attacks_and_costs_little() -> None:

@@ -413,7 +413,7 @@ def test_builtin_grids_are_found_and_packaged() -> None:
 
 def test_demo_grid_runs_every_method_with_the_recipe_of_the_demo() -> None:
     grid = read_grid("demo")
-    assert [(cell.dataset, cell.forget, cell.seed) for cell in grid.cells] == [("synthetic", f, s) for f in (2, 4) for s in (0, 1)]
+    assert [(cell.dataset, cell.forget, cell.seed) for cell in grid.cells] == [("synthetic", 2, 0), ("synthetic", 2, 1)]
     recipe = {"epochs": 30, "batch_size": 32, "optimizer": "adamw", "lr": 1e-3, "augment": "flip", "keep": "last"}
     assert grid.cells[0].train == TrainOptions(dataset="synthetic", forget=2, seed=0, **recipe)  # type: ignore[arg-type]
     assert {entry.method for entry in grid.methods} == set(Plugins(METHODS).names) - {"do-nothing", "drop-shard", "exact-head", "mu-mis"}
