@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ..data.schema import Task, TaskKind
-from .ordering import descending_order
+from .ordering import descending_order, runs_of_equal
 
 
 def average_precision(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -34,13 +34,10 @@ def _label_average_precision(scores: torch.Tensor, labels: torch.Tensor) -> torc
     if count == 0 or scores.isnan().any():
         return torch.tensor(math.nan, dtype=torch.float64, device=device)
     order = descending_order(scores)
-    ordered = scores[order]
     hits = labels[order].double()
     precision = hits.cumsum(0) / torch.arange(1, count + 1, device=device, dtype=torch.float64)
     # Equal scores share the precision at the end of their run.
-    is_last = torch.ones_like(ordered, dtype=torch.bool)
-    is_last[:-1] = ordered[:-1] != ordered[1:]
-    run = is_last.cumsum(0) - is_last.long()  # number of each photo's run
+    is_last, run = runs_of_equal(scores[order])
     return (hits * precision[is_last][run]).sum() / hits.sum()
 
 

@@ -16,7 +16,14 @@ def descending_order(scores: torch.Tensor) -> torch.Tensor:
     Args:
         scores: (n,), without NaN.
     """
-    floats = scores.to(torch.promote_types(scores.dtype, torch.float32)).contiguous() + 0.0  # no zero has a sign then
+    floats = scores.to(torch.promote_types(scores.dtype, torch.float32)) + 0.0  # no zero has a sign then
     bits = floats.view(_BITS[floats.dtype])
     largest = torch.iinfo(bits.dtype).max
     return (~torch.where(bits < 0, bits ^ largest, bits)).sort(stable=True).indices
+
+
+def runs_of_equal(ordered: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return whether each of the sorted scores (n,) is the last of equal ones, bool (n,), and the number of its run, int64 (n,)."""
+    is_last = torch.ones_like(ordered, dtype=torch.bool)
+    is_last[:-1] = ordered[:-1] != ordered[1:]
+    return is_last, is_last.cumsum(0) - is_last.long()

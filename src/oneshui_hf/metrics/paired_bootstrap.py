@@ -18,7 +18,7 @@ import torch
 
 from ..errors import UsageError
 from .intervals import Interval, chunk_sizes, draw_weights, index_people, percentile_interval
-from .ordering import descending_order
+from .ordering import descending_order, runs_of_equal
 
 _CELLS = 128_000  # of float32 at once: a chunk that fits into the cache of a core is several times as fast as a larger one
 
@@ -106,12 +106,10 @@ class Resamples:
     def _label_average_precision(self, scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the average precision of one label in each resample, 0..1, float64 (R,); NaN where the label is constant."""
         order = descending_order(scores)
-        ordered = scores[order]
         hits = targets[order]
         ranks = hits.nonzero().squeeze(1)  # of the m positives; the precision is computed at these ranks only
         # Equal scores share the precision at the end of their run.
-        is_last = torch.cat([ordered[1:] != ordered[:-1], torch.ones(1, dtype=torch.bool)])
-        run = is_last.cumsum(0) - is_last.long()  # number of each photo's run
+        is_last, run = runs_of_equal(scores[order])
         ends = is_last.nonzero().squeeze(1)[run][ranks]
         positives_before_end = hits.cumsum(0)[ends] - 1
         person_index = self.person_index[order]

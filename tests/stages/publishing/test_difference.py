@@ -198,6 +198,16 @@ def test_a_space_counts_until_its_earlier_revisions_have_ended(push: Any, client
     assert push(unlearned, "unlearned", **PUBLIC)["url"]
 
 
+def test_a_card_does_not_name_a_space_as_base_model(push: Any, hub: Hub, tmp_path: Path) -> None:
+    original = make_run(tmp_path / "original", 0)
+    assert push(original, "original", **PUBLIC, space=f"owner/page{next(NUMBERS)}")["url"]
+    [repo_id] = [name for name, _ in published(original) if not name.startswith("spaces/")]
+    del hub.repos[repo_id]  # the Space alone has the weights now
+    unlearned = make_run(tmp_path / "unlearned", 1, original, ONE_STEP)
+    assert push(unlearned, "unlearned", **PUBLIC)["url"]
+    assert b"base_model" not in hub.files(published(unlearned)[0][0])["README.md"]
+
+
 def test_a_private_space_does_not_count(push: Any, hub: Hub, tmp_path: Path) -> None:
     original = make_run(tmp_path / "original", 0)
     assert push(original, "original", private=True, space=f"owner/page{next(NUMBERS)}")["url"]
