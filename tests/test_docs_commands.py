@@ -28,6 +28,7 @@ from support.command_process import CommandProcess, hub_environment
 from support.faces import portrait, write_photos
 from support.hub_server import Hub
 from support.pages import DOCS, ROOT, Block, Command, blocks, commands, shape
+from support.served import ask, require_gradio, served
 
 pytestmark = pytest.mark.slow
 HERE = "pip install --quiet --no-deps --no-build-isolation --target site ."  # stands for `pip install .`, which would change the tests' own
@@ -82,6 +83,26 @@ def test_tutorial(after_tutorial: Path) -> None:
     assert (after_tutorial / "demo" / "original-forget-keys" / "report.html").is_file()
 
 
+def test_demo_shows_memorisation_and_unlearning(after_tutorial: Path) -> None:
+    demo = after_tutorial / "demo"
+    runs = {"original": "original", **{name: f"original-{name}" for name in ("oracle", "forget-keys", "gradient-ascent", "metaunlearn")}}
+    rows = {name: json.loads((demo / run / "metrics.json").read_text()) for name, run in runs.items()}
+    original, oracle = rows["original"], rows["oracle"]
+    assert original["forget"]["map"] > original["test"]["map"] + 15  # it has memorised the forget set
+    assert oracle["forget"]["map"] < original["forget"]["map"] - 15  # to the oracle they are unseen identities
+    assert abs(oracle["retain"]["map"] - original["retain"]["map"]) < 5
+    for method in ("gradient-ascent", "metaunlearn"):
+        assert rows[method]["forget"]["loss"] > original["forget"]["loss"]
+        assert rows[method]["retain"]["map"] > original["retain"]["map"] - 15
+        assert rows["forget-keys"]["gap_closure"] > rows[method]["gap_closure"]
+    assert rows["forget-keys"]["retain"]["map"] > original["retain"]["map"] - 2
+
+
+def test_second_demo_in_the_same_folder_is_refused(after_tutorial: Path) -> None:
+    again = subprocess.run([sys.executable, "-m", "oneshui_hf", "demo"], cwd=after_tutorial, capture_output=True, text=True)
+    assert (again.returncode, "earlier demo" in again.stderr) == (2, True)
+
+
 def test_figure_of_the_readme(after_tutorial: Path) -> None:
     run(Command(f"python {DOCS / 'demo_figure.py'} demo demo.svg", ()), after_tutorial)
     new, published = ((folder / "demo.svg").read_text() for folder in (after_tutorial, DOCS / "images"))
@@ -93,6 +114,15 @@ def test_own_method(after_tutorial: Path) -> None:
     assert (after_tutorial / "benchmarks" / "mine" / "report.html").is_file()
     for name in ("head_ascent.py", "pyproject.toml"):
         assert (after_tutorial / name).read_text() == (ROOT / "plugins" / "example" / name).read_text()
+
+
+def test_auditing(after_tutorial: Path, tmp_path: Path) -> None:
+    shutil.copytree(after_tutorial / "demo", tmp_path / "demo")
+    for name, run_folder in (("ORIGINAL", "original"), ("UNLEARNED", "forgotten")):
+        shutil.copytree(tmp_path / "demo" / run_folder, tmp_path / name)
+    (tmp_path / "FOLDER").mkdir()
+    write_photos(tmp_path / "FOLDER", people=8, photos=2, name_of="person{}".format)
+    run_page(DOCS / "guides" / "auditing.md", tmp_path)
 
 
 def test_own_photos(tmp_path: Path) -> None:
@@ -210,6 +240,24 @@ def test_publishing(hub: Hub, oneshui_on: CommandProcess, after_celeba: Path, tm
     assert "model.safetensors" in hub.files("USER/NAME")
     assert [file for file in hub.files("datasets/USER/NAME") if file.endswith(".parquet")]
     assert (tmp_path / "runs" / "theirs-gradient-ascent" / "model.safetensors").is_file()
+
+
+def test_app(hub: Hub, oneshui_on: CommandProcess, after_tutorial: Path, after_celeba: Path, tmp_path: Path) -> None:
+    require_gradio()
+    shutil.copytree(after_tutorial / "demo", tmp_path / "demo")
+    shutil.copytree(after_celeba / "runs", tmp_path / "runs")
+    (tmp_path / "password.txt").write_text("secret")
+    for block in blocks(DOCS / "guides" / "app.md"):
+        for command in commands(block) if block.language == "console" else ():
+            words = shlex.split(command.words)
+            if words[:2] == ["oneshui", "app"]:
+                with served(*words[1:], home=tmp_path) as (address, _):
+                    assert ask(address, "config")[0] == (401 if "--auth" in words else 200)
+            elif words[0] == "chmod":
+                subprocess.run(words, cwd=tmp_path, check=True)
+            elif not any(command.words.startswith(start) for start in ELSEWHERE):
+                run_in(oneshui_on, command, tmp_path)
+    assert "app.py" in hub.files("spaces/USER/PAGE")
 
 
 def test_request_desk(oneshui_on: CommandProcess, tmp_path: Path) -> None:
