@@ -27,6 +27,7 @@ RANKS = {  # tolerances of numbers that are in no column
     "attack.iam.auc": 0.15,
     "attack.u_lira.auc": 0.1,
 }
+GIVEN = {"retain": 3.0, "forget": 4.0, "test": 3.0, "tow": 5.0, "gap_closure": 0.1}  # without reference models there is no noise floor
 RENAMED = {"forget-keys": "forget-keys quantile"}
 ROWS = [row(label, strength, seed=seed) for seed in (0, 1) for label, strength in (("original", 0.0), ("oracle", 1.0), ("ssd", 0.5))]
 TOW = fmean(one["metrics"]["tow"] for one in ROWS if one["method"] == "ssd")
@@ -117,14 +118,34 @@ def test_missing_file_is_an_error_with_an_example(tmp_path: Path) -> None:
         read_expected(tmp_path / "none.json", "tiny")
 
 
-@pytest.mark.parametrize("grid", ["faces", "paper-regime"])
+@pytest.mark.parametrize("grid", ["faces", "paper-regime", "unrepaired", "ablations"])
 def test_published_files_follow_from_the_published_results(grid: str) -> None:
     file = RESULTS / "expected" / f"{grid}.json"
     assert json.loads(file.read_text()) == expected_values.expected_tables([RESULTS / grid / "results.csv"], grid, RENAMED)
     found = read_expected(file, grid)
     cells = [cell for one in found.tables for cells in one.rows.values() for cell in cells.values()]
-    assert len(cells) > 150
+    assert len(cells) > 80
     assert all(0 < cell.tolerance < 12 for cell in cells)
+
+
+def test_published_file_of_the_papers_preset_has_given_tolerances() -> None:
+    file = RESULTS / "expected" / "paper-preset.json"
+    source = RESULTS / "paper-preset" / "results.csv"
+    assert json.loads(file.read_text()) == expected_values.expected_tables([source], "paper-preset", without_floor=GIVEN)
+    tables = read_expected(file, "paper-preset").tables
+    assert [table.dataset for table in tables] == ["strong memorisation", "the paper's regime"]
+    assert all("metaunlearn paper" in table.rows for table in tables)
+
+
+@pytest.mark.parametrize("grid", ["faces", "paper-regime", "difference", "unrepaired", "ablations", "paper-preset"])
+def test_published_tables_are_of_the_grid(grid: str) -> None:
+    file = {"faces": "grid"}.get(grid, grid)
+    text = yaml.safe_load((RESULTS / f"{file}.yaml").read_text())
+    labels = {method.get("label", method["method"]) for method in text["methods"]} | {"do nothing", "oracle"}
+    sizes = {(data["name"], forget) for data in text["datasets"] for forget in data["forget"]}
+    for found in read_expected(RESULTS / "expected" / f"{grid}.json", text["name"]).tables:
+        assert (found.dataset, found.forget) in sizes
+        assert set(found.rows) <= labels
 
 
 def test_published_file_of_the_difference_follows_from_its_results() -> None:

@@ -3,7 +3,8 @@
     python tests/studies/expected_values.py docs/results/faces/results.csv --grid faces --rename "forget-keys=forget-keys quantile" \
         > docs/results/expected/faces.json
 
-`--number NAME=TOLERANCE` adds a number that is in no column of the tables, such as `difference.weights.owner.rank`.
+`--number NAME=TOLERANCE` adds a number that is in no column of the tables, such as `difference.weights.owner.rank`. `--tolerance
+COLUMN=TOLERANCE` is for a benchmark without reference models, which measures no noise floor.
 
 The expected value of a cell is the mean over seeds. Its tolerance is the noise floor of the table, which is the difference of two oracles
 of different seeds: another machine rounds differently, and training amplifies that as it does another seed. It is at least what tables
@@ -39,7 +40,11 @@ Numbers = Mapping[tuple[int, str, str, str], float]  # by seed, method, set and 
 
 
 def expected_tables(
-    files: Iterable[Path], grid: str, renamed: Mapping[str, str] = MappingProxyType({}), further: Mapping[str, float] = MappingProxyType({})
+    files: Iterable[Path],
+    grid: str,
+    renamed: Mapping[str, str] = MappingProxyType({}),
+    further: Mapping[str, float] = MappingProxyType({}),
+    without_floor: Mapping[str, float] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Return the contents of the file of expected values.
 
@@ -48,6 +53,7 @@ def expected_tables(
         grid: Name of the grid.
         renamed: The grid's present label of a row, by its label in the files.
         further: Tolerances of numbers that are in no column of the tables, by name.
+        without_floor: Tolerances of columns of a benchmark without reference models, which has no noise floor.
     """
     tables: dict[tuple[str, int], dict[tuple[int, str, str, str], float]] = {}
     for file in files:
@@ -56,26 +62,28 @@ def expected_tables(
                 if row["value"]:
                     key = int(row["seed"]), row["method"], row["set"], row["metric"]
                     tables.setdefault((row["dataset"], int(row["forget"])), {})[key] = float(row["value"])
-    listed = [{"dataset": place[0], "forget": place[1], **_table(numbers, renamed, further)} for place, numbers in sorted(tables.items())]
+    listed = [
+        {"dataset": place[0], "forget": place[1], **_table(numbers, renamed, further, without_floor)}
+        for place, numbers in sorted(tables.items())
+    ]
     return {"format": 1, "grid": grid, "tables": listed}
 
 
-def _table(numbers: Numbers, renamed: Mapping[str, str], further: Mapping[str, float]) -> dict[str, Any]:
+def _table(
+    numbers: Numbers, renamed: Mapping[str, str], further: Mapping[str, float], without_floor: Mapping[str, float]
+) -> dict[str, Any]:
     seeds = sorted({seed for seed, *_ in numbers})
     methods = sorted({method for _, method, *_ in numbers})
     score = "map" if any(metric == "map" for *_, metric in numbers) else "accuracy"
+    columns = {name: (of_set, metric.replace("SCORE", score)) for name, (of_set, metric) in COLUMNS.items()}
     floors = {column: _floor(numbers, seeds, methods, column) for column in COLUMNS}
+    tolerances = {column: max(floor, LEAST.get(column, 0.1)) for column, floor in floors.items() if floor is not None}
+    tolerances = {column: float(f"{tolerance:.3g}") for column, tolerance in (without_floor | tolerances).items()} | further
     rows = {}
     for method in methods:
         cells = {}
-        for column, (of_set, metric) in COLUMNS.items():
-            values = [numbers.get((seed, method, of_set, metric.replace("SCORE", score))) for seed in seeds]
-            known = [value for value in values if value is not None]
-            if len(known) == len(seeds) and floors[column] is not None:
-                tolerance = max(floors[column] or 0.0, LEAST.get(column, 0.1))
-                cells[column] = {"expected": float(f"{fmean(known):.6g}"), "tolerance": float(f"{tolerance:.3g}")}
-        for name, tolerance in further.items():
-            values = [numbers.get((seed, method, "", name)) for seed in seeds]
+        for name, tolerance in tolerances.items():
+            values = [numbers.get((seed, method, *columns.get(name, ("", name)))) for seed in seeds]
             known = [value for value in values if value is not None]
             if len(known) == len(seeds):
                 cells[name] = {"expected": float(f"{fmean(known):.6g}"), "tolerance": tolerance}
@@ -93,16 +101,21 @@ def _floor(numbers: Numbers, seeds: Iterable[int], methods: Iterable[str], colum
     return fmean(known) if len(known) == len(found) else None
 
 
+def _tolerances(pairs: Iterable[str]) -> dict[str, float]:
+    return {name: float(tolerance) for name, tolerance in (pair.split("=", 1) for pair in pairs)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("--grid", required=True)
     parser.add_argument("--rename", action="append", default=[], help="LABEL=LABEL: the grid's present name of a row")
     parser.add_argument("--number", action="append", default=[], help="NAME=TOLERANCE: a number that is in no column of the tables")
+    parser.add_argument("--tolerance", action="append", default=[], help="COLUMN=TOLERANCE: of a benchmark without a noise floor")
     given = parser.parse_args()
-    renamed, further = (dict(pair.split("=", 1) for pair in pairs) for pairs in (given.rename, given.number))
-    tolerances = {name: float(tolerance) for name, tolerance in further.items()}
-    json.dump(expected_tables(given.results, given.grid, renamed, tolerances), sys.stdout, indent=1)
+    renamed = dict(pair.split("=", 1) for pair in given.rename)
+    further, without_floor = (_tolerances(pairs) for pairs in (given.number, given.tolerance))
+    json.dump(expected_tables(given.results, given.grid, renamed, further, without_floor), sys.stdout, indent=1)
     sys.stdout.write("\n")
 
 
