@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 import subprocess
 import tomllib
@@ -16,9 +17,10 @@ import yaml
 from oneshui_hf.cli.app import app
 from oneshui_hf.plugins import METHODS, Plugins
 from support.all_commands import COMMANDS
-from support.pages import DOCS, PAGES, ROOT, TOP, anchors, blocks, calls, commands, links, prebuild, prose
+from support.pages import DOCS, PAGES, ROOT, TOP, Command, anchors, blocks, calls, commands, links, prebuild, prose
 from support.vocabulary import INSTEAD_IN_TEXT
 
+STUDIES = DOCS / "results" / "expected" / "studies.json"
 EXAMPLE = "head-ascent"  # the method that a guide writes; tests/test_docs_commands.py runs its commands
 
 
@@ -42,6 +44,9 @@ def all_calls() -> list[Any]:
             if block.language == "console":
                 for command in commands(block):
                     found += [pytest.param(call, id=f"{name(page)}:{block.line}-{'-'.join(call[:2])}") for call in calls(command)]
+    for study, entry in json.loads(STUDIES.read_text(encoding="utf-8")).items():
+        for words in entry["commands"]:
+            found += [pytest.param(call, id=f"{study}-{'-'.join(call[:2])}") for call in calls(Command(words, ()))]
     return found
 
 

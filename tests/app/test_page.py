@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from oneshui_hf.app.sessions import Sessions
+from support.served import require_gradio
 
 
 @pytest.fixture
 def page() -> Any:
-    pytest.importorskip("gradio", reason="the page needs Gradio: pip install 'oneshui-hf[app]'")
+    require_gradio()
     from oneshui_hf.app.page import Page
 
     return Page(SimpleNamespace(choices=[], photo_alone=False), Sessions())  # type: ignore[arg-type]

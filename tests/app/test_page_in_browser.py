@@ -15,6 +15,7 @@ from oneshui_hf.app.server import serving
 from oneshui_hf.reporting import SILENT
 from oneshui_hf.runs import Run
 from oneshui_hf.stages.app_options import AppOptions
+from support.served import require_gradio
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs Chromium and its driver")]
@@ -41,7 +42,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture
 def served(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    pytest.importorskip("gradio", reason="the page needs Gradio: pip install 'oneshui-hf[app]'")
+    require_gradio()
     import tempfile
 
     temporary = tmp_path / "temporary"

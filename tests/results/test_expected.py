@@ -128,6 +128,13 @@ def test_published_files_follow_from_the_published_results(grid: str) -> None:
     assert all(0 < cell.tolerance < 12 for cell in cells)
 
 
+def test_published_file_of_single_seeds_follows_from_their_results() -> None:
+    sources = [RESULTS / "faces" / "celeba-20-cross-fit-seed-0.csv", RESULTS / "paper-regime" / "folder-10-seed-0.csv"]
+    file = RESULTS / "expected" / "cross-fit.json"
+    assert json.loads(file.read_text()) == expected_values.expected_tables(sources, "cross-fit")
+    assert all("forget-keys" in table.rows for table in read_expected(file, "cross-fit").tables)
+
+
 def test_published_file_of_the_papers_preset_has_given_tolerances() -> None:
     file = RESULTS / "expected" / "paper-preset.json"
     source = RESULTS / "paper-preset" / "results.csv"
@@ -137,7 +144,7 @@ def test_published_file_of_the_papers_preset_has_given_tolerances() -> None:
     assert all("metaunlearn paper" in table.rows for table in tables)
 
 
-@pytest.mark.parametrize("grid", ["faces", "paper-regime", "difference", "unrepaired", "ablations", "paper-preset"])
+@pytest.mark.parametrize("grid", ["faces", "paper-regime", "difference", "cross-fit", "unrepaired", "ablations", "paper-preset"])
 def test_published_tables_are_of_the_grid(grid: str) -> None:
     file = {"faces": "grid"}.get(grid, grid)
     text = yaml.safe_load((RESULTS / f"{file}.yaml").read_text())

@@ -53,6 +53,8 @@ def main() -> int:
     parser.add_argument("study", choices=sorted(studies))
     parser.add_argument("found", type=Path)
     given = parser.parse_args()
+    if not given.found.is_file():
+        parser.error(f"there is no file {given.found}; name the JSON file that the study wrote")
     study = studies[given.study]
     found, published = (json.loads(file.read_text(encoding="utf-8")) for file in (given.found, RESULTS / study["published"]))
     compared, lines = off(found, published, study["tolerances"])

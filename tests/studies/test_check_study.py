@@ -40,3 +40,9 @@ def test_published_numbers_agree_with_themselves_and_the_commands_end_with_the_c
         (tmp_path / "empty.json").write_text("{}")
         done = subprocess.run([sys.executable, words[1], name, str(file)], cwd=ROOT, capture_output=True, text=True)
         assert (done.returncode, f"{compared} numbers compared" in done.stdout) == (code, True), done.stderr
+
+
+def test_missing_file_is_one_sentence(tmp_path: Path) -> None:
+    command = [sys.executable, "tests/studies/check_study.py", "releases", str(tmp_path / "none.json")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, "there is no file" in done.stderr, "Traceback" in done.stderr) == (2, True, False)

@@ -66,6 +66,13 @@ def commands(block: Block) -> Iterator[Command]:
         yield Command(re.sub(r"\s+#\s.*", "", first), tuple(line for line in output if line.strip()))
 
 
+def console_commands(page: Path) -> Iterator[Command]:
+    """Yield the commands of all console blocks of a page, in their order."""
+    for block in blocks(page):
+        if block.language == "console":
+            yield from commands(block)
+
+
 def calls(command: Command) -> Iterator[list[str]]:
     """Yield the arguments of each call of `oneshui` in a command, with 1 for variables of the shell."""
     words = shlex.split(re.sub(r"\$\w+", "1", command.words).replace("\n", " ; "))
