@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from importlib import resources
 from pathlib import Path
 from statistics import fmean
@@ -56,11 +57,12 @@ def test_a_cell_is_off_beyond_its_tolerance_alone() -> None:
     assert cell == place | {"found": pytest.approx(TOW)}
 
 
-def test_unknown_value_is_off() -> None:
+@pytest.mark.parametrize("value", [None, math.nan])
+def test_unknown_value_is_off(value: float | None) -> None:
     rows = copy.deepcopy(ROWS)
-    rows[-1]["metrics"]["tow"] = None
+    rows[-1]["metrics"]["tow"] = value
     [cell] = compared(table(tow=(TOW, 1000.0)), rows)["off"]
-    assert cell["found"] is None
+    assert cell["column"] == "tow"
 
 
 def test_any_number_of_the_results_is_a_column() -> None:

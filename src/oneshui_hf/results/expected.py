@@ -123,7 +123,7 @@ def _is_of(row: Row, table: Table, label: str) -> bool:
 def _cells_off(row: dict[str, Cell], line: Line, models: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     for column, cell in row.items():
         found = line.values[column].mean if column in COLUMNS else _mean([numbers.get(column) for numbers in models])
-        if found is None or abs(found - cell.expected) > cell.tolerance:
+        if found is None or not abs(found - cell.expected) <= cell.tolerance:  # NaN is never within
             yield {"column": column, "expected": cell.expected, "tolerance": cell.tolerance, "found": found}
 
 
