@@ -11,7 +11,7 @@ from oneshui_hf.methods import StepOptions, option
 class MetaUnlearnOptions(StepOptions):
     """Options of MetaUnlearn."""
 
-    steps: int = option(100, "Number of meta-steps, each on its own simulated requests.", minimum=1)
+    steps: int = option(60, "Number of meta-steps, each on its own simulated requests.", minimum=1)
     epochs: int = option(0, "Passes over the identities that can be in simulated requests; 0 uses --steps instead.", minimum=0)
     lr: float = option(
         1e-3, "Peak learning rate of the loss network (AdamW with amsgrad, cosine schedule to 0).", minimum=0, search=(1e-4, 1e-2)

@@ -2,6 +2,13 @@
 
 A mean over a set hides a few people whose predictions become much worse, and a group that loses more than all others. Only statistics over
 people are returned, without a number or a name of an identity.
+
+Direction: changes should be those of the oracle, which is measured next to the model.
+
+What it cannot show: groups of fewer than `MIN_GROUP` people, and groups that no label describes. The worst tenth is chosen by the same
+losses that it reports, so it is above zero without any harm: compare with the oracle's.
+
+Source: this project; the exposure is RMIA's score (Zarifzadeh, Liu, Shokri, ICML 2024).
 """
 
 from __future__ import annotations

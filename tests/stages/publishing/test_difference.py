@@ -122,7 +122,23 @@ def test_models_of_other_originals_are_not_related(push: Any, tmp_path: Path) ->
     assert (pushed["error"], pushed["warnings"]) == (None, "")
 
 
-def test_other_methods_and_oracles_get_a_warning(push: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("people", [1, None])
+def test_a_single_request_is_not_published_beside_its_original(push: Any, tmp_path: Path, people: int | None) -> None:
+    original = make_run(tmp_path / "original", 0)
+    unlearned = make_run(tmp_path / "unlearned", 1, original, ONE_STEP, people)
+    assert push(original, "original", **PUBLIC)["url"]
+    assert f"{ORIGINAL}, and {SHOWS}, so nothing was sent." in push(unlearned, "unlearned", **PUBLIC)["error"]
+    assert publications(unlearned) == []
+    assert push(unlearned, "unlearned", **PUBLIC, difference_is_public=True)["url"]
+
+
+def test_the_original_is_not_published_after_a_single_request(push: Any, tmp_path: Path) -> None:
+    original = make_run(tmp_path / "original", 0)
+    assert push(make_run(tmp_path / "unlearned", 1, original, ONE_STEP, people=1), "unlearned", **PUBLIC)["url"]
+    assert OTHER in push(original, "original", **PUBLIC)["error"]
+
+
+def test_several_requests_by_other_methods_and_oracles_get_a_warning(push: Any, tmp_path: Path) -> None:
     original = make_run(tmp_path / "original", 0)
     assert push(original, "original", **PUBLIC)["url"]
     for seed, run in enumerate((make_run(tmp_path / "step", 1, original, ONE_STEP), make_run(tmp_path / "oracle", 2, original))):

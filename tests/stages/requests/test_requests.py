@@ -140,7 +140,9 @@ def test_two_requests_from_receipt_to_answer(run: Run, tmp_path: Path) -> None:
         receipt = Path("requests/receipts") / f"{id}.json"
         assert oneshui_hf.verify(receipt, run=new.path)["problems"] == []
         assert oneshui_hf.verify(receipt, run=run.path)["problems"]
-        assert json.loads(receipt.read_bytes())["verified"]["loss_after"] == new.record.report["support_loss"]["after"][int(id[-1]) - 1]
+        contents = json.loads(receipt.read_bytes())
+        assert contents["verified"]["loss_after"] == new.record.report["support_loss"]["after"][int(id[-1]) - 1]
+        assert any("owner of both models" in sentence for sentence in contents["applied"]["not_measured"])
 
     assert oneshui_hf.serve_requests(run=new, now=NOW + timedelta(days=2))["requests"] == [first, second]
     letter = oneshui_hf.answer_request(first, now=NOW + timedelta(days=3))

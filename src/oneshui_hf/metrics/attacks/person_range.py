@@ -26,6 +26,8 @@ def person_range_attack(
     `rmia.log_likelihood_ratios`. The logarithm keeps one photo from deciding. The paper chooses the quantiles between which it averages
     for each data set; here the middle half of the photos is averaged for all, fixed beforehand.
 
+    Direction: a higher score means that the person was more likely in the training set; an AUC of 0.5 is chance.
+
     One score a person, so `tpr` resolves no rate below 1 / people, and a difference of single photos cannot be seen.
 
     Args:

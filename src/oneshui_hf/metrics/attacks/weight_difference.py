@@ -1,4 +1,14 @@
-"""The difference attack on weights: whose photos lie in the row space of the weight difference of two models?"""
+"""The difference attack on weights: whose photos lie in the row space of the weight difference of two models?
+
+Direction: a higher share of a candidate's layer inputs in the row space means that the update was more likely computed for them; the
+forgotten people should rank no higher than with the oracle's difference.
+
+What it cannot show: a difference of full rank, as between two trainings, contains every input, so that no one stands out. That excludes no
+leak by the outputs.
+
+Source: this project. That a gradient of a linear layer is spanned by the layer's inputs is the basis of reconstruction from gradients
+(Geiping, Bauermeister, Dröge, Moeller, "Inverting Gradients", NeurIPS 2020).
+"""
 
 from __future__ import annotations
 

@@ -38,19 +38,19 @@ def check_difference(run: Run, options: PushOptions, api: HfApi, reporter: Repor
 
     Raises:
         UsageError: The run would be public, and it forgets fewer identities than `--min-batch`; or a related model is public, one of the
-            two is of a per-identity method, and `--difference-is-public` is not given.
+            two is of a per-identity method or forgets a single identity, and `--difference-is-public` is not given.
     """
     if options.private:
         return
     relatives = _relatives(run)
     if run.record.kind == "unlearned":
         _require_batch(run, options.min_batch, reporter)
-        if _is_per_identity(run) and not options.difference_is_public:
+        if _needs_consent(run) and not options.difference_is_public:
             _require_known_parent(run, relatives)
     for other, repo_id in _public_relatives(run, relatives, api):
         relation = "the original of this model" if other.record.kind == "original" else "another model of the same original"
         found = f"{repo_id} publishes {relation}, and the difference of the two models shows who was forgotten"
-        if not (_is_per_identity(run) or _is_per_identity(other)):
+        if not (_needs_consent(run) or _needs_consent(other)):
             reporter.warn(f"{found}, to some degree even after retraining; `oneshui evaluate` measures how well.")
         elif not options.difference_is_public:
             raise UsageError(f"{found}, so nothing was sent. {WAYS_OUT}; --difference-is-public publishes nevertheless.")
@@ -125,10 +125,16 @@ def _require_known_parent(run: Run, relatives: Iterable[Run]) -> None:
         )
 
 
-def _is_per_identity(run: Run) -> bool:
-    """Return whether a run was unlearned by a per-identity method, or by one that is not installed here."""
+def _needs_consent(run: Run) -> bool:
+    """Return whether a run is not published next to its original without `--difference-is-public`.
+
+    That is an unlearned model of a per-identity method, or of one that is not installed here, and one that may have forgotten a single
+    identity, by any method: the request then is that person's.
+    """
     if run.record.kind != "unlearned":
         return False
+    if run.record.report.get("people") in (None, 1):
+        return True
     try:
         method: type[Method[object]] = Plugins(METHODS).load(str(run.record.report.get("method")))
     except OneshuiError:

@@ -48,6 +48,8 @@ NOT_DONE = (
 NOT_MEASURED = (
     "The scores on all photos of retain, val and test were not measured; `oneshui evaluate` measures them.",
     "Membership attacks on the person's training photos were not run: a request does not read these photos.",
+    "What an owner of both models can infer was not measured: the model before and this one together can show whose photos were forgotten; "
+    "`oneshui audit` measures how reliably.",
 )
 NO_ESTIMATE = (
     "What the batch costs the others was not estimated before: no simulated requests were kept, or the earlier models are missing."
