@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import oneshui_hf
 from oneshui_hf.data.preprocess import Preprocess
 from oneshui_hf.models.load import save_model
 from oneshui_hf.runs import Run, read_json
+from support import exact_head_pipeline
 from support.architectures import classifier
 
 pytestmark = pytest.mark.slow
@@ -151,23 +153,47 @@ def test_accelerate_launch_runs_the_command(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "model.safetensors").exists()
 
 
-def test_head_in_closed_form_has_the_same_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("model", "kind"), [("tiny", "multi_label"), ("dinov2", "multi_label"), ("convnext", "single_label")])
+def test_head_in_closed_form_has_the_same_bytes(photo_folder: Callable[..., Path], tmp_path: Path, model: str, kind: str) -> None:
+    photos = photo_folder(people=20, photos=4)
+    if kind == "single_label":
+        files = sorted(file.relative_to(photos) for file in photos.rglob("*.png"))
+        rows = [f"{file},{file.parent},{('child', 'adult', 'old')[number % 3]}" for number, file in enumerate(files)]
+        (photos / "metadata.csv").write_text("\n".join(("file_name,identity,age", *rows)) + "\n")
+    if model != "tiny":
+        save_model(classifier(model, kind, labels=3), Preprocess(32), tmp_path / model)
+    name = model if model == "tiny" else str(tmp_path / model)
     found = []
     for processes in (1, 2):
         run = tmp_path / str(processes)
-        recipe = ["--dataset", "synthetic", "--forget", "2", "--head", "closed-form", "--output-dir", run]
-        for words in (
-            ["train", *recipe],
-            ["retrain", "--run", run],
-            ["prepare", "--run", run, "--method", "exact-head", "--face-encoder", "none"],
-            ["unlearn", "--run", run, "--method", "exact-head", "--from-split"],
-        ):
-            launch(processes, "-m", "oneshui_hf", *words)
+        recipe = {"dataset": str(photos), "model": name, "forget": 2, "output_dir": str(run)}
+        if processes == 1:
+            exact_head_pipeline.main(recipe)
+        else:
+            launch(processes, exact_head_pipeline.__file__, json.dumps(recipe))
         found.append([file.read_bytes() for file in (run / "model.safetensors", run / "methods" / "exact-head" / "artefact.safetensors")])
-        oracle, unlearned = (Path(f"{run}-{name}") for name in ("oracle", "exact-head"))
+        oracle, unlearned = (Path(f"{run}-{method}") for method in ("oracle", "exact-head"))
         assert (unlearned / "model.safetensors").read_bytes() == (oracle / "model.safetensors").read_bytes() != found[-1][0]
         found[-1].append((unlearned / "model.safetensors").read_bytes())
     assert found[0] == found[1]
+
+
+def test_fold_models_are_trained_by_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = []
+    for processes, batch in ((1, 16), (2, 8)):  # the same global batch
+        run, cache = tmp_path / str(processes), tmp_path / f"cache{processes}"
+        monkeypatch.setenv("ONESHUI_CACHE", str(cache))
+        recipe = {"dataset": "synthetic", "forget": 2, "epochs": 1, "augment": "none", "keep": "last", "batch_size": batch}
+        oneshui_hf.train(**recipe, output_dir=str(run))
+        few = ["--folds", 2, "--repeats", 1, "--steps-per-identity", 1, "--face-encoder", "none"]
+        launch(processes, "-m", "oneshui_hf", "prepare", "--run", run, "--method", "forget-keys", *few)
+        keys = {file.stem: read_json(file)["made_from"] for file in cache.glob("fold-*.json")}
+        assert {key["processes"] for key in keys.values()} == {processes}
+        models.append({tuple(key["left_out"]): load_file(cache / name / "model.safetensors") for name, key in keys.items()})
+    one, two = models
+    assert one.keys() == two.keys() and len(one) == 2
+    for fold, weights in one.items():
+        assert max((weights[name] - two[fold][name]).abs().max().item() for name in weights) < 1e-4
 
 
 DIVIDED = Path(__file__).parents[1] / "support" / "divided_training.py"

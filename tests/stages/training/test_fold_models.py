@@ -158,3 +158,20 @@ def test_all_identities_cannot_be_left_out(original: Run, data: RunData, tmp_pat
     with pytest.raises(OneshuiError, match="no training identity is left"):
         fold_models(original, data, tmp_path / "cache")(sorted(data.sets["train"].positions_of), 1)
     assert not (tmp_path / "cache").exists()
+
+
+def test_no_attack_uses_a_fold_model(original: Run, data: RunData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "cache"
+    fold_models(original, data, cache)(forget_identities(data), 11)  # what an oracle of this seed would be
+    shutil.copytree(original.path, tmp_path / "copy")
+    kinds = []
+    entry = Cache.entry
+
+    def record(self: Cache, kind: str, *rest: Any) -> Any:
+        kinds.append(kind)
+        return entry(self, kind, *rest)
+
+    monkeypatch.setattr(Cache, "entry", record)
+    result = oneshui_hf.evaluate(str(tmp_path / "copy"), references=1, attacks="all", cache_dir=str(cache))
+    assert result["attacks"]["rmia"]["auc"] is not None
+    assert kinds and "fold" not in kinds
