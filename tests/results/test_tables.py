@@ -327,11 +327,18 @@ def owner(rank: float) -> dict[str, Any]:
     return {"owner": ranks, "photos": {"retain": {"auc": 0.75, "interval": [0.5, 0.875]}}}
 
 
+def group(label: int, name: str | None) -> dict[str, Any]:
+    people = {"people_with": 4, "people_without": 5}
+    ends = {"interval": [0.125, 0.375], "p_value": 0.75, "differs": False, "oracle": 0.5}
+    return {"label": label, "name": name, "difference": 0.25} | people | ends
+
+
+GROUPS = [group(39, None), group(20, "Male")]
 DIFFERENCE = {"outputs": {"loss_rise": owner(1.5), "logit_distance": owner(2.5)}, "weights": owner(3.5), "oracle": {"weights": owner(9.0)}}
 MEASURED: dict[str, Any] = {
     "difference": DIFFERENCE,
     "person_level": {"auc": 0.625, "interval": [0.5, 0.75], "oracle": {"auc": 0.5}},
-    "bystanders": {"retain": {"loss_change": {"worst_tenth": 0.25}}, "groups": {"retain": [{"label": 1}]}},
+    "bystanders": {"retain": {"loss_change": {"worst_tenth": 0.25}}, "groups": {"retain": GROUPS, "left_out": 38}},
     "further": {
         "few_shot_relearning": {
             "people": 4,
@@ -370,7 +377,10 @@ def test_tidy_csv_lists_new_measurements_with_their_intervals() -> None:
     assert found["further.quantization.int8.gap_closure"] == ("0.875", "0.75", "1")
     assert found["further.representation.forget.unlearned.cka.1"] == ("0.5", "", "")
     assert not [metric for metric in found if "not_run" in metric]
-    assert not [metric for metric in found if ".oracle." in metric or "groups" in metric or "interval" in metric]
+    assert found["bystanders.groups.retain.Male.difference"] == ("0.25", "0.125", "0.375")
+    assert found["bystanders.groups.retain.Male.people_without"] == ("5", "", "")
+    assert found["bystanders.groups.retain.39.p_value"] == ("0.75", "", "")
+    assert not [metric for metric in found if "oracle" in metric.split(".") or "interval" in metric]
 
 
 def test_groups_are_sorted_by_data_set_and_request_size() -> None:

@@ -17,6 +17,7 @@ from .table_columns import COLUMNS, MARK, format_fixed, get_nested
 
 SET_NUMBERS = ("images", "people", "loss", "map", "accuracy", "balanced_accuracy", "labels_left_out")
 ATTACK_NUMBERS = ("auc", "auc_either_way", "balanced_accuracy", "smallest_fpr")
+GROUP_NUMBERS = ("people_with", "people_without", "difference", "p_value")
 COSTS = ("prepare_s", "prepare_mb", "apply_s", "apply_mb", "kept_mb")
 NOISE_FLOOR = "Noise floor: an oracle of another seed compared with the oracle, as a difference (±) or as a value."
 NO_FLOOR = "The noise floor is unknown, so no method can be distinguished from doing nothing."
@@ -152,16 +153,21 @@ def _numbers(metrics: Row) -> Iterator[tuple[str, str, Any, Any]]:
 
 
 def _nested_numbers(path: str, found: Any) -> Iterator[tuple[str, str, Any, Any]]:
-    """Yield the numbers of nested mappings, each under its path, without those of the oracle, which has its own row, and of groups.
+    """Yield the numbers of nested mappings, each under its path, without those of the oracle, which has its own row.
 
-    Numbers by layer are numbered.
+    Groups of bystanders have the name of their label, numbers by layer are numbered.
     """
     if not isinstance(found, Mapping):
         return
     for key, value in sorted(found.items()):
         if isinstance(value, Mapping):
-            if key not in ("oracle", "groups", "intervals"):
+            if key not in ("oracle", "intervals"):
                 yield from _nested_numbers(f"{path}.{key}", value)
+        elif isinstance(value, list) and path.endswith(".groups"):
+            for group in sorted(value, key=lambda one: one["label"]):
+                numbers = {name: group[name] for name in GROUP_NUMBERS}
+                name = group["label"] if group["name"] is None else group["name"]
+                yield from _nested_numbers(f"{path}.{key}.{name}", numbers | {"difference_interval": group["interval"]})
         elif isinstance(value, list) and not key.endswith("interval"):
             yield from (("", f"{path}.{key}.{number}", one, None) for number, one in enumerate(value))
         elif not key.endswith("interval"):
