@@ -141,6 +141,7 @@ def bench(session: nox.Session) -> None:
     session.run("python", "tests/benchmarks/bench_training.py")
     session.run("python", "tests/benchmarks/bench_full_size.py")
     session.run("python", "tests/benchmarks/bench_unlearn.py")
+    session.run("python", "tests/benchmarks/bench_exact_head.py")
     session.run("python", "tests/benchmarks/bench_evaluate.py")
     session.run("python", "tests/benchmarks/bench_forget_keys.py")
     session.run("python", "tests/benchmarks/bench_preparation.py")
