@@ -16,6 +16,7 @@ import yaml
 
 from oneshui_hf.errors import OneshuiError, UsageError
 from oneshui_hf.results.expected import ExpectedTables, compare, read_expected
+from oneshui_hf.stages.benchmarking.grid import read_grid
 from support.report_rows import failed, row
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
@@ -155,6 +156,15 @@ def test_published_tables_are_of_the_grid(grid: str) -> None:
     for found in read_expected(RESULTS / "expected" / f"{grid}.json", text["name"]).tables:
         assert (found.dataset, found.forget) in sizes
         assert set(found.rows) <= labels
+
+
+GRIDS = sorted(file for file in RESULTS.glob("*.yaml") if file.stem != "unrepaired")  # its methods are no part of the package
+
+
+@pytest.mark.parametrize("file", GRIDS, ids=[file.stem for file in GRIDS])
+def test_published_grids_can_be_run(file: Path) -> None:
+    grid = read_grid(str(file))
+    assert grid.cells and grid.methods
 
 
 def test_published_file_of_the_difference_follows_from_its_results() -> None:

@@ -252,6 +252,10 @@ LONG = "x" * 41
             {"datasets": [{"dataset": "synthetic", "epoch": 3}]},
             ", line 3: data set 'synthetic' has no option --epoch. Did you mean '--epochs'?",
         ),
+        (
+            {"datasets": [{"dataset": "synthetic", "head": "closed-form", "epochs": 3}]},
+            ", line 2: --epochs has no effect with --head closed-form, which trains nothing by gradients; omit it.",
+        ),
         ({"datasets": [{"dataset": "synthetic", "epochs": 0}]}, ", line 3: --epochs of data set 'synthetic' must be at least 1, not 0."),
         (
             {"datasets": [{"dataset": "synthetic", "model": ["a"]}]},

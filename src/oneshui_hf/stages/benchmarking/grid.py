@@ -34,7 +34,7 @@ from ...results.table_columns import BUILTIN_ROWS
 from ...yaml_lines import LocatedList, LocatedMapping, describe_value, is_null, prefix_errors, require_known_keys
 from ..command_options import EvaluateOptions, TrainOptions
 from ..presets import is_preset_file, resolve_preset
-from ..training.recipe import CLOSED_FORM
+from ..training.recipe import CLOSED_FORM, require_consistent_recipe
 from .grid_file import GridFile, read_grid_file
 
 OptionsT = TypeVar("OptionsT")
@@ -195,6 +195,8 @@ def _read_dataset(grid: LocatedMapping, entry: LocatedMapping, number: int, file
             given[key] = file.resolve_path(value)
     sizes, seeds = (_read_integers(grid, entry, key, option, file) for key, option in (("forget", "forget"), ("seeds", "seed")))
     recipe = _resolve(TrainOptions, given, f"data set '{name}'", location)
+    with prefix_errors(location):
+        require_consistent_recipe(recipe)
     if source not in installed and "/" not in source and not recipe.data_dir and not Path(recipe.dataset).exists():
         raise UsageError(
             f"{file.locate(entry, 'dataset')}: '{source}' is neither a data set nor a folder.{did_you_mean(source, installed)}"
