@@ -45,12 +45,12 @@ def check_difference(run: Run, options: PushOptions, api: HfApi, reporter: Repor
     relatives = _relatives(run)
     if run.record.kind == "unlearned":
         _require_batch(run, options.min_batch, reporter)
-        if _needs_consent(run) and not options.difference_is_public:
+        if _may_reveal_people(run) and not options.difference_is_public:
             _require_known_parent(run, relatives)
     for other, repo_id in _public_relatives(run, relatives, api):
         relation = "the original of this model" if other.record.kind == "original" else "another model of the same original"
         found = f"{repo_id} publishes {relation}, and the difference of the two models shows who was forgotten"
-        if not (_needs_consent(run) or _needs_consent(other)):
+        if not (_may_reveal_people(run) or _may_reveal_people(other)):
             reporter.warn(f"{found}, to some degree even after retraining; `oneshui evaluate` measures how well.")
         elif not options.difference_is_public:
             raise UsageError(f"{found}, so nothing was sent. {WAYS_OUT}; --difference-is-public publishes nevertheless.")
@@ -125,11 +125,11 @@ def _require_known_parent(run: Run, relatives: Iterable[Run]) -> None:
         )
 
 
-def _needs_consent(run: Run) -> bool:
-    """Return whether a run is not published next to its original without `--difference-is-public`.
+def _may_reveal_people(run: Run) -> bool:
+    """Return whether the difference of a run and its original may identify a person, so that publishing both needs a flag.
 
-    That is an unlearned model of a per-identity method, or of one that is not installed here, and one that may have forgotten a single
-    identity, by any method: the request then is that person's.
+    True for an unlearned model of a per-identity method, or of one that is not installed here, and for one that may have forgotten a
+    single identity, by any method: then whoever is found is the person.
     """
     if run.record.kind != "unlearned":
         return False
