@@ -303,7 +303,7 @@ class EvaluateOptions:
     original: str | None = option(None, "Run of the original model. The parent of RUN by default.", path=True, panel=MODEL)
     references: int = option(
         0,
-        "Number of reference models (cached oracles of other seeds) for RMIA, U-LiRA, IAM, the range attack and the noise floor.",
+        "Oracles of other seeds as references for RMIA, U-LiRA, IAM, the range attack and the noise floor; missing ones are trained.",
         minimum=0,
         maximum=8,
         panel=EVALUATION,

@@ -66,22 +66,21 @@ def test_equal_photos_have_the_same_neighbours_in_every_model() -> None:
     assert neighbour_overlap(torch.ones(20, 3), torch.zeros(20, 5)) == 1
 
 
-def test_a_model_that_hides_is_as_far_from_the_oracle_as_the_original_and_a_destroyed_one_is_farther_on_test() -> None:
+def test_a_model_that_forgot_is_at_the_oracle_one_that_hides_is_not_and_a_destroyed_one_is_farther_on_test() -> None:
     oracle = {name: features(seed, photos=60, size=16) for seed, name in enumerate(("forget", "test"))}
     memorised = 3 * features(2, photos=12, size=16).repeat_interleave(5, dim=0)  # a direction of each forget identity's own
     original = {"forget": oracle["forget"] + memorised, "test": oracle["test"] + 0.1 * features(3, photos=60, size=16)}
     forgotten = {
         name: original["test"].std() * of @ rotation(16).float() for name, of in oracle.items()
     }  # the oracle, in other coordinates
-    hidden = original  # only the head was changed
     destroyed = {name: features(seed, photos=60, size=16) for seed, name in enumerate(("forget", "test"), start=4)}
     for similarity in (linear_cka, neighbour_overlap):
         scores = {
             model: {name: similarity(found[name], oracle[name]) for name in oracle}
-            for model, found in {"original": original, "forgotten": forgotten, "hidden": hidden, "destroyed": destroyed}.items()
+            for model, found in {"original": original, "forgotten": forgotten, "destroyed": destroyed}.items()
         }
         assert scores["forgotten"] == pytest.approx({"forget": 1, "test": 1}, abs=1e-5)
-        assert scores["hidden"]["forget"] == scores["original"]["forget"] < 0.7
+        assert scores["original"]["forget"] < 0.7  # and so a model of which only the head was changed
         assert scores["destroyed"]["test"] < 0.5 < 0.8 < scores["original"]["test"]
 
 
