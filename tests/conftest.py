@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from importlib import metadata
@@ -41,6 +42,23 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if config.getoption("--oneshui-method") is None:
         metadata.entry_points = _own_entry_points
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup() -> None:
+    """Set the state of torch's global generator, so that a fixture's models are the same in every run, whichever test comes first."""
+    _seed_global_generator()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    """Set the state of torch's global generator, so that a test's models are the same alone and after other tests."""
+    _seed_global_generator()
+
+
+def _seed_global_generator() -> None:
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture

@@ -340,6 +340,14 @@ def test_results_csv_contains_the_numbers_of_the_rows(done: Path) -> None:
                 value = value["probe"][metric.removeprefix("probe.")]
             elif metric.startswith("collapse."):
                 value = value["collapse"][of][metric.removeprefix("collapse.")]
+            elif metric.startswith(("bystanders.groups.retain.", "bystanders.groups.test.")):
+                _, _, part, rest = metric.split(".", 3)
+                name, _, key = rest.rpartition(".")
+                groups = value["bystanders"]["groups"][part]
+                [group] = [one for one in groups if name == (str(one["label"]) if one["name"] is None else one["name"])]
+                if key == "difference":
+                    assert [line["low"], line["high"]] == ["" if end is None else f"{end:.10g}" for end in group["interval"] or (None, None)]
+                value = group[key]
             elif metric.startswith(("person_level.", "difference.", "bystanders.")):
                 for key in metric.split("."):
                     value = value[key]

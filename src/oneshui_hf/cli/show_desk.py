@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..desk.entries import estimated_points
+from ..desk.entries import estimated_people, estimated_points
 from ..stages.requests.verdict import photo_line
 from .printing import number, print_line, table
 
@@ -105,11 +105,9 @@ def applied(result: Mapping[str, Any]) -> None:
 
 def _estimated(estimate: Mapping[str, Any]) -> str:
     """Return one sentence about what it costs the others that people are forgotten."""
-    earlier = f" ({estimate['people_before']} of them before this batch)" if estimate["people_before"] else ""
     beyond = f"; more than the {estimate['simulated']} that were simulated" if estimate["people"] > estimate["simulated"] else ""
     losses = f"{estimate['retain']:.2f} points on retain, {estimate['val']:.2f} on val"
-    people = f"{estimate['people']} people forgotten{earlier}"
-    return f"Estimated loss of the others with {people}: {losses}; budget {estimate['budget']:g}{beyond}."
+    return f"Estimated loss of the others with {estimated_people(estimate)} forgotten: {losses}; budget {estimate['budget']:g}{beyond}."
 
 
 def rechecked(result: Mapping[str, Any]) -> None:

@@ -173,6 +173,12 @@ def estimated_points(estimate: Mapping[str, Any]) -> float:
     return max(estimate["retain"], estimate["val"], 0.0)
 
 
+def estimated_people(estimate: Mapping[str, Any]) -> str:
+    """Return how many people are forgotten in the model that was estimated, as words."""
+    people, earlier = estimate["people"], estimate["people_before"]
+    return f"{people} {'person' if people == 1 else 'people'}" + (f" ({earlier} of them before this batch)" if earlier else "")
+
+
 class Batch(Exact):
     """Requests are about to be applied together. Written before the work, so that a killed one can be completed."""
 

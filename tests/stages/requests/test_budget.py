@@ -142,7 +142,7 @@ def test_beyond_the_budget_a_retraining_is_due_and_nothing_is_written(run: Run, 
     before = {file: file.read_bytes() for file in Path("requests").rglob("*") if file.is_file()}
     code, out, err = oneshui("requests", "apply", "--run", "run", "--method", METHOD)
     assert code == 1
-    assert sentence(err).startswith("Error: A retraining is due: forgetting 1 people is estimated to cost the others 2.5 points of score")
+    assert sentence(err).startswith("Error: A retraining is due: forgetting 1 person is estimated to cost the others 2.50 points of score")
     assert {file: file.read_bytes() for file in Path("requests").rglob("*") if file.is_file()} == before
     assert not Path("run-batch1").exists()
     code, out, _ = oneshui("requests", "apply", "--run", "run", "--method", METHOD, "--dry-run")

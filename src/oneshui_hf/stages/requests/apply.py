@@ -192,9 +192,8 @@ def _forgotten_elsewhere(chain: Chain, run: Run) -> int:
 
 
 def _elsewhere(people: int) -> str:
-    return (
-        f"The model was not computed from that of an earlier batch, so {people} people who were forgotten then may not be forgotten in it."
-    )
+    who = "1 person who was" if people == 1 else f"{people} people who were"
+    return f"The model was not computed from that of an earlier batch, so {who} forgotten then may not be forgotten in it."
 
 
 def _record(desk: Desk, batch: Entry, run: Run, made: Run, reporter: Reporter, now: datetime | None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...desk.entries import estimated_points
+from ...desk.entries import estimated_people, estimated_points
 from ...errors import OneshuiError, UsageError
 from ...methods.artefact import read_header
 from ...methods.base import Method
@@ -67,10 +67,9 @@ def require_within_budget(estimate: Mapping[str, Any]) -> None:
         OneshuiError: The estimate is larger than the budget.
     """
     if (lost := estimated_points(estimate)) > estimate["budget"]:
-        earlier = f" ({estimate['people_before']} of them before this batch)" if estimate["people_before"] else ""
         raise OneshuiError(
-            f"A retraining is due: forgetting {estimate['people']} people{earlier} is estimated to cost the others {lost:.1f} points of "
-            f"score, more than the budget of {estimate['budget']:g}. Train with --suppress LEDGER, name fewer requests, or raise --budget. "
+            f"A retraining is due: forgetting {estimated_people(estimate)} is estimated to cost the others {lost:.2f} points "
+            f"of score, more than the budget of {estimate['budget']:g}. Train with --suppress LEDGER, name fewer requests, or raise --budget. "
             "Nothing was changed."
         )
 
