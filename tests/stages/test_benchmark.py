@@ -346,7 +346,8 @@ def test_results_csv_contains_the_numbers_of_the_rows(done: Path) -> None:
                 groups = value["bystanders"]["groups"][part]
                 [group] = [one for one in groups if name == (str(one["label"]) if one["name"] is None else one["name"])]
                 if key == "difference":
-                    assert [line["low"], line["high"]] == ["" if end is None else f"{end:.10g}" for end in group["interval"] or (None, None)]
+                    ends = group["interval"] or (None, None)
+                    assert [line["low"], line["high"]] == ["" if end is None else f"{end:.10g}" for end in ends]
                 value = group[key]
             elif metric.startswith(("person_level.", "difference.", "bystanders.")):
                 for key in metric.split("."):

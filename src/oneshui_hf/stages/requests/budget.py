@@ -69,8 +69,8 @@ def require_within_budget(estimate: Mapping[str, Any]) -> None:
     if (lost := estimated_points(estimate)) > estimate["budget"]:
         raise OneshuiError(
             f"A retraining is due: forgetting {estimated_people(estimate)} is estimated to cost the others {lost:.2f} points "
-            f"of score, more than the budget of {estimate['budget']:g}. Train with --suppress LEDGER, name fewer requests, or raise --budget. "
-            "Nothing was changed."
+            f"of score, more than the budget of {estimate['budget']:g}. Train with --suppress LEDGER, name fewer requests, or raise "
+            "--budget. Nothing was changed."
         )
 
 
