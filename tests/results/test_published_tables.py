@@ -78,3 +78,123 @@ def test_changed_rows_follow_from_the_published_scores(part: str, folder: str, f
 
 def test_every_part_is_in_the_table() -> None:
     assert published().keys() == {part for part, *_ in TABLES}
+
+
+TODAY = (  # the rows of "Today's defaults": file, data set, forget identities, seed
+    ("difference/strong.csv", "folder", 10, 0),
+    ("difference/strong.csv", "folder", 10, 1),
+    ("difference/strong.csv", "folder", 10, 2),
+    ("difference/celeba.csv", "celeba", 20, 0),
+    ("difference/celeba.csv", "celeba", 20, 1),
+    ("paper-regime/folder-10-seed-0.csv", "folder", 10, 0),
+)
+Numbers = dict[tuple[str, str, str], dict[str, float]]  # value and ends of the interval, by method, set and metric
+
+
+def numbers_of(file: str, dataset: str, forget: int, seed: int) -> Numbers:
+    with (RESULTS / file).open() as stream:
+        return {
+            (line["method"], line["set"], line["metric"]): {key: float(line[key]) for key in ("value", "low", "high") if line[key]}
+            for line in csv.DictReader(stream)
+            if (line["dataset"], line["forget"], line["seed"]) == (dataset, str(forget), str(seed))
+        }
+
+
+def signed(value: float) -> str:
+    return f"{value:+.1f}".replace("-", "\u2212")
+
+
+def todays_cells(numbers: Numbers) -> list[str]:
+    """The cells of forget keys in a row of "Today's defaults"."""
+
+    def of(method: str, name: str, metric: str) -> float:
+        return numbers[method, name, metric]["value"]
+
+    def change(name: str) -> str:
+        keys, oracle = (of(method, name, "map") - of("do nothing", name, "map") for method in ("forget-keys", "oracle"))
+        return f"{signed(keys)} ({signed(oracle)})"
+
+    def attack(name: str, metric: str) -> str:
+        keys, oracle = (of(method, "", f"attack.{name}.{metric}") for method in ("forget-keys", "oracle"))
+        return f"{keys:.3f} ({oracle:.3f})"
+
+    losses = [of(method, "forget", "loss") for method in ("do nothing", "forget-keys", "oracle")]
+    closure = numbers["forget-keys", "", "gap_closure"]
+    jensen_shannon = of("forget-keys", "forget", "to_oracle.jensen_shannon") / of("forget-keys", "", "noise_floor.jensen_shannon")
+    return [
+        change("retain"),
+        f"{of('forget-keys', 'forget', 'map'):.1f}, {closure['value']:.2f} [{closure['low']:.2f}, {closure['high']:.2f}]",
+        f"{(losses[0] - losses[1]) / (losses[0] - losses[2]):.2f}",
+        change("test"),
+        f"{of('forget-keys', '', 'tow'):.1f}",
+        f"{jensen_shannon:.2f}",
+        f"{of('forget-keys', '', 'attack.u_lira.auc'):.3f}",
+        attack("rmia", "auc"),
+        attack("strongest", "auc_either_way"),
+    ]
+
+
+def test_todays_defaults_follow_from_the_published_results() -> None:
+    page = (RESULTS / "benchmark.md").read_text(encoding="utf-8")
+    table = page.partition("## Today's defaults")[2].partition("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("|")][2:]
+    rows = [cells[1:] for cells in rows if cells[0] != "*mean*"]
+    assert rows == [todays_cells(numbers_of(*place)) for place in TODAY]
+
+
+STRONG, HEAD, CELEBA = (f"difference/{name}.csv" for name in ("strong", "exact-head", "celeba"))
+FOLDER, FOLDER_HEAD = (STRONG, "folder", 10), (HEAD, "folder closed form", 10)
+FACES, FACES_HEAD = (CELEBA, "celeba", 20), (HEAD, "celeba closed form", 20)
+DIFFERENCE = {  # the rows of the tables of difference.md: file, data set, forget identities, seeds and method
+    "folder": {
+        "oracle": (*FOLDER, (0, 1, 2), "oracle"),
+        "original": (*FOLDER, (0, 1, 2), "do nothing"),
+        "forget keys, cross-fitted": (*FOLDER, (0, 1, 2), "forget-keys"),
+        "forget keys, quantile": (*FOLDER, (0, 1, 2), "forget-keys quantile"),
+        "MetaUnlearn": (*FOLDER, (0, 1, 2), "metaunlearn"),
+        "exact head": (*FOLDER_HEAD, (0, 1, 2), "exact-head"),
+    },
+    "celeba": {
+        "oracle": (*FACES, (0, 1), "oracle"),
+        "original": (*FACES, (0, 1), "do nothing"),
+        "forget keys, cross-fitted": (*FACES, (0, 1), "forget-keys"),
+        "MetaUnlearn": (*FACES, (0, 1), "metaunlearn"),
+        "exact head": (*FACES_HEAD, (0,), "exact-head"),
+        "closed form: original": (*FACES_HEAD, (0,), "do nothing"),
+        "closed form: oracle": (*FACES_HEAD, (0,), "oracle"),
+    },
+}
+COLUMNS = {  # metric, and decimals
+    "loss rise": ("difference.outputs.loss_rise.owner.rank", 1),
+    "logit distance": ("difference.outputs.logit_distance.owner.rank", 1),
+    "weights": ("difference.weights.owner.rank", 1),
+    "share, outputs": ("difference.outputs.loss_rise.owner.batch_share", 2),
+    "share, weights": ("difference.weights.owner.batch_share", 2),
+    "loss": ("attack.loss.auc", 2),
+    "RMIA": ("attack.rmia.auc", 2),
+    "IAM": ("attack.iam.auc", 2),
+    "range attack on a person": ("person_level.auc", 2),
+    "U-LiRA": ("attack.u_lira.auc", 2),
+}
+
+
+@pytest.mark.parametrize(("part", "tables"), [("folder", 2), ("celeba", 2)])
+def test_tables_of_the_difference_follow_from_the_published_results(part: str, tables: int) -> None:
+    before, celeba, _ = re.split(r"^## (?:Celeba, .*|Releases .*)$", (RESULTS / "difference.md").read_text(), flags=re.MULTILINE)
+    found = 0
+    for table in re.findall(r"(?:^\|.*\n)+", {"folder": before, "celeba": celeba}[part], re.MULTILINE):
+        header, _, *rows = [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+        if not set(header[1:]) <= COLUMNS.keys():
+            continue
+        found += 1
+        for label, *cells in rows:
+            [place] = [place for start, place in DIFFERENCE[part].items() if label.startswith(start)]
+            file, dataset, forget, seeds, method = place
+            by_seed = [numbers_of(file, dataset, forget, seed) for seed in seeds]
+            for (metric, decimals), cell in zip((COLUMNS[name] for name in header[1:]), cells, strict=True):
+                values, _, interval = cell.partition(" [")
+                measured = [numbers.get((method, "", metric), {}) for numbers in by_seed]
+                assert (values, metric) == (", ".join(fixed(one["value"], decimals) for one in measured if one), metric), label
+                if interval:
+                    assert interval == f"{measured[-1]['low']:.{decimals}f}, {measured[-1]['high']:.{decimals}f}]", label
+    assert found == tables
