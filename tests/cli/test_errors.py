@@ -117,6 +117,7 @@ def test_signals_end_a_command_in_order(tmp_path: Path, name: str) -> None:
         sys.path.insert(0, sys.argv.pop(1))
         from support.all_commands import COMMANDS
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, and so would the command
         def wait(**_):
             with files.new_folder(Path("run")):
                 print("ready", flush=True)

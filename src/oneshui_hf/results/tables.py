@@ -140,8 +140,11 @@ def _numbers(metrics: Row) -> Iterator[tuple[str, str, Any, Any]]:
     for part in ("probe", "relearning"):
         for metric, value in sorted((metrics.get(part) or {}).items()):
             yield "", f"{part}.{metric}", value, None
-    for part in ("person_level", "difference", "bystanders"):
+    for part in ("person_level", "difference"):
         yield from _nested_numbers(part, metrics.get(part))
+    bystanders = metrics.get("bystanders") or {}
+    yield from _nested_numbers("bystanders", {name: found for name, found in bystanders.items() if name != "groups"})
+    yield from _group_numbers(bystanders.get("groups") or {})
     further = metrics.get("further") or {}
     yield from _nested_numbers("further", {name: found for name, found in further.items() if name != "not_run"})
     for name in collapse.WATCHED:
@@ -153,26 +156,28 @@ def _numbers(metrics: Row) -> Iterator[tuple[str, str, Any, Any]]:
 
 
 def _nested_numbers(path: str, found: Any) -> Iterator[tuple[str, str, Any, Any]]:
-    """Yield the numbers of nested mappings, each under its path, without those of the oracle, which has its own row.
-
-    Groups of bystanders have the name of their label, numbers by layer are numbered.
-    """
+    """Yield the numbers of nested mappings, each under its path, without those of the oracle, which has its own row. Lists are numbered."""
     if not isinstance(found, Mapping):
         return
     for key, value in sorted(found.items()):
         if isinstance(value, Mapping):
             if key not in ("oracle", "intervals"):
                 yield from _nested_numbers(f"{path}.{key}", value)
-        elif isinstance(value, list) and path.endswith(".groups"):
-            for group in sorted(value, key=lambda one: one["label"]):
-                numbers = {name: group[name] for name in GROUP_NUMBERS}
-                name = group["label"] if group["name"] is None else group["name"]
-                yield from _nested_numbers(f"{path}.{key}.{name}", numbers | {"difference_interval": group["interval"]})
         elif isinstance(value, list) and not key.endswith("interval"):
             yield from (("", f"{path}.{key}.{number}", one, None) for number, one in enumerate(value))
         elif not key.endswith("interval"):
             own = found.get("interval") if key in WITH_INTERVAL else found.get(f"{key}_interval")
             yield "", f"{path}.{key}", value, own or get_nested(found, "intervals", key)
+
+
+def _group_numbers(groups: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, Any]]:
+    """Yield the numbers of groups of bystanders, each under the set and the name of its label, and how many groups were left out."""
+    for name in ("retain", "test"):
+        for group in sorted(groups.get(name) or [], key=lambda one: one["label"]):
+            path = f"bystanders.groups.{name}.{group['label'] if group['name'] is None else group['name']}"
+            yield from (("", f"{path}.{key}", group[key], group["interval"] if key == "difference" else None) for key in GROUP_NUMBERS)
+    if "left_out" in groups:
+        yield "", "bystanders.groups.left_out", groups["left_out"], None
 
 
 def _digits(value: Any) -> str:
