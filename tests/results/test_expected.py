@@ -131,8 +131,8 @@ def test_published_files_follow_from_the_published_results(grid: str) -> None:
     assert all(0 < cell.tolerance < 12 for cell in cells)
 
 
-def test_published_file_of_single_seeds_follows_from_their_results() -> None:
-    sources = [RESULTS / "paper-regime" / "folder-10-seed-0.csv"]
+def test_published_file_of_todays_defaults_in_the_papers_regime_follows_from_their_results() -> None:
+    sources = [RESULTS / "paper-regime" / "today.csv"]
     file = RESULTS / "expected" / "cross-fit.json"
     assert json.loads(file.read_text()) == expected_values.expected_tables(sources, "cross-fit")
     assert all("forget-keys" in table.rows for table in read_expected(file, "cross-fit").tables)

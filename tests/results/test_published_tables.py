@@ -86,7 +86,9 @@ TODAY = (  # the rows of "Today's defaults": file, data set, forget identities, 
     ("difference/strong.csv", "folder", 10, 2),
     ("difference/celeba.csv", "celeba", 20, 0),
     ("difference/celeba.csv", "celeba", 20, 1),
-    ("paper-regime/folder-10-seed-0.csv", "folder", 10, 0),
+    ("paper-regime/today.csv", "folder", 10, 0),
+    ("paper-regime/today.csv", "folder", 10, 1),
+    ("paper-regime/today.csv", "folder", 10, 2),
 )
 Numbers = dict[tuple[str, str, str], dict[str, float]]  # value and ends of the interval, by method, set and metric
 
@@ -104,42 +106,79 @@ def signed(value: float) -> str:
     return f"{value:+.1f}".replace("-", "\u2212")
 
 
-def todays_cells(numbers: Numbers) -> list[str]:
-    """The cells of forget keys in a row of "Today's defaults"."""
+def todays_values(numbers: Numbers) -> dict[str, float]:
+    """The numbers of forget keys, and of the oracle, in a row of "Today's defaults"."""
 
     def of(method: str, name: str, metric: str) -> float:
         return numbers[method, name, metric]["value"]
 
+    before, keys, oracle = (of(method, "forget", "loss") for method in ("do nothing", "forget-keys", "oracle"))
+    found = {
+        "forget": of("forget-keys", "forget", "map"),
+        "gap closure": of("forget-keys", "", "gap_closure"),
+        "in loss": (before - keys) / (before - oracle),
+        "tow": of("forget-keys", "", "tow"),
+        "js": of("forget-keys", "forget", "to_oracle.jensen_shannon") / of("forget-keys", "", "noise_floor.jensen_shannon"),
+        "u-lira": of("forget-keys", "", "attack.u_lira.auc"),
+    }
+    for method in ("forget-keys", "oracle"):
+        changes = {f"{method} {name}": of(method, name, "map") - of("do nothing", name, "map") for name in ("retain", "test")}
+        aucs = {f"{method} {name}": of(method, "", f"attack.{name}") for name in ("rmia.auc", "strongest.auc_either_way")}
+        found |= changes | aucs
+    return found
+
+
+def todays_cells(numbers: Numbers) -> list[str]:
+    """The cells of a row of one seed."""
+    found, closure = todays_values(numbers), numbers["forget-keys", "", "gap_closure"]
+
     def change(name: str) -> str:
-        keys, oracle = (of(method, name, "map") - of("do nothing", name, "map") for method in ("forget-keys", "oracle"))
-        return f"{signed(keys)} ({signed(oracle)})"
+        return f"{signed(found[f'forget-keys {name}'])} ({signed(found[f'oracle {name}'])})"
 
-    def attack(name: str, metric: str) -> str:
-        keys, oracle = (of(method, "", f"attack.{name}.{metric}") for method in ("forget-keys", "oracle"))
-        return f"{keys:.3f} ({oracle:.3f})"
-
-    losses = [of(method, "forget", "loss") for method in ("do nothing", "forget-keys", "oracle")]
-    closure = numbers["forget-keys", "", "gap_closure"]
-    jensen_shannon = of("forget-keys", "forget", "to_oracle.jensen_shannon") / of("forget-keys", "", "noise_floor.jensen_shannon")
     return [
         change("retain"),
-        f"{of('forget-keys', 'forget', 'map'):.1f}, {closure['value']:.2f} [{closure['low']:.2f}, {closure['high']:.2f}]",
-        f"{(losses[0] - losses[1]) / (losses[0] - losses[2]):.2f}",
+        f"{found['forget']:.1f}, {closure['value']:.2f} [{closure['low']:.2f}, {closure['high']:.2f}]",
+        f"{found['in loss']:.2f}",
         change("test"),
-        f"{of('forget-keys', '', 'tow'):.1f}",
-        f"{jensen_shannon:.2f}",
-        f"{of('forget-keys', '', 'attack.u_lira.auc'):.3f}",
-        attack("rmia", "auc"),
-        attack("strongest", "auc_either_way"),
+        f"{found['tow']:.1f}",
+        f"{found['js']:.2f}",
+        f"{found['u-lira']:.3f}",
+        *(f"{found[f'forget-keys {name}']:.3f} ({found[f'oracle {name}']:.3f})" for name in ("rmia.auc", "strongest.auc_either_way")),
+    ]
+
+
+def mean_cells(seeds: list[Numbers]) -> list[str]:
+    """The cells of the row of means over three seeds."""
+    each = [todays_values(numbers) for numbers in seeds]
+    found = {name: [one[name] for one in each] for name in each[0]}
+
+    def spread(name: str, decimals: int) -> str:
+        half_width = float(stats.t.ppf(0.975, 2)) * stdev(found[name]) / 3**0.5
+        return f"{fmean(found[name]):.{decimals}f} ± {half_width:.{decimals}f}"
+
+    def with_oracle(name: str) -> str:
+        return f"{fmean(found[f'forget-keys {name}']):.3f} ({fmean(found[f'oracle {name}']):.3f})"
+
+    return [
+        signed(fmean(found["forget-keys retain"])),
+        f"{fmean(found['forget']):.1f}, {spread('gap closure', 2)}",
+        spread("in loss", 2),
+        signed(fmean(found["forget-keys test"])),
+        spread("tow", 1),
+        f"{fmean(found['js']):.2f}",
+        f"{fmean(found['u-lira']):.3f}",
+        with_oracle("rmia.auc"),
+        with_oracle("strongest.auc_either_way"),
     ]
 
 
 def test_todays_defaults_follow_from_the_published_results() -> None:
     page = (RESULTS / "benchmark.md").read_text(encoding="utf-8")
     table = page.partition("## Today's defaults")[2].partition("\n## ")[0]
-    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("|")][2:]
-    rows = [cells[1:] for cells in rows if cells[0] != "*mean*"]
-    assert rows == [todays_cells(numbers_of(*place)) for place in TODAY]
+    rows = [[cell.strip(" *") for cell in line.split("|")[2:-1]] for line in table.splitlines() if line.startswith("|")][2:]
+    seeds = [numbers_of(*place) for place in TODAY]
+    cells = [todays_cells(numbers) for numbers in seeds]
+    assert rows == [*cells[:3], mean_cells(seeds[:3]), *cells[3:], mean_cells(seeds[5:])]
 
 
 STRONG, HEAD, CELEBA = (f"difference/{name}.csv" for name in ("strong", "exact-head", "celeba"))
