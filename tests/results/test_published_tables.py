@@ -198,9 +198,9 @@ DIFFERENCE = {  # the rows of the tables of difference.md: file, data set, forge
         "original": (*FACES, (0, 1), "do nothing"),
         "forget keys, cross-fitted": (*FACES, (0, 1), "forget-keys"),
         "MetaUnlearn": (*FACES, (0, 1), "metaunlearn"),
-        "exact head": (*FACES_HEAD, (0,), "exact-head"),
-        "closed form: original": (*FACES_HEAD, (0,), "do nothing"),
-        "closed form: oracle": (*FACES_HEAD, (0,), "oracle"),
+        "exact head": (*FACES_HEAD, (0, 1), "exact-head"),
+        "closed form: original": (*FACES_HEAD, (0, 1), "do nothing"),
+        "closed form: oracle": (*FACES_HEAD, (0, 1), "oracle"),
     },
 }
 COLUMNS = {  # metric, and decimals
