@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from functools import cache
 from math import prod
 from pathlib import Path
 from statistics import fmean, stdev
@@ -39,9 +40,9 @@ def fixed(value: float, decimals: int = 1) -> str:
     return f"{value:.{decimals}f}".replace("-0.00", "0.00")
 
 
-def over_seeds(values: list[float]) -> str:
+def over_seeds(values: list[float], decimals: int = 1) -> str:
     half_width = float(stats.t.ppf(0.975, 2)) * stdev(values) / 3**0.5
-    return f"{fmean(values):.1f} ± {half_width:.1f}" if half_width > 1e-9 else f"{fmean(values):.1f}"
+    return f"{fmean(values):.{decimals}f}" + (f" ± {half_width:.{decimals}f}" if half_width > 1e-9 else "")
 
 
 @pytest.mark.parametrize(("part", "folder", "forget", "counted"), TABLES)
@@ -93,6 +94,7 @@ TODAY = (  # the rows of "Today's defaults": file, data set, forget identities, 
 Numbers = dict[tuple[str, str, str], dict[str, float]]  # value and ends of the interval, by method, set and metric
 
 
+@cache
 def numbers_of(file: str, dataset: str, forget: int, seed: int) -> Numbers:
     with (RESULTS / file).open() as stream:
         return {
@@ -152,19 +154,15 @@ def mean_cells(seeds: list[Numbers]) -> list[str]:
     each = [todays_values(numbers) for numbers in seeds]
     found = {name: [one[name] for one in each] for name in each[0]}
 
-    def spread(name: str, decimals: int) -> str:
-        half_width = float(stats.t.ppf(0.975, 2)) * stdev(found[name]) / 3**0.5
-        return f"{fmean(found[name]):.{decimals}f} ± {half_width:.{decimals}f}"
-
     def with_oracle(name: str) -> str:
         return f"{fmean(found[f'forget-keys {name}']):.3f} ({fmean(found[f'oracle {name}']):.3f})"
 
     return [
         signed(fmean(found["forget-keys retain"])),
-        f"{fmean(found['forget']):.1f}, {spread('gap closure', 2)}",
-        spread("in loss", 2),
+        f"{fmean(found['forget']):.1f}, {over_seeds(found['gap closure'], 2)}",
+        over_seeds(found["in loss"], 2),
         signed(fmean(found["forget-keys test"])),
-        spread("tow", 1),
+        over_seeds(found["tow"]),
         f"{fmean(found['js']):.2f}",
         f"{fmean(found['u-lira']):.3f}",
         with_oracle("rmia.auc"),
